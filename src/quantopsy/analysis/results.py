@@ -1,0 +1,75 @@
+"""What an analysis found, as plain tables: all that the terminal, the page and notebooks show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+CELL_COLUMNS = (
+    "layer",  # position in topological order, from 0
+    "name",  # module path
+    "op",
+    "bits",  # of the weights
+    "noise",  # mean over images of ||y - y_j||^2 (Algorithm 1)
+    "noise_stderr",
+    "sqnr_db",  # 10 log10(mean ||y||^2 / noise)
+    "degradation",  # metric(float) - metric(quantized): positive is worse
+    "degradation_low",
+    "degradation_high",
+    "agreement",  # share of images whose decision equals the float network's, NaN where there is none
+    "samples",
+    "method",  # "exact" or "screened"
+    "seconds",
+)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What the tensors of one layer look like; ``None`` where the layer has no weight."""
+
+    weight_edges: np.ndarray | None = None  # (bins + 1,) histogram edges of the folded weight
+    weight_counts: np.ndarray | None = None  # (bins,)
+    channel_low: np.ndarray | None = None  # (C_out,) per output channel
+    channel_high: np.ndarray | None = None
+    input_ranges: tuple[tuple[float, float], ...] = ()  # calibrated range of each quantized input
+    output_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """One finished (or stopped) analysis.
+
+    ``layers`` has a row per layer: ``layer, name, op, activation, source, weight_shape,
+    output_shape, macs, parameters`` (shapes as tuples or None, without the batch dimension for
+    outputs; ``source`` is ``file:line`` or None). ``cells`` has the columns of
+    :data:`CELL_COLUMNS`; a layer without weights has the same measurement in every row of bits.
+    ``whole`` has a row per bit-width, the network with every layer quantized beside the sum of the
+    single layers: ``bits, noise, noise_sum, sqnr_db, value, degradation, degradation_low,
+    degradation_high, degradation_sum, agreement, samples, seconds``.
+    """
+
+    model: str
+    data: str
+    metric: str
+    unit: str  # "points" where the metric is in percent, else ""
+    float_value: float
+    float_low: float
+    float_high: float
+    samples: int
+    bits: tuple[int, ...]  # ascending
+    layers: pd.DataFrame
+    cells: pd.DataFrame
+    whole: pd.DataFrame
+    unquantized: tuple[Mapping[str, Any], ...] = ()  # {"name", "operator", "source"}: stays float
+    coverage: Mapping[str, float] = field(default_factory=dict)  # layers, macs_share, ...
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)  # by layer name
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, hashes, machine
+    warnings: tuple[str, ...] = ()
+    passes: float = 0.0
+    seconds: float = 0.0
+    complete: bool = True  # False where the run was stopped before every cell had every image

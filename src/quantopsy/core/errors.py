@@ -1,0 +1,12 @@
+"""The one exception a user is meant to see."""
+
+
+class QuantopsyError(Exception):
+    """A mistake that the user can mend, in one line: the thing, the reason, the remedy.
+
+    The command line prints it without a traceback and exits with 2.
+    """
+
+    def __init__(self, thing: str, reason: str, remedy: str) -> None:
+        self.thing, self.reason, self.remedy = thing, reason, remedy
+        super().__init__(" ".join(f"{thing}: {reason}; {remedy}".split()))

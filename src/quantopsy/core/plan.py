@@ -1,0 +1,94 @@
+"""A plan says what is quantized: an immutable mapping from site to spec."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+from quantopsy.core.errors import QuantopsyError
+from quantopsy.core.names import match
+from quantopsy.core.spec import Spec
+
+Role = Literal["input", "weight", "output"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class Site(NamedTuple):
+    """Where a quantizer can sit. ``layer`` is the layer's name, ``role`` which of its tensors."""
+
+    layer: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class Plan(Mapping[Site, Spec]):
+    """Immutable mapping site -> spec; a site that is absent stays float."""
+
+    sites: tuple[tuple[Site, Spec], ...] = ()
+
+    @classmethod
+    def of(cls, mapping: Mapping[Site, Spec]) -> Plan:
+        """A plan with the entries of ``mapping`` in a canonical order."""
+        return cls(tuple(sorted((Site(*site), spec) for site, spec in mapping.items())))
+
+    def __getitem__(self, site: Site) -> Spec:
+        for key, spec in self.sites:
+            if key == site:
+                return spec
+        raise KeyError(site)
+
+    def __iter__(self) -> Iterator[Site]:
+        return (site for site, _ in self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __or__(self, other: Mapping[Site, Spec]) -> Plan:
+        """The union; ``other`` decides where both have a site."""
+        return Plan.of({**dict(self.sites), **dict(other.items())})
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """Names of the layers that have a quantized site."""
+        return frozenset(site.layer for site, _ in self.sites)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the canonical JSON: equal plans, and only they, share measured results."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """``{"layers": {name: {role: spec}}}``."""
+        layers: dict[str, dict[str, Any]] = {}
+        for site, spec in self.sites:
+            layers.setdefault(site.layer, {})[site.role] = spec.to_json()
+        return {"layers": layers}
+
+    @classmethod
+    def from_json(cls, data: Any, names: Sequence[str]) -> Plan:
+        """Read :meth:`to_json`'s form, in which a layer may be a pattern such as ``features.*``.
+
+        Later entries override earlier ones, role by role; ``null`` for a role leaves it float.
+        ``names`` are the network's layers; a pattern without a match raises with the nearest names.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("layers"), dict):
+            raise QuantopsyError(
+                "plan", "it is not an object with 'layers'", "write {'layers': {NAME: {'weight': {'bits': 4}}}}"
+            )
+        sites: dict[Site, Spec] = {}
+        for pattern, roles in data["layers"].items():
+            if not isinstance(roles, dict):
+                raise QuantopsyError(f"plan layer {pattern!r}", "not an object", f"map {', '.join(ROLES)} to specs")
+            for name in match([pattern], names, "plan layer"):
+                for role, spec in roles.items():
+                    if role not in ROLES:
+                        raise QuantopsyError(
+                            f"plan role {role!r} of {pattern!r}", "no such role", f"roles are {', '.join(ROLES)}"
+                        )
+                    sites.pop(Site(name, role), None)
+                    if spec is not None:
+                        sites[Site(name, role)] = Spec.from_json(spec)
+        return cls.of(sites)
