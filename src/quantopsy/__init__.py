@@ -1,1 +1,37 @@
-"""Quantopsy: which layers lose the accuracy of a quantized network, why, and the cheapest repair."""
+"""Quantopsy: which layers lose the accuracy of a quantized network, why, and the cheapest repair.
+
+    import quantopsy as qp
+
+    study = qp.analyze(model, data, metric="top1", bits=(4, 8))
+    study.frame()
+
+Names are imported when they are first used: importing the package itself costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
+
+if TYPE_CHECKING:
+    from quantopsy.api import Study, analyze, open_study
+    from quantopsy.graph.capture import capture
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Study": "quantopsy.api",
+    "analyze": "quantopsy.api",
+    "open_study": "quantopsy.api",
+    "capture": "quantopsy.graph.capture",
+}
+
+__all__ = ["Plan", "QuantopsyError", "Site", "Spec", "Study", "analyze", "capture", "open_study"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'quantopsy' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)

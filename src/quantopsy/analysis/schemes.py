@@ -1,0 +1,70 @@
+"""Quantization schemes by name, and the plans of an analysis made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from quantopsy.core import Plan, QuantopsyError, Role, Site, Spec, names
+from quantopsy.graph.network import Layer, Network
+
+Grids = Mapping[Role, Spec]
+
+SCHEMES: dict[str, Grids] = {
+    # Jacob et al. 2017, the setting of the layer-wise paper.
+    "per-tensor": {"weight": Spec(), "input": Spec(), "output": Spec()},
+    "per-channel": {
+        "weight": Spec(symmetric=True, signed=True, granularity="per_channel"),
+        "input": Spec(),
+        "output": Spec(),
+    },
+}
+
+
+def grids(
+    scheme: str, activation_bits: int, changes: Mapping[Role, Mapping[str, Any]] | None = None
+) -> dict[Role, Spec]:
+    """The specs of one layer's sites under ``scheme``, weights at 8 bits until a cell says otherwise.
+
+    ``changes`` replaces fields of the scheme's specs by role.
+    """
+    if scheme not in SCHEMES:
+        raise names.unknown(scheme, tuple(SCHEMES), "scheme")
+    specs = dict(SCHEMES[scheme])
+    for role in ("input", "output"):
+        specs[role] = specs[role].with_bits(activation_bits)
+    for role, fields in (changes or {}).items():
+        specs[role] = replace(specs[role], **fields)
+    return specs
+
+
+def full_plan(network: Network, specs: Grids, override: Plan | None = None, absent: Iterable[Site] = ()) -> Plan:
+    """Every site of the network on the scheme's grid; ``override`` decides where it has a site."""
+    sites = {
+        Site(layer.name, role): spec
+        for layer in network.layers
+        for role, spec in specs.items()
+        if role != "weight" or layer.weight is not None
+    }
+    if override is not None:
+        weightless = {layer.name for layer in network.layers if layer.weight is None}
+        for site in override:
+            if site.role == "weight" and site.layer in weightless:
+                raise QuantopsyError(
+                    f"plan site ({site.layer!r}, 'weight')", "the layer has no weight", "give its input and output"
+                )
+        sites.update(override)
+    for site in absent:
+        sites.pop(site, None)
+    return Plan.of(sites)
+
+
+def at_bits(plan: Plan, bits: int) -> Plan:
+    """The plan with every weight at ``bits``."""
+    return Plan.of({site: spec.with_bits(bits) if site.role == "weight" else spec for site, spec in plan.sites})
+
+
+def single_layer(plan: Plan, layer: Layer) -> Plan:
+    """Only ``layer``'s sites of ``plan``: the network of layer-wise paper, section 3.1."""
+    return Plan(tuple((site, spec) for site, spec in plan.sites if site.layer == layer.name))

@@ -1,0 +1,239 @@
+"""The commands, nothing else: arguments in, the Python interface called, results shown."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from quantopsy.core import QuantopsyError
+
+app = typer.Typer(
+    help="A post-mortem for quantized convolutional networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class Watch:
+    """Progress on a terminal, with an estimate of the time left; silent elsewhere."""
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        self.console, self.quiet = console, quiet
+        self.bar = Progress(
+            TextColumn("{task.description:<15}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self.task: TaskID | None = None
+
+    def start(self, phase: str, total: float) -> None:
+        """A phase begins."""
+        if self.task is not None:
+            self.bar.remove_task(self.task)
+        self.task = self.bar.add_task(phase, total=total or 1.0, completed=0.0 if total else 1.0)
+
+    def advance(self, amount: float) -> None:
+        """Some of the phase's work is done."""
+        if self.task is not None:
+            self.bar.advance(self.task, amount)
+
+    def say(self, line: str) -> None:
+        """A line above the progress bar."""
+        if not self.quiet:
+            self.console.print(line, highlight=False, markup=False)
+
+
+@contextmanager
+def watched(quiet: bool) -> Iterator[Watch]:
+    """A progress display on standard error; standard output is for results."""
+    watch = Watch(Console(stderr=True), quiet)
+    with watch.bar:
+        yield watch
+
+
+def parse_bits(text: str) -> tuple[int, ...]:
+    """``8``, ``4,8`` or ``3-8``."""
+    try:
+        found: list[int] = []
+        for part in text.split(","):
+            low, dash, high = part.partition("-")
+            found += range(int(low), int(high) + 1) if dash else [int(low)]
+    except ValueError:
+        raise QuantopsyError(f"--bits {text!r}", "is no list of bit-widths", "write 8, 4,8 or 3-8") from None
+    return tuple(found)
+
+
+def read_json(path: Path, thing: str) -> Any:
+    """The JSON document in ``path``."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise QuantopsyError(f"{thing} {str(path)!r}", f"cannot be read ({error.strerror})", "check the path") from error
+    except ValueError as error:
+        raise QuantopsyError(f"{thing} {str(path)!r}", f"is not JSON ({error})", "check its syntax") from error
+
+
+def changes(quantizer: str | None, granularity: str | None, weight: str | None, activation: str | None) -> Any:
+    """The fields that the options change in a scheme's specs, by role."""
+    on_weight = {"kind": quantizer, "granularity": granularity, "range_estimator": weight}
+    on_weight = {name: value for name, value in on_weight.items() if value is not None}
+    on_activation = {} if activation is None else {"range_estimator": activation}
+    return {
+        role: fields
+        for role, fields in (("weight", on_weight), ("input", on_activation), ("output", on_activation))
+        if fields
+    }
+
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="FILE.pt2 or package.module:callable")]
+Data = Annotated[str, typer.Option(help="Folder of images or package.module:callable; with labels where there are")]
+Out = Annotated[Path | None, typer.Option(help="Study folder; a run that was interrupted goes on in it")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else")]
+
+
+@app.command()
+def analyze(
+    model: Model,
+    data: Data,
+    out: Out = None,
+    metric: Annotated[
+        str | None, typer.Option(help="top1, top5, agreement, or package.module:callable  [default: top1 with labels]")
+    ] = None,
+    bits: Annotated[str, typer.Option(help="Bit-widths of weights: 8, 4,8 or 3-8")] = "3-8",
+    scheme: Annotated[str, typer.Option(help="per-tensor or per-channel")] = "per-tensor",
+    activation_bits: Annotated[int, typer.Option(help="Bit-width of activations")] = 8,
+    quantizer: Annotated[str | None, typer.Option(help="Weight quantizer, see `quantopsy quantizers`")] = None,
+    granularity: Annotated[str | None, typer.Option(help="per_tensor, per_channel, per_group:N")] = None,
+    weight_range: Annotated[str | None, typer.Option(help="Range estimator of weights")] = None,
+    activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
+    plan: Annotated[Path | None, typer.Option(help="JSON plan laid over the scheme, layer by layer")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="Only layers that match; may be repeated")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Images for the ranges  [default: those of --data]")] = None,
+    calibration_samples: Annotated[int | None, typer.Option(help="At most so many images for the ranges")] = None,
+    samples: Annotated[int | None, typer.Option(help="An evenly spaced subset; more can follow later")] = None,
+    preprocess: Annotated[Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave unreadable images out, and count them")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    tile: Annotated[int | None, typer.Option(help="Images run at once  [default: by memory]")] = None,
+    max_memory: Annotated[float, typer.Option(help="GiB for the images in flight")] = 4.0,
+    fresh: Annotated[bool, typer.Option(help="Discard the study that is in the folder")] = False,
+    as_json: Json = False,
+) -> None:
+    """Quantize one layer at a time and show which layers hurt."""
+    from quantopsy.analysis.analyze import Settings
+
+    settings = Settings(
+        bits=parse_bits(bits),
+        scheme=scheme,
+        activation_bits=activation_bits,
+        changes=changes(quantizer, granularity, weight_range, activation_range),
+        plan=None if plan is None else read_json(plan, "plan"),
+        layers=tuple(layers or ("*",)),
+        samples=samples,
+        calibration_samples=calibration_samples,
+        device=device,
+        tile=tile,
+        max_memory=max_memory,
+    )
+    _analyze(
+        model,
+        data,
+        out or Path(f"quantopsy-{_slug(model)}"),
+        settings,
+        as_json,
+        metric=metric,
+        calibration=calibration,
+        preprocess=preprocess,
+        skip_bad=skip_bad,
+        fresh=fresh,
+    )
+
+
+@app.command()
+def report(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of an analysis")],
+    metric: Annotated[str | None, typer.Option(help="The metric, where it was a Python object")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a study again and rewrite its page and table, from what it holds."""
+    from quantopsy.api import finish, open_study
+
+    _show(finish(open_study(study, metric)), as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Study folder")] = Path("quantopsy-demo"),
+    samples: Annotated[int | None, typer.Option(help="Fewer images")] = None,
+    as_json: Json = False,
+) -> None:
+    """EfficientNet-Lite0 with its ImageNet weights on crops of photographs: nothing to download."""
+    from quantopsy.analysis.analyze import Settings
+    from quantopsy.demo import BITS, network, photographs
+
+    settings = Settings(bits=BITS, samples=samples)
+    evaluation, calibration = photographs()
+    _analyze(network(), evaluation, out, settings, as_json, title="EfficientNet-Lite0", calibration=calibration)
+
+
+def _analyze(
+    model: Any, data: Any, out: Path, settings: Any, as_json: bool, title: str | None = None, **options: Any
+) -> None:
+    from quantopsy.analysis.analyze import analyze as run
+    from quantopsy.api import Study, finish
+
+    with watched(as_json) as watch:
+        watch.say(f"Quantopsy: {title or model}")
+        results = run(model, data, out=out, settings=settings, progress=watch, **options)
+    _show(finish(Study(out, results)), as_json)
+    if not results.complete:
+        Console(stderr=True).print("Stopped; the same command goes on where it was.")
+        raise typer.Exit(130)
+
+
+def _show(study: Any, as_json: bool) -> None:
+    from quantopsy.api import CELLS, REPORT
+    from quantopsy.report.document import document
+    from quantopsy.report.terminal import print_results
+
+    if as_json:
+        sys.stdout.write(json.dumps(document(study.results), indent=2) + "\n")
+        return
+    console = Console()
+    print_results(study.results, console)
+    console.print(f"\nReport: {study.folder / REPORT}   table: {study.folder / CELLS}", highlight=False)
+
+
+def _slug(model: str) -> str:
+    name = model.rpartition(":")[2] if ":" in model else Path(model).stem
+    return "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name) or "study"
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    try:
+        app()
+    except QuantopsyError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

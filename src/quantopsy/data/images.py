@@ -1,0 +1,199 @@
+"""Images by index, in batches, checked as they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantopsy.core import QuantopsyError
+from quantopsy.data.items import Item
+from quantopsy.data.sources import Source
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``B`` images: tensors (B, ...), as a mapping where the data names its inputs."""
+
+    inputs: tuple[Tensor, ...] | dict[str, Tensor]
+    labels: Tensor | None  # (B,), or (B, H, W) label maps
+    indices: np.ndarray  # (B,) int64, positions in the Images
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class Images:
+    """A fixed sequence of images, all of one shape, that can be read at any index at any time.
+
+    Everything else takes the first image as the pattern: an image of another shape, one without a
+    label where the first has one, and one with a NaN or an infinity raise :class:`QuantopsyError`
+    when they are read. ``skip_bad`` reads every image once here instead (the cost of one pass over
+    the data) and leaves the bad ones out, so that the length never changes afterwards.
+    """
+
+    def __init__(self, source: Source, *, skip_bad: bool = False) -> None:
+        self._source = source
+        self._pattern: Item | None = None
+        self.bad: tuple[str, ...] = ()
+        self._indices: Sequence[int] = range(len(source))
+        if skip_bad:
+            self._indices, self.bad = self._sift()
+        first = self._first = self._read(0)
+        if not _same(first, self._read(0)):
+            raise QuantopsyError(
+                source.label_of(0),
+                "two reads of it differ, and results must be of the same images each time",
+                "turn random augmentation off",
+            )
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether every image comes with a label."""
+        return self._first.label is not None
+
+    @property
+    def input_names(self) -> tuple[str, ...] | None:
+        """Names of the inputs where the data gives them by name."""
+        return self._first.names
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 that identifies the data, the same for a copy of them elsewhere; see the source for what it covers."""
+        fingerprint = self._source.fingerprint()
+        return f"{fingerprint}-{len(self)}" if self.bad else fingerprint
+
+    def describe(self) -> str:
+        """Such as ``660 images of imagenet_sample, 3x224x224, labelled``."""
+        shapes = " and ".join("x".join(map(str, x.shape)) or "scalar" for x in self._first.inputs)
+        kind = "labelled" if self.has_labels else "without labels"
+        skipped = f", {len(self.bad)} bad left out" if self.bad else ""
+        return f"{len(self)} images of {self._source.name}, {shapes}, {kind}{skipped}"
+
+    def name(self, index: int) -> str:
+        """What a person calls image ``index``: its file where it has one."""
+        return self._source.label_of(self._indices[index])
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
+        """Images ``indices``, in that order."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        if not wanted.size:
+            raise ValueError("a batch needs at least one index")
+        items = [self._read(int(index)) for index in wanted]
+        inputs = tuple(_stack(parts) for parts in zip(*(item.inputs for item in items), strict=True))
+        labels = [item.label for item in items if item.label is not None]
+        names = self.input_names
+        return Batch(
+            inputs if names is None else dict(zip(names, inputs, strict=True)),
+            _stack(labels) if labels else None,
+            wanted,
+        )
+
+    def _read(self, index: int) -> Item:
+        return self._checked(self._indices[index])
+
+    def _checked(self, position: int) -> Item:
+        item = self._source.read(position)
+        thing = self._source.label_of(position)
+        for x in item.inputs:
+            # A sum is NaN or infinite whenever an element is, and takes no mask the size of the image.
+            if x.is_floating_point() and not np.isfinite(x.numpy().sum(dtype=np.float64)):
+                raise QuantopsyError(
+                    thing,
+                    "it holds a NaN or infinite value",
+                    "mend the image or the preprocessing (std of 0?)",
+                )
+        if self._pattern is None:
+            self._pattern = item
+        self._compare(item, self._pattern, thing)
+        return item
+
+    @staticmethod
+    def _compare(item: Item, pattern: Item, thing: str) -> None:
+        if item.names != pattern.names or len(item.inputs) != len(pattern.inputs):
+            raise QuantopsyError(
+                thing,
+                f"its inputs are {_inputs_text(item)}, those of the first image {_inputs_text(pattern)}",
+                "give every image the same inputs",
+            )
+        for mine, theirs in zip(item.inputs, pattern.inputs, strict=True):
+            if mine.shape != theirs.shape:
+                raise QuantopsyError(
+                    thing,
+                    f"its shape is {tuple(mine.shape)}, that of the first image {tuple(theirs.shape)}",
+                    "give all images one shape (resize and crop in the preprocessing)",
+                )
+        if (item.label is None) != (pattern.label is None):
+            has, first = ("no", "has one") if item.label is None else ("a", "has none")
+            raise QuantopsyError(
+                thing, f"it has {has} label and the first image {first}", "label all or none"
+            )
+        if item.label is not None and pattern.label is not None and item.label.shape != pattern.label.shape:
+            raise QuantopsyError(
+                thing,
+                f"its label has shape {tuple(item.label.shape)}, the first one {tuple(pattern.label.shape)}",
+                "give all labels one shape",
+            )
+
+    def _sift(self) -> tuple[list[int], tuple[str, ...]]:
+        good: list[int] = []
+        bad: list[str] = []
+        last: QuantopsyError | None = None
+        for position in range(len(self._source)):
+            try:
+                self._checked(position)
+                good.append(position)
+            except QuantopsyError as error:
+                last = error
+                bad.append(self._source.label_of(position))
+        if last is not None and not good:
+            raise QuantopsyError(
+                f"data {self._source.name}",
+                f"every image is bad, the last: {last.thing}: {last.reason}",
+                last.remedy,
+            )
+        return good, tuple(bad)
+
+
+def prefetch(images: Images, tiles: Iterable[Sequence[int] | np.ndarray]) -> Iterator[Batch]:
+    """The batches of ``tiles``, the next one being read in a background thread while the caller computes.
+
+    At most one tile waits, so that memory is two tiles' whatever their number. What goes wrong while
+    reading is raised where the caller asks for that tile; a caller that stops early leaves no thread.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="quantopsy-prefetch") as reader:
+        waiting = None
+        for tile in tiles:
+            coming = reader.submit(images.batch, tile) if waiting is None else None
+            if waiting is None:
+                waiting = coming
+                continue
+            batch = waiting.result()
+            waiting = reader.submit(images.batch, tile)
+            yield batch
+            del batch  # or three tiles would be alive during the next wait
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    # NumPy does not start a second team of threads beside the one that computes.
+    return torch.from_numpy(np.stack([tensor.numpy() for tensor in tensors]))
+
+
+def _same(a: Item, b: Item) -> bool:
+    pairs = zip(a.inputs, b.inputs, strict=True)
+    labels = a.label is None or b.label is None or torch.equal(a.label, b.label)
+    return labels and all(torch.equal(x, y) for x, y in pairs)
+
+
+def _inputs_text(item: Item) -> str:
+    return ", ".join(item.names) if item.names else f"{len(item.inputs)} unnamed"

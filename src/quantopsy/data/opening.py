@@ -1,0 +1,128 @@
+"""From what a user names as DATA to images."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from quantopsy.core import QuantopsyError
+from quantopsy.core.names import unknown
+from quantopsy.data.images import Images
+from quantopsy.data.items import holds_picture
+from quantopsy.data.pictures import EXAMPLE, Preprocess
+from quantopsy.data.sources import (
+    Folder,
+    Indexed,
+    Source,
+    from_iterable,
+    from_loader,
+    is_map_style,
+    list_folder,
+)
+
+_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def open_data(
+    data: Any,
+    *,
+    preprocess: Preprocess | Path | str | Mapping[str, Any] | None = None,
+    skip_bad: bool = False,
+) -> Images:
+    """The images that ``data`` names.
+
+    ``data`` is one of
+
+    - a folder: ``labels.csv`` with columns ``file,label``, or a sub-folder per class (label: its
+      position in alphabetical order), or pictures without labels. Needs ``preprocess``;
+    - ``"package.module:callable"``: called without arguments, returns one of the following;
+    - a map-style torch ``Dataset``: every item is one image;
+    - a torch ``DataLoader``: stands for its dataset, sampler and collate function;
+    - a tensor or array of images along the first dimension;
+    - any other sequence or iterable: an item is a batch where its first input has four or more
+      dimensions, else one image. What is no sequence is read once and kept, up to 1 GiB.
+
+    Items are described in :mod:`quantopsy.data.items`. ``preprocess`` is a JSON file, its content or
+    a :class:`Preprocess`, for data that are pictures. ``skip_bad`` reads everything once and leaves
+    bad images out; without it a bad image raises when it is read.
+
+    Raises :class:`QuantopsyError` for whatever is wrong with the data.
+    """
+    how = None if preprocess is None else Preprocess.read(preprocess)
+    return Images(_source(data, how), skip_bad=skip_bad)
+
+
+def _source(data: Any, preprocess: Preprocess | None) -> Source:
+    if isinstance(data, (str, Path)):
+        text = str(data)
+        if not Path(text).exists() and _CALLABLE.fullmatch(text):
+            return _python_source(_call(text), text, preprocess)
+        if preprocess is None:
+            list_folder(Path(text))  # a folder that is not there is the first thing to say
+            raise QuantopsyError(
+                f"data {text}",
+                "pictures need the preprocessing that the network was trained with; a wrong one silently "
+                "costs accuracy, so there is no default",
+                f"give --preprocess FILE.json with {EXAMPLE}",
+            )
+        return Folder(Path(text), preprocess)
+    return _python_source(data, type(data).__name__, preprocess)
+
+
+def _python_source(data: Any, name: str, preprocess: Preprocess | None) -> Source:
+    if isinstance(data, (str, Path)):
+        return _source(data, preprocess)
+    if not isinstance(data, Iterable) and not is_map_style(data):
+        raise QuantopsyError(
+            f"data {name}",
+            f"a {type(data).__name__} is no collection of images",
+            "give a folder, a torch Dataset, or an iterable of tensors, tuples or mappings",
+        )
+    source: Source
+    if isinstance(data, DataLoader):
+        source = from_loader(data, name, preprocess)
+    elif isinstance(data, Dataset) and is_map_style(data):
+        source = Indexed(data.__getitem__, range(len(data)), name, preprocess)  # type: ignore[arg-type]
+    else:
+        source = from_iterable(data, name, preprocess)
+    if not len(source):
+        raise QuantopsyError(f"data {name}", "it holds no image", "give at least one")
+    return source
+
+
+def _call(text: str) -> Any:
+    module_name, _, attribute = text.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        target: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise QuantopsyError(
+            f"data {text!r}",
+            f"module {module_name!r} cannot be imported ({error})",
+            "give package.module:callable with the package on PYTHONPATH or in this folder",
+        ) from error
+    for part in attribute.split("."):
+        try:
+            target = getattr(target, part)
+        except AttributeError:
+            public = [name for name in dir(target) if not name.startswith("_")]
+            raise unknown(part, public, f"callable in module {module_name!r}") from None
+    if not callable(target):
+        raise QuantopsyError(
+            f"data {text!r}", f"it is a {type(target).__name__}, not callable", "name a function"
+        )
+    try:
+        return target()
+    except Exception as error:
+        raise QuantopsyError(
+            f"data {text!r}",
+            f"the callable failed ({type(error).__name__}: {error})",
+            "it must run without arguments and return a Dataset or an iterable",
+        ) from error

@@ -1,0 +1,247 @@
+"""Single-layer quantized networks, exactly, without ever running a layer's prefix again.
+
+Per tile of images: one float pass keeps its values; then, walking forward, every plan starts at its
+first quantized layer and runs only what depends on it (DESIGN, section 5). A value is released once
+the walk has passed its last reader.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantopsy.calibrate import fit
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
+from quantopsy.engine.allocator import keep_freed_memory
+from quantopsy.engine.calibration import Calibration
+from quantopsy.graph.execute import Overlay, Program, Step, Values, channels_last
+from quantopsy.graph.network import Layer
+from quantopsy.quant import QParams, fake_quantize
+
+WEIGHT_CACHE_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class LayerQuantizers:
+    """What one layer of a prepared plan puts on its grid."""
+
+    inputs: tuple[tuple[str, QParams], ...]
+    weight: Spec | None
+    output: QParams | None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan with its ranges realised and its schedule worked out.
+
+    ``schedule`` are the indices of the steps that have to run, ``release`` for each the values that
+    nobody in the schedule reads after it.
+    """
+
+    plan: Plan
+    quantizers: dict[int, LayerQuantizers]
+    schedule: tuple[int, ...]
+    release: tuple[tuple[str, ...], ...]
+
+    @property
+    def start(self) -> int:
+        """Index of the first step to run."""
+        return self.schedule[0]
+
+
+class Measured(NamedTuple):
+    """One plan on one tile: the network's flat outputs, and the seconds they took."""
+
+    run: int
+    outputs: tuple[Any, ...]
+    seconds: float
+
+
+class ExactEngine:
+    """Runs plans on tiles of images. Holds the program, the ranges, and a cache of quantized weights."""
+
+    def __init__(self, program: Program, calibration: Calibration) -> None:
+        keep_freed_memory()
+        self.program = program
+        self.calibration = calibration
+        self._weights: dict[tuple[str, Spec], Tensor] = {}
+        self._weight_bytes = 0
+
+    def prepare(self, plan: Plan) -> Prepared:
+        """Realise the ranges of ``plan`` and find the steps it changes."""
+        program = self.program
+        specs = dict(plan.sites)
+        quantizers: dict[int, LayerQuantizers] = {}
+        on_grid: dict[str, QParams] = {}
+        dirty: set[str] = set()
+        schedule: list[int] = []
+        for step in program.steps:
+            touched = step.layer is not None and step.layer.name in plan.layers
+            if not touched and dirty.isdisjoint(step.reads):
+                continue
+            schedule.append(step.index)
+            dirty.add(step.writes)
+            if touched:
+                assert step.layer is not None
+                quantizers[step.index] = self._layer_quantizers(step.layer, specs, on_grid)
+                output = quantizers[step.index].output
+                if output is not None:
+                    on_grid[step.writes] = output
+        if not schedule:
+            raise ValueError("an empty plan is the float network")
+        last = {name: index for index in schedule for name in program.steps[index].reads}
+        release = tuple(
+            tuple(
+                name
+                for name in program.steps[index].reads
+                if name in dirty and last[name] == index and name not in program.outputs
+            )
+            for index in schedule
+        )
+        return Prepared(plan, quantizers, tuple(schedule), release)
+
+    def _layer_quantizers(
+        self, layer: Layer, specs: dict[Site, Spec], on_grid: dict[str, QParams]
+    ) -> LayerQuantizers:
+        spec = specs.get(Site(layer.name, "input"))
+        inputs = []
+        for value in layer.inputs if spec is not None else ():
+            assert spec is not None
+            qparams = self.calibration.qparams(value, spec)
+            # The producer left the value on this very grid; quantizing again changes nothing.
+            if on_grid.get(value) is not qparams:
+                inputs.append((value, qparams))
+        output = specs.get(Site(layer.name, "output"))
+        return LayerQuantizers(
+            inputs=tuple(inputs),
+            weight=specs.get(Site(layer.name, "weight")) if layer.weight is not None else None,
+            output=self.calibration.qparams(layer.output, output) if output is not None else None,
+        )
+
+    def quantized_weight(self, layer: Layer, spec: Spec) -> Tensor:
+        """The layer's weight on the grid of ``spec``; kept while the cache has room."""
+        key = (layer.name, spec)
+        if key in self._weights:
+            return self._weights[key]
+        assert layer.weight is not None
+        # From the tensor as the network has it: memory format must not decide the order of sums.
+        weight = self.program.network.tensors[layer.weight]
+        try:
+            quantized = fake_quantize(weight, fit(spec, weight, axis=layer.weight_axis))
+        except QuantopsyError as error:
+            raise QuantopsyError(f"weight of layer {layer.name!r}", error.reason, error.remedy) from error
+        quantized = channels_last(quantized.to(self.program.device))
+        size = quantized.numel() * quantized.element_size()
+        if self._weight_bytes + size <= WEIGHT_CACHE_BYTES:
+            self._weights[key] = quantized
+            self._weight_bytes += size
+        return quantized
+
+    def float_pass(self, inputs: Any) -> tuple[tuple[Any, ...], float]:
+        """Outputs of the float network and the seconds they took, values released on the way."""
+        with torch.inference_mode():
+            values = self.program.place(inputs)
+            begin = self._now()
+            return self.program.forward(values), self._now() - begin
+
+    def run_tile(self, inputs: Any, prepared: Sequence[Prepared]) -> Iterator[Measured]:
+        """Every prepared plan on one tile, in order of its first quantized layer.
+
+        The float network comes first, as run -1.
+        """
+        program = self.program
+        with torch.inference_mode():
+            values = program.place(inputs)
+            begin = self._now()
+            outputs = program.forward(values, keep=True)
+            yield Measured(-1, outputs, self._now() - begin)
+            starts: dict[int, list[int]] = {}
+            for run, plan in enumerate(prepared):
+                starts.setdefault(plan.start, []).append(run)
+            last_start = max(starts, default=-1)
+            for step in program.steps[: last_start + 1]:
+                inputs_on_grid: dict[tuple[str, int], Tensor] = {}
+                for run in starts.get(step.index, ()):
+                    begin = self._now()
+                    outputs = self._run(prepared[run], values, inputs_on_grid)
+                    yield Measured(run, outputs, self._now() - begin)
+                for name in step.reads:
+                    if program.last_reader[name] == step.index:
+                        del values[name]
+
+    def _run(
+        self, prepared: Prepared, values: Values, shared: dict[tuple[str, int], Tensor]
+    ) -> tuple[Any, ...]:
+        """One plan from its first quantized layer on.
+
+        ``shared`` keeps the first layer's quantized inputs for the next plan that starts there.
+        """
+        program = self.program
+        local: Values = {}
+        for position, (index, released) in enumerate(zip(prepared.schedule, prepared.release, strict=True)):
+            step = program.steps[index]
+            quantizers = prepared.quantizers.get(index)
+            if quantizers is None:
+                local[step.writes] = step.compute(Overlay(local, Overlay(values, program.constants)))
+            else:
+                local[step.writes] = self._quantized(
+                    step, quantizers, local, values, shared if position == 0 else None
+                )
+            for name in released:
+                del local[name]
+        return tuple(local.get(name, values.get(name)) for name in program.outputs)
+
+    def _quantized(
+        self,
+        step: Step,
+        quantizers: LayerQuantizers,
+        local: Values,
+        values: Values,
+        shared: dict[tuple[str, int], Tensor] | None,
+    ) -> Tensor:
+        over: Values = {}  # for this layer's use only: other readers of an input get it as it was
+        for name, qparams in quantizers.inputs:
+            key = (name, id(qparams))
+            quantized = shared.get(key) if shared is not None else None
+            if quantized is None:
+                quantized = fake_quantize(local[name] if name in local else values[name], qparams)
+                if shared is not None:
+                    shared[key] = quantized
+            over[name] = quantized
+        if quantizers.weight is not None:
+            assert step.layer is not None
+            assert step.weight is not None
+            over[step.weight] = self.quantized_weight(step.layer, quantizers.weight)
+        result = step.compute(Overlay(over, Overlay(local, Overlay(values, self.program.constants))))
+        return result if quantizers.output is None else fake_quantize(result, quantizers.output)
+
+    def _now(self) -> float:
+        if self.program.device.type == "cuda":
+            torch.cuda.synchronize(self.program.device)
+        return time.perf_counter()
+
+
+def output_tensors(outputs: Sequence[Any]) -> list[Tensor]:
+    """The floating outputs: those that noise is measured on."""
+    return [value for value in outputs if isinstance(value, Tensor) and value.is_floating_point()]
+
+
+def squared_norms(outputs: Sequence[Any], reference: Sequence[Any] | None = None) -> Tensor:
+    """(B,) float64: squared l2 norm per image of the outputs, or of their distance to ``reference``.
+
+    Noise of layer-wise paper, section 3.1 and Algorithm 1, before the mean over images; several
+    outputs count as one long vector.
+    """
+    total: Tensor | None = None
+    others = output_tensors(reference) if reference is not None else [None] * len(output_tensors(outputs))
+    for tensor, other in zip(output_tensors(outputs), others, strict=True):
+        difference = (tensor if other is None else tensor - other).flatten(1)
+        part = difference.float().square().sum(1, dtype=torch.float64)
+        total = part if total is None else total + part
+    assert total is not None
+    return total

@@ -1,0 +1,35 @@
+"""How many images to run at once."""
+
+from __future__ import annotations
+
+from math import prod
+
+from quantopsy.core import QuantopsyError
+from quantopsy.graph.execute import Program
+
+LARGEST_TILE = 256
+# Beyond this much kept per tile nothing gets faster; caches only get colder.
+COMFORTABLE_BYTES = 512 * 2**20
+BYTES = 4  # float32
+GIB = 2**30
+
+
+def bytes_per_image(program: Program) -> int:
+    """Memory that one image takes while its layers are swept: every value of the float pass, and
+    twice the largest for the layer in flight and the grid it is put on."""
+    sizes = [prod(layer.output_shape) for layer in program.network.layers]
+    return BYTES * (sum(sizes) + 4 * max(sizes) + sum(prod(shape) for shape in program.network.input_shapes))
+
+
+def choose_tile(program: Program, max_memory: float, tile: int | None, images: int) -> int:
+    """Images per tile: what was asked for, else as many as are comfortable within ``max_memory`` GiB."""
+    per_image = bytes_per_image(program)
+    if tile is None:
+        tile = max(1, min(LARGEST_TILE, COMFORTABLE_BYTES // per_image, int(max_memory * GIB) // per_image))
+    if tile * per_image > max_memory * GIB:
+        raise QuantopsyError(
+            f"tile of {tile} images",
+            f"needs about {tile * per_image / GIB:.1f} GiB, more than --max-memory {max_memory:g}",
+            "give a smaller --tile or more memory",
+        )
+    return min(tile, images)

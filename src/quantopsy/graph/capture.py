@@ -1,0 +1,473 @@
+"""From a user's model to a network: torch.export, batch norms folded, layers named and fused."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
+
+from quantopsy.core import QuantopsyError, names
+from quantopsy.graph.fold import fold_batch_norms
+from quantopsy.graph.network import Layer, Network, Unquantized
+from quantopsy.graph.operators import (
+    ACTIVATIONS,
+    CONVOLUTIONS,
+    IDENTITIES,
+    LINEARS,
+    MOVEMENTS,
+    OPERATIONS,
+    TRANSPOSED,
+    Operation,
+    activation_name,
+    aten,
+)
+from quantopsy.graph.recompose import recompose
+
+Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
+
+
+def load(model: str | Path | nn.Module | torch.export.ExportedProgram) -> nn.Module:
+    """The module behind a MODEL argument: a ``.pt2`` file, ``package.module:callable`` or a module."""
+    if isinstance(model, nn.Module):
+        return model
+    if isinstance(model, torch.export.ExportedProgram):
+        return model.module(check_guards=False)
+    text = str(model)
+    if ":" in text and not Path(text).exists():
+        return _call(text)
+    path = Path(text)
+    if not path.exists():
+        raise QuantopsyError(f"model {text!r}", "no such file", "give FILE.pt2 or package.module:callable")
+    if path.suffix != ".pt2":
+        raise QuantopsyError(
+            f"model {text!r}",
+            f"a file of type {path.suffix or 'without suffix'} cannot be read",
+            "save it with torch.export.save(torch.export.export(...), 'model.pt2')",
+        )
+    try:
+        return torch.export.load(path).module(check_guards=False)
+    except Exception as error:
+        raise QuantopsyError(
+            f"model {text!r}", f"does not load ({_first_line(error)})", "save it again with torch.export.save"
+        ) from error
+
+
+def _call(text: str) -> nn.Module:
+    module_name, _, attribute = text.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise QuantopsyError(
+            f"model {text!r}",
+            f"module {module_name!r} cannot be imported ({_first_line(error)})",
+            "give package.module:callable with the package on PYTHONPATH or in this folder",
+        ) from error
+    try:
+        build = getattr(module, attribute)
+    except AttributeError:
+        raise names.unknown(attribute, dir(module), f"callable in module {module_name!r}") from None
+    try:
+        model = build()
+    except Exception as error:
+        raise QuantopsyError(
+            f"model {text!r}", f"the callable failed ({_first_line(error)})", "it must run without arguments"
+        ) from error
+    if isinstance(model, torch.export.ExportedProgram):
+        return model.module(check_guards=False)
+    if not isinstance(model, nn.Module):
+        raise QuantopsyError(
+            f"model {text!r}", f"returned {type(model).__name__}", "return a torch.nn.Module, ready for inference"
+        )
+    return model
+
+
+def capture(model: nn.Module, example: Inputs) -> Network:
+    """The network that ``model`` computes, captured on ``example`` (a batch of two or more images).
+
+    Batch size stays free. Raises :class:`QuantopsyError` naming the module and line where the export
+    fails, tensors with NaN or infinite values, and a network without a quantizable layer.
+    """
+    program = _export(model, example)
+    # An empty table keeps every operator and only makes in-place ones pure.
+    module = program.run_decompositions({}).module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    graph = fx.Graph()  # a copy that no module owns: tensors are looked up in ``tensors``
+    graph.output(graph.graph_copy(module.graph, {}))
+    tensors = _collect_tensors(module)
+    _normalise(graph)
+    _check_batch_is_free(graph)
+    _fold_constants(graph, tensors)
+    recompose(graph)
+    fold_batch_norms(graph, tensors)
+    graph.eliminate_dead_code()
+    graph.lint()
+    used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    tensors = {name: tensor for name, tensor in tensors.items() if name in used}
+    _check_finite(tensors)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    with FlopCounterMode(display=False) as counter:
+        shapes, images = _shapes(graph, tensors, example, [node.name for node in placeholders])
+    layers, unquantized = _layers(graph, tensors, shapes)
+    if not layers:
+        found = sorted({str(node.target) for node in graph.nodes if node.op == "call_function"})
+        raise QuantopsyError(
+            "network",
+            f"has no layer that can be quantized (operators: {', '.join(found[:6]) or 'none'})",
+            "quantopsy knows convolutions, linear layers, products, pooling, additions, concatenations",
+        )
+    output = next(node for node in graph.nodes if node.op == "output")
+    flat = pytree.tree_leaves(output.args[0])
+    if not any(isinstance(value, fx.Node) for value in flat):
+        raise QuantopsyError("network", "returns no tensor", "return the tensor that the metric is computed from")
+    return Network(
+        graph=graph,
+        tensors=tensors,
+        layers=layers,
+        unquantized=unquantized,
+        input_names=tuple(node.name for node in placeholders),
+        input_shapes=tuple(shapes[node.name] for node in placeholders),
+        output_tree=program.call_spec.out_spec,
+        total_macs=max(counter.get_total_flops() // (2 * images), sum(layer.macs for layer in layers)),
+    )
+
+
+def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
+    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
+    free = {0: torch.export.Dim.AUTO}
+    shapes: Any = {name: free for name in kwargs} if kwargs else tuple(free for _ in args)
+    if _can_evaluate(model):
+        model.eval()
+    try:
+        with torch.no_grad():
+            outputs = model(*args, **kwargs)
+    except Exception as error:
+        where = _user_frame(error)
+        raise QuantopsyError(
+            "model",
+            f"does not run on the data ({_first_line(error)}{where})",
+            "check the shape and number of the data's tensors",
+        ) from error
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(outputs)):
+        raise QuantopsyError(
+            "model", f"returns {type(outputs).__name__} without a tensor", "return the tensor the metric is taken from"
+        )
+    try:
+        return torch.export.export(
+            model, args, kwargs, dynamic_shapes=_by_parameter(model, args, kwargs, shapes), strict=False
+        )
+    except Exception as error:
+        raise QuantopsyError(
+            "model",
+            f"torch.export fails ({_first_line(error)}{_user_frame(error)})",
+            "avoid control flow that depends on values, or export it yourself and give the .pt2 file",
+        ) from error
+
+
+def _by_parameter(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> Any:
+    # torch.export wants one entry per argument of forward; names only when all come by name.
+    return shapes if args or kwargs else None
+
+
+def _can_evaluate(model: nn.Module) -> bool:
+    # The module of an exported program refuses eval(): it already has the form it was exported in.
+    return "ExportedProgram" not in type(model).__name__ and not isinstance(model, fx.GraphModule)
+
+
+def _collect_tensors(module: fx.GraphModule) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            value: Any = module
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
+            if isinstance(value, Tensor):
+                tensors[str(node.target)] = value.detach()
+    return tensors
+
+
+def _normalise(graph: fx.Graph) -> None:
+    """One form for what export writes in several: reshape for view, one batch norm, no identities."""
+    for node in list(graph.nodes):
+        if node.op == "call_module" or (node.op == "get_attr" and "guard" in str(node.target)):
+            graph.erase_node(node)
+        elif node.target is aten.view.default:
+            node.target = aten.reshape.default  # channels-last tensors have no contiguous view
+        elif node.target in IDENTITIES:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target is aten._native_batch_norm_legit_no_training.default:
+            x, weight, bias, mean, variance, momentum, eps = node.args
+            with graph.inserting_before(node):
+                norm = graph.call_function(
+                    aten.batch_norm.default, (x, weight, bias, mean, variance, False, momentum, eps, False)
+                )
+            norm.meta = dict(node.meta)
+            norm.meta["val"] = node.meta["val"][0]
+            for item in list(node.users):
+                item.replace_all_uses_with(norm)
+                graph.erase_node(item)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _check_batch_is_free(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, Tensor) and isinstance(value.shape[0], int):
+            raise QuantopsyError(
+                f"input {node.name!r}",
+                f"its batch size is fixed to {value.shape[0]} in the graph",
+                "write shapes with -1 or x.shape[0], or export with a dynamic first dimension",
+            )
+
+
+def _fold_constants(graph: fx.Graph, tensors: MutableMapping[str, Tensor]) -> None:
+    """Evaluate what depends on constants only, such as a normalised or re-arranged weight."""
+    for node in list(graph.nodes):
+        operands = node.all_input_nodes
+        if node.op != "call_function" or not operands or any(a.op != "get_attr" for a in operands):
+            continue
+        value = node.target(
+            *fx.map_arg(node.args, lambda a: tensors[str(a.target)]),
+            **fx.map_arg(node.kwargs, lambda a: tensors[str(a.target)]),
+        )
+        if isinstance(value, Tensor):
+            # Keeps the first operand's module path, so that the layer is still found under it.
+            name = f"{str(operands[0].target).rpartition('.')[0] or 'constant'}.{node.name}"
+            tensors[name] = value.detach()
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(graph.get_attr(name))
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise QuantopsyError(
+                f"weight {name!r}", f"{count} of its values are NaN or infinite", "repair the checkpoint"
+            )
+
+
+def _shapes(
+    graph: fx.Graph, tensors: Mapping[str, Tensor], example: Inputs, placeholders: Sequence[str]
+) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Shape of every value without its batch dimension, by running the example; and its images."""
+    flat = [example[name] for name in placeholders] if isinstance(example, Mapping) else list(example)
+    values = iter(flat)
+    env: dict[fx.Node, Any] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    with torch.no_grad():
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(values)
+            elif node.op == "get_attr":
+                env[node] = tensors[str(node.target)]
+            elif node.op == "call_function":
+                env[node] = node.target(
+                    *fx.map_arg(node.args, env.__getitem__), **fx.map_arg(node.kwargs, env.__getitem__)
+                )
+            if isinstance(env.get(node), Tensor):
+                shapes[node.name] = tuple(env[node].shape[1:]) if node.op != "get_attr" else tuple(env[node].shape)
+    return shapes, flat[0].shape[0]
+
+
+def _layers(
+    graph: fx.Graph, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[tuple[Layer, ...], tuple[Unquantized, ...]]:
+    layers: list[Layer] = []
+    unquantized: list[Unquantized] = []
+    taken: set[str] = set()
+    fused: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "call_function" or node in fused or node.target in MOVEMENTS:
+            continue
+        if node.name not in shapes:  # sizes and other plain numbers
+            continue
+        operation = OPERATIONS.get(node.target)
+        if operation is None and node.target in ACTIVATIONS:
+            operation = Operation(activation_name(node.target, node.args))
+        if operation is None or not _floating(node):
+            path = _module_path(node)
+            unquantized.append(Unquantized(path or node.name, str(node.target), _source(node)))
+            continue
+        activation = _fusable_activation(node) if node.target in OPERATIONS else None
+        if activation is not None:
+            fused.add(activation)
+        layers.append(_layer(len(layers), node, activation, operation, tensors, shapes, taken))
+    return tuple(layers), tuple(unquantized)
+
+
+def _floating(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return not isinstance(value, Tensor) or value.is_floating_point()
+
+
+def _fusable_activation(node: fx.Node) -> fx.Node | None:
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    # An activation of two tensors (a clamp by a tensor) has its operand first and constants behind.
+    others = [operand for operand in user.all_input_nodes if operand is not node]
+    if user.target in ACTIVATIONS and user.args[0] is node and all(a.op == "get_attr" for a in others):
+        return user
+    return None
+
+
+def _layer(
+    index: int,
+    node: fx.Node,
+    activation: fx.Node | None,
+    operation: Operation,
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    taken: set[str],
+) -> Layer:
+    def constant(position: int | None) -> str | None:
+        if position is None or position >= len(node.args):
+            return None
+        argument = node.args[position]
+        return str(argument.target) if isinstance(argument, fx.Node) and argument.op == "get_attr" else None
+
+    weight, bias = constant(operation.weight), constant(operation.bias)
+    inputs = [
+        operand.name
+        for position in operation.activations
+        if position < len(node.args)
+        for operand in pytree.tree_leaves(node.args[position])
+        if isinstance(operand, fx.Node) and operand.op != "get_attr" and operand.name in shapes
+    ]
+    output = activation or node
+    shape = shapes[output.name]
+    weight_shape = tuple(tensors[weight].shape) if weight else None
+    axis = operation.axis % len(weight_shape) if weight_shape else 0
+    constants = {str(a.target) for n in (node, activation) if n for a in n.all_input_nodes if a.op == "get_attr"}
+    return Layer(
+        index=index,
+        name=_unique(_name(node, weight, operation), taken),
+        op=operation.name,
+        activation=activation_name(activation.target, activation.args) if activation else None,
+        source=_source(node),
+        node=node.name,
+        output=output.name,
+        inputs=tuple(dict.fromkeys(inputs)),
+        weight=weight,
+        bias=bias,
+        weight_axis=axis,
+        groups=_groups(node),
+        weight_shape=weight_shape,
+        output_shape=shape,
+        macs=_macs(node, weight_shape, shapes),
+        parameters=sum(tensors[name].numel() for name in constants),
+    )
+
+
+def _groups(node: fx.Node) -> int:
+    position = 6 if node.target in CONVOLUTIONS or node.target in TRANSPOSED else None
+    return int(node.args[position]) if position and len(node.args) > position else 1  # type: ignore[arg-type]
+
+
+def _macs(node: fx.Node, weight: tuple[int, ...] | None, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Multiply-accumulates per image."""
+    out = shapes[node.name]
+    if node.target in CONVOLUTIONS and weight:
+        return prod(out[1:]) * prod(weight)
+    if node.target in TRANSPOSED and weight:
+        return prod(shapes[node.args[0].name][1:]) * prod(weight)  # type: ignore[union-attr]
+    if node.target in LINEARS and weight:
+        return prod(out[:-1]) * prod(weight)
+    if OPERATIONS.get(node.target) is not None and OPERATIONS[node.target].name == "matmul":
+        return prod(out) * shapes[node.args[0].name][-1]  # type: ignore[union-attr]
+    return 0
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _frames(text: str) -> list[tuple[str, str]]:
+    """(file, line) of the frames that are the user's, innermost last."""
+    here = str(Path(torch.__file__).parent)
+    return [
+        (file, line)
+        for file, line in _FRAME.findall(text)
+        if not file.startswith((here, "torch/", "<")) and "quantopsy" not in Path(file).parts
+    ]
+
+
+def _source(node: fx.Node) -> str | None:
+    """``file:line`` of the user's code that made the node, relative to the current folder if below it."""
+    frames = _frames(node.meta.get("stack_trace") or "")
+    if not frames:
+        return None
+    file, line = frames[-1]
+    path = Path(file)
+    if path.is_relative_to(Path.cwd()):
+        return f"{path.relative_to(Path.cwd())}:{line}"
+    return f"{'/'.join(path.parts[-2:])}:{line}"
+
+
+def _user_frame(error: BaseException) -> str:
+    """Where in the user's code ``error`` arose, as `` at file:line``, or nothing."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        frames.append(f'File "{trace.tb_frame.f_code.co_filename}", line {trace.tb_lineno}')
+        trace = trace.tb_next
+    own = _frames("\n".join(frames))
+    module = re.search(r"module stack.*?'([\w.]+)'", str(error), re.S)
+    place = f"; module {module[1]}" if module else ""
+    return f"{place} at {Path(own[-1][0]).name}:{own[-1][1]}" if own else place
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+def _module_path(node: fx.Node) -> str:
+    for path, _ in reversed(list((node.meta.get("nn_module_stack") or {}).values())):
+        if not path.startswith("_empty_nn_module_stack"):
+            return str(path)
+    return ""
+
+
+def _is_leaf_module(node: fx.Node) -> bool:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if not stack:
+        return False
+    kind = stack[-1][1]
+    name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__name__}"
+    return name.startswith("torch.nn.modules") and not name.endswith(("Sequential", "ModuleList", "ModuleDict"))
+
+
+def _name(node: fx.Node, weight: str | None, operation: Operation) -> str:
+    """The module path of a layer that is a module; else the enclosing module's with the operation."""
+    path = _module_path(node)
+    if _is_leaf_module(node) and path:
+        return path
+    if weight and not path:
+        return weight.rpartition(".")[0] or operation.name
+    return f"{path}.{operation.name}" if path else operation.name
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate
+
+

@@ -1,0 +1,200 @@
+"""Running a network step by step: a step is a layer with its activation, or one movement of values.
+
+Compiling once to plain closures keeps the cost of Python small beside a layer of a small image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from quantopsy.graph.network import Layer, Network
+from quantopsy.graph.operators import IN_PLACE, MOVEMENTS
+
+Values = dict[str, Any]
+Compute = Callable[[Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Computes the value ``writes`` from the values ``reads``.
+
+    ``weight`` is the name under which ``compute`` looks the layer's weight up, so that a caller can
+    lay a quantized one over it.
+    """
+
+    index: int
+    writes: str
+    reads: tuple[str, ...]
+    compute: Compute
+    layer: Layer | None = None
+    weight: str | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network compiled for one device.
+
+    ``constants`` are its tensors, on the device and in the memory format that convolutions like.
+    ``last_reader`` is the index of the last step that reads a value; outputs of the network are read
+    by the end, ``len(steps)``.
+    """
+
+    network: Network
+    device: torch.device
+    steps: tuple[Step, ...]
+    constants: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+    last_reader: Mapping[str, int]
+    producer: Mapping[str, int] = field(default_factory=dict)
+
+    def place(self, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> Values:
+        """The network's inputs as values on the device, channels last."""
+        arranged = self.network.arrange(inputs)
+        return {
+            name: channels_last(tensor.to(self.device, non_blocking=True))
+            for name, tensor in zip(self.network.input_names, arranged, strict=True)
+        }
+
+    def forward(
+        self,
+        values: Values,
+        observe: Callable[[Step, Values], None] | None = None,
+        keep: bool = False,
+    ) -> tuple[Any, ...]:
+        """The flat outputs of the float network.
+
+        ``values`` holds the inputs and is used up: a value is released behind its last reader, or
+        with ``keep`` stays for whoever runs parts of the network again. ``observe`` sees every step
+        with the values it read and wrote, before they are released.
+        """
+        for step in self.steps:
+            values[step.writes] = step.compute(Overlay(values, self.constants))
+            if observe is not None:
+                observe(step, values)
+            if not keep:
+                for name in step.reads:
+                    if self.last_reader[name] == step.index:
+                        del values[name]
+        return tuple(values[name] for name in self.outputs)
+
+
+class Overlay:
+    """Look-up in ``first``, then in ``second``: what a step needs of a mapping, at its lowest cost."""
+
+    __slots__ = ("first", "second")
+
+    def __init__(self, first: Mapping[str, Any], second: Any) -> None:
+        self.first, self.second = first, second
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self.first[name]
+        except KeyError:
+            return self.second[name]
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """Images with their channels innermost: convolutions on CPUs and tensor cores are fastest so."""
+    if tensor.dim() == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if tensor.dim() == 5:
+        return tensor.contiguous(memory_format=torch.channels_last_3d)
+    return tensor
+
+
+def compile_network(network: Network, device: torch.device | str = "cpu") -> Program:
+    """``network`` as steps on ``device``."""
+    device = torch.device(device)
+    by_node = {layer.node: layer for layer in network.layers}
+    constants = {
+        name: channels_last(tensor.to(device)) if tensor.is_floating_point() else tensor.to(device)
+        for name, tensor in network.tensors.items()
+    }
+    # Names of graph values and of tensors never meet: a value's name has no dot, a tensor's gets one.
+    constants = {_constant(name): tensor for name, tensor in constants.items()}
+    steps: list[Step] = []
+    fused: dict[fx.Node, fx.Node] = {}
+    for node in network.graph.nodes:
+        if node.op != "call_function" or node in fused:
+            continue
+        layer = by_node.get(node.name)
+        compute = _call(node)
+        reads = _reads(node)
+        writes = node.name
+        if layer is not None and layer.output != node.name:
+            activation = next(user for user in node.users if user.name == layer.output)
+            fused[activation] = node
+            # The operation's own result is new memory that nobody else reads.
+            compute = _then(compute, _call(activation, operand=node, in_place=node.target not in MOVEMENTS))
+            writes = activation.name
+        weight = _constant(layer.weight) if layer is not None and layer.weight is not None else None
+        steps.append(Step(len(steps), writes, reads, compute, layer, weight))
+    output = next(node for node in network.graph.nodes if node.op == "output")
+    outputs = tuple(leaf.name for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node))
+    last_reader = {name: step.index for step in steps for name in step.reads}
+    last_reader.update({name: len(steps) for name in outputs})
+    producer = {step.writes: step.index for step in steps}
+    return Program(network, device, tuple(steps), constants, outputs, last_reader, producer)
+
+
+def _constant(name: str) -> str:
+    return f"tensor.{name}"
+
+
+def _key(node: fx.Node) -> str:
+    return _constant(str(node.target)) if node.op == "get_attr" else node.name
+
+
+def _reads(node: fx.Node) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(operand.name for operand in node.all_input_nodes if operand.op != "get_attr"))
+
+
+def _call(node: fx.Node, operand: fx.Node | None = None, in_place: bool = False) -> Callable[..., Any]:
+    """A closure that looks the node's operands up and calls its operator.
+
+    With ``operand`` the closure takes that operand's value as a second argument instead.
+    """
+    target: Any = node.target
+    if in_place:
+        target = IN_PLACE.get(target, target)
+    if operand is not None:
+        rest = _resolver(tuple(node.args[1:]))
+        kwargs = dict(node.kwargs)
+        return lambda values, x: target(x, *rest(values), **kwargs)
+    arguments = _resolver(tuple(node.args))
+    if not node.kwargs:
+        return lambda values: target(*arguments(values))
+    keywords = tuple(node.kwargs)
+    named = _resolver(tuple(node.kwargs.values()))
+    return lambda values: target(*arguments(values), **dict(zip(keywords, named(values), strict=True)))
+
+
+def _then(operation: Callable[..., Any], activation: Callable[..., Any]) -> Compute:
+    return lambda values: activation(values, operation(values))
+
+
+def _resolver(arguments: tuple[Any, ...]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    """A closure from values to the arguments with every node replaced by its value."""
+    nested = any(not isinstance(a, fx.Node) and _has_node(a) for a in arguments)
+    if nested:
+        return lambda values: fx.map_arg(arguments, lambda node: values[_key(node)])
+    template = list(arguments)
+    slots = [(i, _key(a)) for i, a in enumerate(arguments) if isinstance(a, fx.Node)]
+
+    def resolve(values: Mapping[str, Any]) -> Sequence[Any]:
+        resolved = list(template)
+        for position, name in slots:
+            resolved[position] = values[name]
+        return resolved
+
+    return resolve
+
+
+def _has_node(argument: Any) -> bool:
+    return any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(argument))

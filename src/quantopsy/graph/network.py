@@ -1,0 +1,143 @@
+"""The captured graph with its ordered layers: an immutable value that transforms copy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from quantopsy.core import QuantopsyError, names
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One typical operation with the activation function behind it (layer-wise paper, section 3.1).
+
+    ``inputs`` and ``output`` are names of values, ``weight`` and ``bias`` names of tensors of the
+    network. Shapes are without the batch dimension. ``macs`` is per image.
+    """
+
+    index: int
+    name: str
+    op: str
+    activation: str | None
+    source: str | None
+    node: str
+    output: str
+    inputs: tuple[str, ...]
+    weight: str | None
+    bias: str | None
+    weight_axis: int
+    groups: int
+    weight_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...]
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Unquantized:
+    """An operator that is not understood and stays float."""
+
+    name: str
+    operator: str
+    source: str | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A float network ready for analysis: batch norms folded, layers in topological order.
+
+    ``graph`` is an fx graph over ATen operators whose ``get_attr`` targets are keys of ``tensors``;
+    neither is ever changed in place. ``input_names`` are the names of its placeholders in order;
+    ``output_tree`` rebuilds the module's output from the graph's flat one.
+    """
+
+    graph: fx.Graph
+    tensors: Mapping[str, Tensor]
+    layers: tuple[Layer, ...]
+    unquantized: tuple[Unquantized, ...]
+    input_names: tuple[str, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    output_tree: pytree.TreeSpec
+    total_macs: int  # per image, of layers and of products that are not understood
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Layer names in topological order."""
+        return tuple(layer.name for layer in self.layers)
+
+    def layer(self, name: str) -> Layer:
+        """The layer called ``name``; raises with the nearest names where there is none."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise names.unknown(name, self.names, "layer")
+
+    def match(self, patterns: Iterable[str]) -> tuple[Layer, ...]:
+        """The layers whose name matches one of ``patterns`` (shell wildcards), in order."""
+        wanted = set(names.match(patterns, self.names, "layer"))
+        return tuple(layer for layer in self.layers if layer.name in wanted)
+
+    def weight(self, layer: Layer) -> Tensor | None:
+        """The layer's folded weight."""
+        return None if layer.weight is None else self.tensors[layer.weight]
+
+    def unflatten(self, outputs: Sequence[Any]) -> Any:
+        """The module's output structure from the graph's flat outputs."""
+        return pytree.tree_unflatten(list(outputs), self.output_tree)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over operators, arguments and weights: equal for equal computations."""
+        digest = hashlib.sha256(str(self.graph).encode())
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name].detach().cpu().contiguous()
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """How much of the network can be quantized: layers, and the share of its MACs in them."""
+        macs = sum(layer.macs for layer in self.layers)
+        return {
+            "layers": len(self.layers),
+            "weighted_layers": sum(layer.weight is not None for layer in self.layers),
+            "unquantized_operators": len(self.unquantized),
+            "macs": self.total_macs,
+            "macs_share": macs / self.total_macs if self.total_macs else 1.0,
+            "parameters": sum(layer.parameters for layer in self.layers),
+        }
+
+    def arrange(self, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """``inputs`` in the order of ``input_names``, with their shapes checked."""
+        if isinstance(inputs, Mapping):
+            missing = [name for name in self.input_names if name not in inputs]
+            if missing:
+                raise QuantopsyError(
+                    f"input {missing[0]!r} of the network",
+                    f"the data gives only {', '.join(inputs)}",
+                    "name the data's tensors as the network's inputs are named",
+                )
+            inputs = [inputs[name] for name in self.input_names]
+        if len(inputs) != len(self.input_names):
+            raise QuantopsyError(
+                "data",
+                f"{len(inputs)} tensors an image where the network takes {len(self.input_names)}",
+                f"give {', '.join(self.input_names)} (and a label) for every image",
+            )
+        for name, tensor, shape in zip(self.input_names, inputs, self.input_shapes, strict=True):
+            if tuple(tensor.shape[1:]) != shape:
+                raise QuantopsyError(
+                    f"input {name!r}",
+                    f"images of shape {tuple(tensor.shape[1:])} where the network was captured with {shape}",
+                    "resize the images, or capture the network at that size",
+                )
+        return tuple(inputs)

@@ -1,0 +1,145 @@
+"""Which ATen operators are layers, which are activation functions, which only move values."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A typical operation of a layer.
+
+    ``activations`` are the positions of the arguments that may be activations, ``weight`` and
+    ``bias`` those of constants; ``axis`` is the weight's output-channel axis (per group of a
+    transposed convolution its second).
+    """
+
+    name: str
+    activations: tuple[int, ...] = (0,)
+    weight: int | None = None
+    bias: int | None = None
+    axis: int = 0
+
+
+def _overloads(name: str) -> list[Any]:
+    packet = getattr(aten, name)
+    return [getattr(packet, overload) for overload in packet.overloads()]
+
+
+def _each(names: str, make: Callable[[str], Operation]) -> dict[Any, Operation]:
+    return {target: make(name) for name in names.split() for target in _overloads(name)}
+
+
+CONVOLUTIONS = _each("conv1d conv2d conv3d", lambda name: Operation(name, weight=1, bias=2))
+TRANSPOSED = _each(
+    "conv_transpose1d conv_transpose2d conv_transpose3d", lambda name: Operation(name, weight=1, bias=2, axis=1)
+)
+LINEARS = _each("linear", lambda name: Operation(name, weight=1, bias=2))
+
+OPERATIONS: dict[Any, Operation] = {
+    **CONVOLUTIONS,
+    **TRANSPOSED,
+    **LINEARS,
+    # A product with a constant second factor is a linear layer without its transposition.
+    **_each("matmul mm bmm", lambda name: Operation("matmul", activations=(0, 1), weight=1, axis=-1)),
+    **_each("batch_norm", lambda name: Operation("batch_norm", weight=1, bias=2)),
+    **_each("max_pool1d max_pool2d max_pool3d", lambda name: Operation("max_pool")),
+    **_each("avg_pool1d avg_pool2d avg_pool3d", lambda name: Operation("avg_pool")),
+    **_each(
+        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", lambda name: Operation("adaptive_avg_pool")
+    ),
+    **_each("mean", lambda name: Operation("mean")),
+    **_each("add sub", lambda name: Operation("add", activations=(0, 1))),
+    **_each("mul div", lambda name: Operation("mul", activations=(0, 1))),
+    **_each("cat concat", lambda name: Operation("concat")),
+    **_each(
+        "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
+        "upsample_bicubic2d upsample_trilinear3d",
+        lambda name: Operation("upsample"),
+    ),
+}
+
+# name, and the in-place form that saves a pass over memory where nobody else reads the operand.
+_ACTIVATIONS = {
+    "relu": "relu_",
+    "relu6": "relu6_",
+    "hardtanh": "hardtanh_",
+    "clamp": "clamp_",
+    "clamp_min": "clamp_min_",
+    "clamp_max": "clamp_max_",
+    "leaky_relu": "leaky_relu_",
+    "prelu": None,
+    "elu": "elu_",
+    "selu": "selu_",
+    "celu": "celu_",
+    "gelu": "gelu_",
+    "silu": "silu_",
+    "mish": "mish_",
+    "softplus": None,
+    "hardswish": "hardswish_",
+    "sigmoid": "sigmoid_",
+    "hardsigmoid": "hardsigmoid_",
+    "tanh": "tanh_",
+}
+
+
+def _activations() -> tuple[dict[Any, str], dict[Any, Any]]:
+    names, in_place = {}, {}
+    for name, twin in _ACTIVATIONS.items():
+        for target in _overloads(name):
+            overload = target._overloadname
+            if overload.endswith("out"):
+                continue
+            names[target] = name
+            if twin is not None and hasattr(getattr(aten, twin), overload):
+                in_place[target] = getattr(getattr(aten, twin), overload)
+    return names, in_place
+
+
+ACTIVATIONS, IN_PLACE = _activations()
+
+# Operators that copy, select or re-arrange values (or compute with sizes): a quantized value stays
+# on its grid through them, so they need no quantizer of their own.
+MOVEMENTS = {
+    *(
+        target
+        for name in "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T movedim squeeze unsqueeze "
+        "expand expand_as repeat slice select narrow index_select split split_with_sizes chunk unbind pad "
+        "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
+        "replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle flip roll clone contiguous detach "
+        "alias dropout feature_dropout sym_size sym_numel sym_stride zeros ones full arange stack".split()
+        if hasattr(aten, name)
+        for target in _overloads(name)
+    ),
+    operator.getitem,
+}
+
+# What does nothing at inference, or nothing that matters to a value.
+IDENTITIES = {
+    target
+    for name in "clone contiguous detach alias dropout feature_dropout lift_fresh_copy".split()
+    for target in _overloads(name)
+}
+
+
+def activation_name(target: Any, args: tuple[Any, ...]) -> str:
+    """The field's name of an activation: a hardtanh or clamp from 0 to 6 is a relu6."""
+    name = ACTIVATIONS[target]
+    if name in ("hardtanh", "clamp"):
+        low = args[1] if len(args) > 1 else (-1.0 if name == "hardtanh" else None)
+        high = args[2] if len(args) > 2 else (1.0 if name == "hardtanh" else None)
+        if low == 0 and high == 6:
+            return "relu6"
+        if low == 0 and high is None:
+            return "relu"
+        return name
+    if name == "clamp_min" and args[1] == 0:
+        return "relu"
+    return name

@@ -1,0 +1,114 @@
+"""Activation functions that an export wrote out in smaller operators, put together again.
+
+Each rule looks at one node and returns what to write instead of it, or None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import fx
+
+from quantopsy.graph.operators import aten
+
+
+class Rewrite(NamedTuple):
+    """``target(*args)`` in the place of the node."""
+
+    target: Any
+    args: tuple[Any, ...]
+
+
+def recompose(graph: fx.Graph) -> None:
+    """Apply the rules until none does; operators that nobody reads any more are removed."""
+    changed = True
+    while changed:
+        changed = False
+        for node in list(graph.nodes):
+            for rule in RULES:
+                rewrite = rule(node)
+                if rewrite is None:
+                    continue
+                with graph.inserting_before(node):
+                    new = graph.call_function(rewrite.target, rewrite.args)
+                new.meta = dict(node.meta)
+                node.replace_all_uses_with(new)
+                graph.erase_node(node)
+                changed = True
+                break
+        graph.eliminate_dead_code()
+
+
+def _is(node: Any, *targets: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target in targets
+
+
+def _close(value: Any, expected: float) -> bool:
+    return isinstance(value, int | float) and abs(value - expected) < 1e-6
+
+
+def _operands(node: fx.Node) -> list[tuple[Any, Any]]:
+    """Both orders of a commutative operator's operands."""
+    left, right = node.args[:2]
+    return [(left, right), (right, left)]
+
+
+def _clamp_0_6_of_plus_3(node: Any) -> fx.Node | None:
+    """x where ``node`` is min(max(x + 3, 0), 6)."""
+    if _is(node, aten.hardtanh.default, aten.clamp.default):
+        inner, bounds = node.args[0], node.args[1:3]
+        if len(bounds) != 2 or not (_close(bounds[0], 0) and _close(bounds[1], 6)):
+            return None
+    elif _is(node, aten.relu6.default):
+        inner = node.args[0]
+    else:
+        return None
+    if _is(inner, aten.add.Tensor, aten.add.Scalar):
+        for x, constant in _operands(inner):
+            if isinstance(x, fx.Node) and _close(constant, 3):
+                return x
+    return None
+
+
+def _sixth(node: Any) -> Any:
+    """x where ``node`` is x / 6 or x * (1 / 6)."""
+    if _is(node, aten.div.Tensor, aten.div.Scalar) and _close(node.args[1], 6):
+        return node.args[0]
+    if _is(node, aten.mul.Tensor, aten.mul.Scalar):
+        for x, constant in _operands(node):
+            if _close(constant, 1 / 6):
+                return x
+    return None
+
+
+def _silu(node: fx.Node) -> Rewrite | None:
+    """x * sigmoid(x)."""
+    if _is(node, aten.mul.Tensor):
+        for x, gate in _operands(node):
+            if _is(gate, aten.sigmoid.default) and gate.args[0] is x:
+                return Rewrite(aten.silu.default, (x,))
+    return None
+
+
+def _hardsigmoid(node: fx.Node) -> Rewrite | None:
+    """relu6(x + 3) / 6."""
+    x = _clamp_0_6_of_plus_3(_sixth(node))
+    return None if x is None else Rewrite(aten.hardsigmoid.default, (x,))
+
+
+def _hardswish(node: fx.Node) -> Rewrite | None:
+    """x * hardsigmoid(x), or x * relu6(x + 3) / 6."""
+    if _is(node, aten.mul.Tensor):
+        for x, gate in _operands(node):
+            if _is(gate, aten.hardsigmoid.default) and gate.args[0] is x:
+                return Rewrite(aten.hardswish.default, (x,))
+    product = _sixth(node)
+    if _is(product, aten.mul.Tensor):
+        for x, gate in _operands(product):
+            if isinstance(x, fx.Node) and _clamp_0_6_of_plus_3(gate) is x:
+                return Rewrite(aten.hardswish.default, (x,))
+    return None
+
+
+RULES: tuple[Callable[[fx.Node], Rewrite | None], ...] = (_silu, _hardsigmoid, _hardswish)

@@ -1,0 +1,130 @@
+"""How numbers and names are written, the same on the page, on the terminal and in figures."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from quantopsy.analysis.results import Results
+
+MINUS = "\N{MINUS SIGN}"
+MISSING = "\N{EM DASH}"
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+CONFIDENCE = "95 %"
+"""Of every interval in a ``Results``."""
+
+_SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def fixed(value: float, decimals: int) -> str:
+    """``value`` with so many decimals, never as a negative zero; a dash where it is not finite."""
+    if not math.isfinite(value):
+        return MISSING
+    text = f"{value:.{decimals}f}"
+    if float(text) == 0:
+        return text.lstrip("-")
+    return text.replace("-", MINUS)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """``value`` to so many significant digits, as a plain decimal from 0.001 up to a million.
+
+    >>> significant(0.04567), significant(12345.6), significant(1.5e-7)
+    ('0.0457', '12300', '1.50e\N{MINUS SIGN}7')
+    """
+    if not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    power = int(exponent)
+    if -3 <= power < 6:
+        text = f"{float(f'{mantissa}e{power}'):.{max(0, digits - 1 - power)}f}"
+    else:
+        text = f"{mantissa}e{power}"
+    return text.replace("-", MINUS)
+
+
+def si(value: float, unit: str = "") -> str:
+    """``value`` with an SI prefix and three significant digits: ``12.3 M``."""
+    if not math.isfinite(value):
+        return MISSING
+    for size, prefix in _SI:
+        # 999 600 rounds to 1.00 M, not to 1000 k.
+        if abs(value) >= 0.9995 * size:
+            return f"{significant(value / size)} {prefix}{unit}"
+    return f"{significant(value)} {unit}".strip()
+
+
+def percent(share: float) -> str:
+    """A share between 0 and 1 in percent, without claiming 0 or 100 for what is neither."""
+    if not math.isfinite(share):
+        return MISSING
+    if 0 < share < 0.005:
+        return "<1 %"
+    if 0.995 <= share < 1:
+        return ">99 %"
+    return f"{fixed(100 * share, 0)} %"
+
+
+def duration(seconds: float) -> str:
+    """``42 s``, ``3 min 5 s``, ``2 h 10 min``."""
+    if not math.isfinite(seconds):
+        return MISSING
+    if seconds < 10:
+        return f"{fixed(seconds, 1)} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def elide(name: str, width: int) -> str:
+    """``name`` in at most ``width`` characters, the middle left out: both ends tell layers apart."""
+    if len(name) <= width:
+        return name
+    if width < 2:
+        return ELLIPSIS[:width]
+    tail = width // 2
+    return name[: width - 1 - tail] + ELLIPSIS + name[len(name) - tail :]
+
+
+def count(number: int, thing: str) -> str:
+    """``1 layer``, ``2 layers``."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+def degradation_decimals(results: Results) -> int:
+    """Decimals for values and degradations of these results: two digits of the typical half interval.
+
+    One number for the whole report, so that columns line up and nothing claims more than was measured.
+    """
+    low = np.concatenate([results.cells["degradation_low"], results.whole["degradation_low"]]).astype(float)
+    high = np.concatenate([results.cells["degradation_high"], results.whole["degradation_high"]])
+    half = (high.astype(float) - low) / 2
+    half = half[np.isfinite(half) & (half > 0)]
+    least, most, unknown = (1, 2, 1) if results.unit == "points" else (1, 6, 3)
+    if half.size == 0:
+        return unknown
+    return int(np.clip(1 - math.floor(math.log10(float(np.median(half)))), least, most))
+
+
+def interval(low: float, high: float, decimals: int) -> str:
+    """``a to b``; empty where there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"{fixed(low, decimals)} to {fixed(high, decimals)}"
+
+
+def with_interval(value: float, low: float, high: float, decimals: int) -> str:
+    """``value (a to b)``; the value alone where there is no interval."""
+    between = interval(low, high, decimals)
+    return f"{fixed(value, decimals)} ({between})" if between else fixed(value, decimals)
+
+
+def shape(sizes: tuple[int, ...] | None) -> str:
+    """``32 x 3 x 3 x 3``, with the sign of multiplication."""
+    return MISSING if sizes is None else " \N{MULTIPLICATION SIGN} ".join(str(size) for size in sizes)
