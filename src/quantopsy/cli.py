@@ -208,7 +208,7 @@ def _analyze(
 
 def _show(study: Any, as_json: bool) -> None:
     from quantopsy.api import CELLS, REPORT
-    from quantopsy.report.document import document
+    from quantopsy.analysis.document import document
     from quantopsy.report.terminal import print_results
 
     if as_json:

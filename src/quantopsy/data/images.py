@@ -67,9 +67,11 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 that identifies the data, the same for a copy of them elsewhere; see the source for what it covers."""
-        fingerprint = self._source.fingerprint()
-        return f"{fingerprint}-{len(self)}" if self.bad else fingerprint
+        """SHA-256 that identifies the data, the same for a copy elsewhere.
+
+        Of files it covers the content, of anything else the number of images and a few of them.
+        """
+        return self._source.fingerprint(self._indices)
 
     def describe(self) -> str:
         """Such as ``660 images of imagenet_sample, 3x224x224, labelled``."""
@@ -172,14 +174,10 @@ def prefetch(images: Images, tiles: Iterable[Sequence[int] | np.ndarray]) -> Ite
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="quantopsy-prefetch") as reader:
         waiting = None
         for tile in tiles:
-            coming = reader.submit(images.batch, tile) if waiting is None else None
-            if waiting is None:
-                waiting = coming
-                continue
-            batch = waiting.result()
-            waiting = reader.submit(images.batch, tile)
-            yield batch
-            del batch  # or three tiles would be alive during the next wait
+            following = reader.submit(images.batch, tile)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
         if waiting is not None:
             yield waiting.result()
 

@@ -14,12 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from quantopsy.core import QuantopsyError
 from quantopsy.core.names import unknown
 from quantopsy.data.images import Images
-from quantopsy.data.items import holds_picture
 from quantopsy.data.pictures import EXAMPLE, Preprocess
 from quantopsy.data.sources import (
     Folder,
-    Indexed,
     Source,
+    from_dataset,
     from_iterable,
     from_loader,
     is_map_style,
@@ -76,8 +75,6 @@ def _source(data: Any, preprocess: Preprocess | None) -> Source:
 
 
 def _python_source(data: Any, name: str, preprocess: Preprocess | None) -> Source:
-    if isinstance(data, (str, Path)):
-        return _source(data, preprocess)
     if not isinstance(data, Iterable) and not is_map_style(data):
         raise QuantopsyError(
             f"data {name}",
@@ -86,9 +83,13 @@ def _python_source(data: Any, name: str, preprocess: Preprocess | None) -> Sourc
         )
     source: Source
     if isinstance(data, DataLoader):
-        source = from_loader(data, name, preprocess)
+        if preprocess is not None:
+            raise QuantopsyError(
+                "preprocess", "a DataLoader gives tensors, to which it does not apply", "leave it out"
+            )
+        source = from_loader(data, name)
     elif isinstance(data, Dataset) and is_map_style(data):
-        source = Indexed(data.__getitem__, range(len(data)), name, preprocess)  # type: ignore[arg-type]
+        source = from_dataset(data, name, preprocess)
     else:
         source = from_iterable(data, name, preprocess)
     if not len(source):

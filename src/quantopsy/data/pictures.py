@@ -136,7 +136,7 @@ class Preprocess:
 
 
 def read_picture(path: Path, preprocess: Preprocess) -> np.ndarray:
-    """The picture at ``path`` as (C, H, W); raises :class:`QuantopsyError` naming one that cannot be decoded."""
+    """The picture at ``path`` as (C, H, W); raises :class:`QuantopsyError` naming it where it is broken."""
     try:
         with Image.open(path) as picture:
             return preprocess(picture)

@@ -11,9 +11,10 @@ import hashlib
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from quantopsy.core import QuantopsyError
 from quantopsy.data.items import Item, holds_picture, read_item
 from quantopsy.data.pictures import EXAMPLE, PICTURE_SUFFIXES, Preprocess, read_picture
+
+T = TypeVar("T")
 
 # What a one-shot iterable may take: it has to be kept, since a run reads images more than once.
 MATERIALISED_BYTES = 1 << 30
@@ -47,13 +50,11 @@ class Source(ABC):
         """What a person calls image ``index``."""
         return f"image {index} of {self.name}"
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the number of images and the tensors of a few evenly spaced ones."""
-        digest = hashlib.sha256(str(len(self)).encode())
-        for index in np.unique(
-            np.linspace(0, len(self) - 1, min(len(self), HASHED_ITEMS)).round().astype(int)
-        ):
-            _hash_item(digest, self.read(int(index)))
+    def fingerprint(self, indices: Sequence[int]) -> str:
+        """SHA-256 of how many ``indices`` there are and the tensors of a few evenly spaced ones."""
+        digest = hashlib.sha256(str(len(indices)).encode())
+        for index in _evenly(indices, HASHED_ITEMS):
+            _hash_item(digest, self.read(index))
         return digest.hexdigest()
 
 
@@ -75,56 +76,47 @@ class Folder(Source):
     def label_of(self, index: int) -> str:
         return f"image {self._root / self._files[index]}"
 
-    def fingerprint(self) -> str:
-        """SHA-256 of names, labels, preprocessing and file contents.
+    def fingerprint(self, indices: Sequence[int]) -> str:
+        """SHA-256 of names, labels, preprocessing and file contents of images ``indices``.
 
         Above 256 MiB the contents are sizes and the bytes of 64 evenly spaced files. The same
         pictures in another folder have the same fingerprint.
         """
-        paths = [self._root / file for file in self._files]
-        sizes = [path.stat().st_size for path in paths]
+        sizes = [(self._root / self._files[i]).stat().st_size for i in indices]
         head = {
-            "files": self._files,
-            "labels": self._labels,
+            "files": [self._files[i] for i in indices],
+            "labels": None if self._labels is None else [self._labels[i] for i in indices],
             "sizes": sizes,
             "preprocess": self._preprocess.to_json(),
         }
         digest = hashlib.sha256(json.dumps(head).encode())
-        if sum(sizes) > HASHED_BYTES:
-            picked = np.unique(np.linspace(0, len(paths) - 1, HASHED_FILES).round().astype(int))
-            paths = [paths[i] for i in picked]
-        for path in paths:
-            with path.open("rb") as file:
+        for index in indices if sum(sizes) <= HASHED_BYTES else _evenly(indices, HASHED_FILES):
+            with (self._root / self._files[index]).open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
 
 class Indexed(Source):
-    """Single images that ``get`` reads by index: a map-style dataset, or a sequence of images."""
+    """Images that ``get`` reads one at a time at ``indices``: of a map-style dataset or a sequence."""
 
-    def __init__(
-        self, get: Callable[[int], Any], indices: Sequence[int], name: str, preprocess: Preprocess | None
-    ):
+    def __init__(self, get: Callable[[int], Item], indices: Sequence[int], name: str) -> None:
         self.name = name
-        self._get, self._indices, self._preprocess = get, indices, preprocess
+        self._get, self._indices = get, indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def read(self, index: int) -> Item:
-        thing = self.label_of(index)
-        raw = _fetch(self._get, self._indices[index], thing)
-        if holds_picture(raw) and self._preprocess is None:
-            raise QuantopsyError(
-                thing, "a picture without preprocessing", f"give --preprocess FILE.json with {EXAMPLE}"
-            )
-        return read_item(raw, thing, self._preprocess)
+        return _fetch(self._get, self._indices[index], self.label_of(index))
+
+    def label_of(self, index: int) -> str:
+        return f"image {self._indices[index]} of {self.name}"
 
 
 class Batched(Source):
     """Images inside items that are batches, in memory or read by index one batch at a time."""
 
-    def __init__(self, get: Callable[[int], Any], sizes: Sequence[int], name: str) -> None:
+    def __init__(self, get: Callable[[int], Item], sizes: Sequence[int], name: str) -> None:
         self.name = name
         self._get = get
         self._starts = [0, *itertools.accumulate(sizes)]
@@ -137,48 +129,39 @@ class Batched(Source):
         number = bisect.bisect_right(self._starts, index) - 1
         last = self._last
         if last is None or last[0] != number:
-            last = (
-                number,
-                read_item(_fetch(self._get, number, f"batch {number} of {self.name}"), self.name, None),
-            )
+            last = number, _fetch(self._get, number, f"batch {number} of {self.name}")
             self._last = last
         return last[1][index - self._starts[number]]
 
 
-def from_loader(loader: DataLoader[Any], name: str, preprocess: Preprocess | None) -> Source:
-    """The images of a loader of a map-style dataset: its ``dataset`` through its ``collate_fn``, one at a time.
+def from_dataset(data: Any, name: str, preprocess: Preprocess | None) -> Source:
+    """The images of a map-style dataset, every item of which is one."""
+    return Indexed(partial(_single, data, name, preprocess), range(len(data)), name)
+
+
+def from_loader(loader: DataLoader[Any], name: str) -> Source:
+    """The images of a loader of a map-style dataset, one at a time through its ``collate_fn``.
 
     The loader's order, shuffling, batch size and ``drop_last`` do not matter; a sampler that selects
     does, each selected image counting once. A loader of an iterable dataset is read as batches.
     """
     sampler: Any = loader.batch_sampler
-    if sampler is None or not is_map_style(loader.dataset):
-        return from_iterable(loader, name, preprocess, batches=True)
-    if isinstance(loader.sampler, (SequentialSampler, RandomSampler)):
-        indices: Sequence[int] = range(len(loader.dataset))  # type: ignore[arg-type]
-    else:
-        indices = sorted({index for batch in sampler for index in batch})
-    dataset, collate = loader.dataset, loader.collate_fn
-    if not indices:
-        raise _empty(name)
-    first = read_item(_fetch(lambda i: collate([dataset[i]]), indices[0], name), name, preprocess)
-    if any(x.ndim == 0 or len(x) != 1 for x in first.inputs):
-        raise QuantopsyError(
-            name, "its collate_fn does not put images along the first dimension", "give the dataset instead"
-        )
+    dataset: Any = loader.dataset
+    if sampler is None or not is_map_style(dataset):
+        return from_iterable(loader, name, None, batches=True)
+    whole = isinstance(loader.sampler, (SequentialSampler, RandomSampler))
+    indices = range(len(dataset)) if whole else sorted({index for batch in sampler for index in batch})
 
     def get(index: int) -> Item:
-        return read_item(collate([dataset[index]]), name, preprocess)[0]
+        thing = f"image {index} of {name}"
+        batch = read_item(loader.collate_fn([dataset[index]]), thing, None)
+        if _batch_size(batch, thing) != 1:
+            raise QuantopsyError(
+                thing, "collate_fn does not put images along the first dimension", "give the dataset itself"
+            )
+        return batch[0]
 
-    return _Collated(get, indices, name, None)
-
-
-class _Collated(Indexed):
-    """Images that a loader's collate function has already made into items."""
-
-    def read(self, index: int) -> Item:
-        item: Item = _fetch(self._get, self._indices[index], self.label_of(index))
-        return item
+    return Indexed(get, indices, name)
 
 
 def from_iterable(
@@ -186,34 +169,28 @@ def from_iterable(
 ) -> Source:
     """Any other iterable: an item is a batch where its first input has four or more dimensions.
 
-    ``batches`` decides instead of that rule where it is given. A sequence is read by index as it is.
-    Anything else is read once and kept, up to 1 GiB, because a run reads images more than once.
+    ``batches`` decides instead of that rule where it is given. What has a length and an index is
+    read as it is needed. Anything else is read once and kept, up to 1 GiB, because a run reads
+    images more than once.
     """
-    if isinstance(data, Sequence) or isinstance(data, (torch.Tensor, np.ndarray)) or is_map_style(data):
-        count = len(data)  # type: ignore[arg-type]
-        get: Callable[[int], Any] = data.__getitem__  # type: ignore[union-attr]
-    else:
-        kept = _materialise(data, name)
-        count, get = len(kept), kept.__getitem__
-    if not count:
-        raise _empty(name)
-    raw = _fetch(get, 0, f"item 0 of {name}")
-    if holds_picture(raw):
-        return Indexed(get, range(count), name, preprocess)
-    first = read_item(raw, f"item 0 of {name}", None)
-    if not (first.inputs[0].ndim >= 4 if batches is None else batches):
-        return Indexed(get, range(count), name, preprocess)
-    return Batched(
-        get,
-        [_batch_size(read_item(get(i), f"item {i} of {name}", None), i, name) for i in range(count)],
-        name,
-    )
+    items: Any = data if is_map_style(data) else _materialise(data, name)
+    if not len(items):
+        return Indexed(partial(_single, items, name, None), (), name)
+    raw = _fetch(items.__getitem__, 0, f"item 0 of {name}")
+    if holds_picture(raw) or not _is_batch(raw, name, batches):
+        return from_dataset(items, name, preprocess)
+    _refuse_preprocess(preprocess, name)
+
+    def get(number: int) -> Item:
+        return read_item(items[number], f"batch {number} of {name}", None)
+
+    return Batched(get, [_batch_size(get(i), f"batch {i} of {name}") for i in range(len(items))], name)
 
 
 def is_map_style(data: object) -> bool:
     """Whether ``data`` has a length and is read by index."""
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(
-        data, (str, bytes, dict)
+        data, (str, bytes, Mapping)
     ):
         return False
     try:
@@ -323,20 +300,49 @@ def _materialise(data: Iterable[Any], name: str) -> list[Any]:
             )
 
 
-def _batch_size(item: Item, number: int, name: str) -> int:
-    sizes = {len(x) if x.ndim else 0 for x in item.inputs}
-    if item.label is not None:
-        sizes.add(len(item.label) if item.label.ndim else 0)
+def _single(data: Any, name: str, preprocess: Preprocess | None, index: int) -> Item:
+    thing = f"image {index} of {name}"
+    raw = data[index]
+    if not holds_picture(raw):
+        _refuse_preprocess(preprocess, name)
+    elif preprocess is None:
+        raise QuantopsyError(
+            thing, "a picture without preprocessing", f"give --preprocess FILE.json with {EXAMPLE}"
+        )
+    return read_item(raw, thing, preprocess)
+
+
+def _is_batch(raw: Any, name: str, batches: bool | None) -> bool:
+    if batches is not None:
+        return batches
+    return read_item(raw, f"item 0 of {name}", None).inputs[0].ndim >= 4
+
+
+def _refuse_preprocess(preprocess: Preprocess | None, name: str) -> None:
+    if preprocess is not None:
+        raise QuantopsyError(
+            "preprocess", f"data {name} gives tensors, to which it does not apply", "leave it out"
+        )
+
+
+def _batch_size(item: Item, thing: str) -> int:
+    tensors = item.inputs if item.label is None else (*item.inputs, item.label)
+    sizes = {len(x) if x.ndim else 0 for x in tensors}
     if len(sizes) != 1:
         raise QuantopsyError(
-            f"batch {number} of {name}",
+            thing,
             f"its tensors have different first dimensions ({', '.join(map(str, sorted(sizes)))})",
             "give as many labels as images, or a Dataset of single images",
         )
     return sizes.pop()
 
 
-def _fetch(get: Callable[[int], Any], index: int, thing: str) -> Any:
+def _evenly(indices: Sequence[int], count: int) -> list[int]:
+    positions = np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int)
+    return [indices[position] for position in positions]
+
+
+def _fetch(get: Callable[[int], T], index: int, thing: str) -> T:
     try:
         return get(index)
     except QuantopsyError:
@@ -349,10 +355,6 @@ def _failed(thing: str, error: Exception) -> QuantopsyError:
     return QuantopsyError(
         thing, f"reading it failed ({type(error).__name__}: {error})", "mend the data's own code"
     )
-
-
-def _empty(name: str) -> QuantopsyError:
-    return QuantopsyError(f"data {name}", "it holds no image", "give at least one")
 
 
 def _hash_item(digest: Any, item: Item) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from math import prod
 from pathlib import Path
@@ -98,15 +99,17 @@ def capture(model: nn.Module, example: Inputs) -> Network:
     Batch size stays free. Raises :class:`QuantopsyError` naming the module and line where the export
     fails, tensors with NaN or infinite values, and a network without a quantizable layer.
     """
-    program = _export(model, example)
-    # An empty table keeps every operator and only makes in-place ones pure.
-    module = program.run_decompositions({}).module(check_guards=False)
+    with warnings.catch_warnings():
+        # torch.export deprecates parts of itself; nothing that a caller could act on.
+        warnings.simplefilter("ignore")
+        program = _export(model, example)
+        # An empty table keeps every operator and only makes in-place ones pure.
+        module = program.run_decompositions({}).module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     graph = fx.Graph()  # a copy that no module owns: tensors are looked up in ``tensors``
     graph.output(graph.graph_copy(module.graph, {}))
     tensors = _collect_tensors(module)
     _normalise(graph)
-    _check_batch_is_free(graph)
     _fold_constants(graph, tensors)
     recompose(graph)
     fold_batch_norms(graph, tensors)
@@ -118,6 +121,7 @@ def capture(model: nn.Module, example: Inputs) -> Network:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     with FlopCounterMode(display=False) as counter:
         shapes, images = _shapes(graph, tensors, example, [node.name for node in placeholders])
+    _check_batch_is_free(graph, tensors, example, [node.name for node in placeholders])
     layers, unquantized = _layers(graph, tensors, shapes)
     if not layers:
         found = sorted({str(node.target) for node in graph.nodes if node.op == "call_function"})
@@ -221,15 +225,19 @@ def _normalise(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _check_batch_is_free(graph: fx.Graph) -> None:
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if node.op == "placeholder" and isinstance(value, Tensor) and isinstance(value.shape[0], int):
-            raise QuantopsyError(
-                f"input {node.name!r}",
-                f"its batch size is fixed to {value.shape[0]} in the graph",
-                "write shapes with -1 or x.shape[0], or export with a dynamic first dimension",
-            )
+def _check_batch_is_free(
+    graph: fx.Graph, tensors: Mapping[str, Tensor], example: Inputs, placeholders: Sequence[str]
+) -> None:
+    """One image must pass where the example's batch did."""
+    single = {name: x[:1] for name, x in example.items()} if isinstance(example, Mapping) else [x[:1] for x in example]
+    try:
+        _shapes(graph, tensors, single, placeholders)  # type: ignore[arg-type]
+    except Exception as error:
+        raise QuantopsyError(
+            "model",
+            f"its batch size is fixed in the graph ({_first_line(error)})",
+            "write shapes with -1 or x.shape[0], or export with a dynamic first dimension",
+        ) from error
 
 
 def _fold_constants(graph: fx.Graph, tensors: MutableMapping[str, Tensor]) -> None:
@@ -455,10 +463,11 @@ def _is_leaf_module(node: fx.Node) -> bool:
 def _name(node: fx.Node, weight: str | None, operation: Operation) -> str:
     """The module path of a layer that is a module; else the enclosing module's with the operation."""
     path = _module_path(node)
-    if _is_leaf_module(node) and path:
+    owner = weight.rpartition(".")[0] if weight else ""
+    if path and (_is_leaf_module(node) or owner == path):
         return path
-    if weight and not path:
-        return weight.rpartition(".")[0] or operation.name
+    if owner and not path:
+        return owner
     return f"{path}.{operation.name}" if path else operation.name
 
 

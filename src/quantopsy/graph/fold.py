@@ -94,7 +94,7 @@ def _scale_layer(
     path = weight_name.rpartition(".")[0] or prefix
     arguments = list(layer.args) + [None] * (3 - len(layer.args))
     for position, kind, value in ((1, "weight", folded), (2, "bias", bias)):
-        name = f"{path}.{prefix}.folded_{kind}"
+        name = f"{path}.{prefix}_folded_{kind}"
         tensors[name] = value.to(dtype)
         with graph.inserting_before(layer):
             arguments[position] = graph.get_attr(name)

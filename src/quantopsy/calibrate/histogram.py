@@ -1,0 +1,70 @@
+"""A histogram that grows with its data, and so is the same however the data are cut.
+
+R rows (grids), n values in each, B bins on either side of zero.
+
+Bin i, from -B to B - 1, is [i w, (i + 1) w) with w a power of two, the smallest such that everything seen
+has a bin. When the range grows, w doubles and neighbours merge, which loses nothing that a histogram
+started with the wider bins would have known: merging two halves gives the whole, count by count.
+Between B/2 and B bins are used on the longer side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Normal numbers only: narrower bins would have an inverse width that overflows.
+_SMALLEST_EXPONENT = -126
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """``counts`` (R, 2 B) int64; ``zeros`` (R,) how many of them are exactly zero; ``exponent`` (R,) int32,
+    the bin width being 2^exponent."""
+
+    counts: Tensor
+    zeros: Tensor
+    exponent: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, reach: Tensor, bins: int) -> Histogram:
+        """The histogram of ``rows`` (R, n) float32, |rows| <= ``reach`` (R,), with ``bins`` = B."""
+        exponent = (torch.frexp(reach).exponent - (bins.bit_length() - 1)).clamp(min=_SMALLEST_EXPONENT)
+        inverse_width = torch.ldexp(torch.ones_like(reach), -exponent)
+        # Multiplying by a power of two is exact, so every value has one bin, whatever came with it.
+        index = (rows * inverse_width[:, None]).floor_().to(torch.int32)
+        index += bins * torch.arange(1, 2 * len(rows), 2, dtype=torch.int32, device=rows.device)[:, None]
+        counts = torch.bincount(index.view(-1), minlength=2 * bins * len(rows)).view(len(rows), 2 * bins)
+        return cls(counts, (rows == 0).sum(1), exponent)
+
+    def widened(self, exponent: Tensor) -> Histogram:
+        """The same counts in bins of width 2^``exponent`` (R,), none narrower than now."""
+        shift = (exponent - self.exponent).clamp(max=31)
+        if not shift.any():
+            return self
+        bins = self.counts.shape[1] // 2
+        index = torch.arange(-bins, bins, device=shift.device)
+        index = (index >> shift.long()[:, None]) + bins
+        counts = torch.zeros_like(self.counts).scatter_add_(1, index, self.counts)
+        return Histogram(counts, self.zeros, exponent)
+
+    def merge(self, other: Histogram) -> Histogram:
+        """The histogram of both."""
+        exponent = torch.maximum(self.exponent, other.exponent)
+        a, b = self.widened(exponent), other.widened(exponent)
+        return Histogram(a.counts + b.counts, a.zeros + b.zeros, exponent)
+
+    def weighted(self) -> tuple[Tensor, Tensor]:
+        """(values, weight), (R, n) each, ascending apart from exact zeros, which come first: the middles of
+        the bins that any row uses and their counts."""
+        bins = self.counts.shape[1] // 2
+        counts = self.counts.clone()
+        counts[:, bins] -= self.zeros
+        used = torch.nonzero(counts.any(0))[:, 0]
+        middles = (used - bins + 0.5) * torch.ldexp(
+            torch.ones_like(self.exponent, dtype=torch.float32), self.exponent
+        )[:, None]
+        values = torch.cat((torch.zeros_like(middles[:, :1]), middles), 1)
+        return values, torch.cat((self.zeros[:, None], counts[:, used]), 1)

@@ -1,0 +1,181 @@
+"""Streaming statistics of one site's activations: what a range estimator will need, and never more.
+
+N images, C channels, R grids: 1, or C where the spec is per channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantopsy.calibrate.histogram import Histogram
+from quantopsy.calibrate.range_estimator import Tracker
+from quantopsy.calibrate.registry import check, range_estimator
+from quantopsy.core import QuantopsyError, Spec
+from quantopsy.quant import Sample
+from quantopsy.quant.registry import quantizer
+
+# Histograms look at no more values than this of an image: evenly spaced positions of every channel.
+# The extremes are those of all values. With a few hundred images that is millions of values.
+VALUES_PER_IMAGE = 1 << 14
+_BINS_PER_TENSOR, _BINS_PER_CHANNEL = 2048, 512
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Statistics of some images; ``low`` and ``high`` are (R,)."""
+
+    low: Tensor
+    high: Tensor
+    histogram: Histogram | None
+    tracker: Tracker | None
+
+
+class Observer:
+    """Collects statistics of batches (N, ...) of one tensor; memory does not grow with what it has seen.
+
+    ``key`` is equal for two observers that collect the same statistics, so one can serve both specs.
+    """
+
+    def __init__(self, axis: int | None, values: bool, tracker: Tracker | None) -> None:
+        self.axis = axis
+        self._values = values
+        self._tracker = tracker
+        self._seen: _Seen | None = None
+
+    @property
+    def key(self) -> Hashable:
+        """What is collected."""
+        return self.axis, self._values, self._empty_tracker
+
+    @property
+    def _empty_tracker(self) -> Tracker | None:
+        return self._tracker
+
+    @property
+    def low(self) -> Tensor:
+        """Smallest value seen: float32, () or (C,)."""
+        low = self._statistics.low
+        return low[0] if self.axis is None else low
+
+    @property
+    def high(self) -> Tensor:
+        """Largest value seen: float32, () or (C,)."""
+        high = self._statistics.high
+        return high[0] if self.axis is None else high
+
+    def update(self, x: Tensor) -> None:
+        """Add a batch ``x``, images along dimension 0.
+
+        Raises :class:`QuantopsyError` for an empty tensor, NaN and infinite values; then nothing was added.
+        """
+        if x.numel() == 0:
+            raise QuantopsyError("activation to calibrate", "it is empty", "calibrate on at least one image")
+        x = x.detach()
+        low, high = self._extremes(x)
+        reach = torch.maximum(-low, high).amax(0)
+        if not torch.isfinite(reach).all():
+            raise QuantopsyError(
+                "activation to calibrate",
+                "it holds NaN or infinite values",
+                "mend the float network or its inputs",
+            )
+        histogram = None
+        if self._values:
+            bins = _BINS_PER_TENSOR if self.axis is None else _BINS_PER_CHANNEL
+            histogram = Histogram.of(self._thinned(x), reach, bins)
+        tracker = None if self._tracker is None else self._tracker.after(low, high)
+        self._add(_Seen(low.amin(0), high.amax(0), histogram, tracker))
+
+    def merge(self, other: Observer) -> Observer:
+        """A new observer that has seen this one's batches and then ``other``'s."""
+        if self.key != other.key:
+            raise QuantopsyError(
+                f"observer of {other.key}", f"it cannot join one of {self.key}", "use one spec"
+            )
+        merged = Observer(self.axis, self._values, self._tracker)
+        for part in (self, other):
+            if part._seen is not None:
+                merged._add(part._seen)
+        return merged
+
+    def sample(self) -> Sample:
+        """What was seen, as R weighted rows."""
+        seen = self._statistics
+        if seen.histogram is None:
+            values, weight = torch.stack((seen.low, seen.high), 1), None
+        else:
+            values, weight = seen.histogram.weighted()
+            # The middle of an outermost bin may lie beyond every value in it.
+            values = torch.minimum(torch.maximum(values, seen.low[:, None]), seen.high[:, None])
+        return Sample(
+            values, weight, seen.low, seen.high, None if seen.tracker is None else seen.tracker.range()
+        )
+
+    @property
+    def _statistics(self) -> _Seen:
+        if self._seen is None:
+            raise QuantopsyError("observer", "it has seen no image", "calibrate on at least one")
+        return self._seen
+
+    def _add(self, new: _Seen) -> None:
+        old = self._seen
+        if old is not None:
+            new = _Seen(
+                torch.minimum(old.low, new.low),
+                torch.maximum(old.high, new.high),
+                old.histogram.merge(new.histogram) if old.histogram and new.histogram else None,
+                old.tracker.merge(new.tracker) if old.tracker and new.tracker else None,
+            )
+        self._seen = new
+
+    def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Each image's extremes, (N, R) each."""
+        axis = self._channel(x)
+        rest = [dim for dim in range(1, x.ndim) if dim != axis]
+        low, high = (x.amin(rest), x.amax(rest)) if rest else (x, x)
+        return low.float().reshape(len(x), -1), high.float().reshape(len(x), -1)
+
+    def _thinned(self, x: Tensor) -> Tensor:
+        """(R, n) float32: of an image with more than ``VALUES_PER_IMAGE`` every few rows and columns."""
+        kept = 1 if x.ndim > 2 else 0
+        positions = [dim for dim in range(1, x.ndim) if dim != kept]
+        excess = x[0].numel() / VALUES_PER_IMAGE
+        if positions and excess > 1:
+            step = int(-(-(excess ** (1 / len(positions))) // 1))
+            for dim in positions:
+                x = x[(slice(None),) * dim + (slice(min(step, x.shape[dim]) // 2, None, step),)]
+        axis = self._channel(x)
+        if axis is None:
+            return x.float().reshape(1, -1)
+        return x.float().movedim(axis, 0).reshape(x.shape[axis], -1)
+
+    def _channel(self, x: Tensor) -> int | None:
+        if self.axis is None:
+            return None
+        if not -x.ndim <= self.axis < x.ndim or self.axis % x.ndim == 0:
+            raise QuantopsyError(
+                f"channel axis {self.axis}", f"activations are {tuple(x.shape)}", "name a channel axis"
+            )
+        return self.axis % x.ndim
+
+
+def observer(spec: Spec, axis: int = 1) -> Observer:
+    """An empty observer for activations that ``spec`` will quantize; ``axis`` is their channel dimension.
+
+    Raises :class:`QuantopsyError` for a spec that cannot be realised from streamed activations.
+    """
+    check(spec)
+    if spec.granularity.startswith("per_group"):
+        raise QuantopsyError(
+            f"granularity {spec.granularity} of activations",
+            "groups divide weights",
+            "use per_channel or per_tensor",
+        )
+    estimator, argument = range_estimator(spec.range_estimator)
+    tracker = None if estimator.tracker is None else estimator.tracker(argument)
+    values = estimator.needs_values or quantizer(spec.kind).needs_values
+    return Observer(axis if spec.granularity == "per_channel" else None, values, tracker)

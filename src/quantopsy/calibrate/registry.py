@@ -1,0 +1,45 @@
+"""All range estimators by name. A new one is a file beside this one and a line in the table."""
+
+from __future__ import annotations
+
+import torch
+
+from quantopsy.calibrate import min_max, moving_average, percentile, sigma, topk_median
+from quantopsy.calibrate.range_estimator import Argument, Range, RangeEstimator
+from quantopsy.core import Spec, names
+from quantopsy.quant import Sample, registry
+
+RANGE_ESTIMATORS = {
+    estimator.name: estimator
+    for estimator in (
+        min_max.ESTIMATOR,
+        moving_average.ESTIMATOR,
+        topk_median.ESTIMATOR,
+        sigma.ESTIMATOR,
+        percentile.ABSOLUTE,
+        percentile.SIGNED,
+    )
+}
+
+
+def range_estimator(text: str) -> tuple[RangeEstimator, Argument]:
+    """The estimator and its argument that ``name`` or ``name:argument`` means; raises
+    :class:`QuantopsyError` with the nearest names."""
+    name, _, argument = text.partition(":")
+    if name not in RANGE_ESTIMATORS:
+        raise names.unknown(name, list(RANGE_ESTIMATORS), "range estimator")
+    estimator = RANGE_ESTIMATORS[name]
+    return estimator, estimator.parse(argument)
+
+
+def check(spec: Spec) -> None:
+    """Raise :class:`QuantopsyError` where ``spec`` names a kind, width, option or estimator that there is not."""
+    registry.check(spec)
+    range_estimator(spec.range_estimator)
+
+
+def estimate_range(spec: Spec, sample: Sample) -> Range:
+    """(low, high), (R,) each: what the spec's estimator says, never beyond what was seen."""
+    estimator, argument = range_estimator(spec.range_estimator)
+    low, high = estimator.estimate(spec, sample, argument)
+    return torch.maximum(low, sample.low), torch.minimum(high, sample.high)

@@ -1,0 +1,43 @@
+"""Elementwise kernels run tile by tile, so that their passes meet in the cache.
+
+A chain of in-place operations reads and writes the tensor once per operation. Over tiles of 1 MiB the
+passes after the first find their data in the second-level cache, two tiles' worth of threads included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+TILE = 1 << 18
+
+
+def tiled(kernel: Callable[..., object], x: Tensor, *parameters: Tensor) -> Tensor:
+    """``kernel(out, x, *parameters)`` applied to tiles; returns ``out``, with the strides of ``x``.
+
+    ``kernel`` writes to its first argument. ``parameters`` broadcast to ``x``.
+    """
+    out = torch.empty_like(x)
+    if x.numel() <= TILE or x.device.type != "cpu":
+        kernel(out, x, *parameters)
+        return out
+    # In the order of memory, so that a tile is one block and the innermost loop is long.
+    order = sorted(range(x.ndim), key=lambda dim: -x.stride(dim) if x.shape[dim] > 1 else 0)
+    source, target = x.permute(order), out.permute(order)
+    if all(parameter.numel() == 1 for parameter in parameters):
+        if source.is_contiguous() and target.is_contiguous():
+            source, target = source.view(-1), target.view(-1)
+        laid = [parameter.reshape(()) for parameter in parameters]
+    else:
+        laid = [
+            parameter.reshape((1,) * (x.ndim - parameter.ndim) + parameter.shape).permute(order)
+            for parameter in parameters
+        ]
+    rows = max(1, TILE * source.shape[0] // source.numel())
+    for start in range(0, source.shape[0], rows):
+        stop = start + rows
+        cut = [p[start:stop] if p.ndim and p.shape[0] > 1 else p for p in laid]
+        kernel(target[start:stop], source[start:stop], *cut)
+    return out

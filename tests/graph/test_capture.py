@@ -1,0 +1,220 @@
+"""Capture: the layers of a network as the layer-wise paper counts them, and honest refusals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import randomise_norms
+from torch import nn
+
+from quantopsy.core import QuantopsyError
+from quantopsy.graph.capture import capture, load
+from quantopsy.graph.execute import compile_network
+
+
+def outputs(module: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The module's output and its captured network's."""
+    network = capture(module, inputs)
+    program = compile_network(network)
+    with torch.no_grad():
+        return module(*inputs), program.forward(program.place(inputs))[0]
+
+
+def test_layers_come_in_order_with_their_activation_fused(small, images) -> None:
+    network = capture(small, (images[:2],))
+    assert [(layer.name, layer.op, layer.activation) for layer in network.layers] == [
+        ("stem.0", "conv2d", "relu6"),
+        ("depthwise.0", "conv2d", "silu"),
+        ("left", "conv2d", None),
+        ("right.0", "conv2d", None),
+        ("add", "add", "relu"),
+        ("concat", "concat", None),
+        ("pool", "max_pool", None),
+        ("mean", "mean", None),
+        ("head", "linear", None),
+    ]
+    assert [layer.index for layer in network.layers] == list(range(9))
+
+
+def test_a_layer_knows_its_size_and_source(small, images) -> None:
+    stem, depthwise, *_ = capture(small, (images[:2],)).layers
+    assert stem.weight_shape == (8, 3, 3, 3)
+    assert stem.output_shape == (8, 12, 12)
+    assert stem.macs == 12 * 12 * 8 * 27
+    assert stem.parameters == 8 * 27 + 8  # the folded batch norm leaves a bias
+    assert depthwise.groups == 8
+    assert depthwise.macs == 5 * 5 * 8 * 9
+    assert stem.source is not None
+    assert "conftest.py:" in stem.source
+
+
+def test_folded_equals_float_at_any_batch_size(small, images) -> None:
+    program = compile_network(capture(small, (images[:2],)))
+    for count in (1, 2, 12):
+        with torch.no_grad():
+            torch.testing.assert_close(
+                program.forward(program.place((images[:count],)))[0], small(images[:count]), rtol=1e-5, atol=1e-6
+            )
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: nn.Sequential(nn.Conv1d(4, 6, 3, groups=2), nn.BatchNorm1d(6), nn.GELU()), (4, 9)),
+        (lambda: nn.Sequential(nn.Conv3d(2, 4, 3, dilation=1), nn.BatchNorm3d(4), nn.ELU()), (2, 5, 5, 5)),
+        (lambda: nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2), nn.BatchNorm2d(6)), (4, 5, 5)),
+        (lambda: nn.Sequential(nn.Linear(7, 5), nn.BatchNorm1d(5), nn.Hardswish()), (7,)),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.BatchNorm2d(4), nn.PReLU(4)), (3, 6, 6)),
+    ],
+)
+def test_batch_norms_fold_into_every_kind_of_layer(layer, shape) -> None:
+    torch.manual_seed(0)
+    module = randomise_norms(layer())
+    x = torch.randn(3, *shape)
+    raw, folded = outputs(module, x)
+    torch.testing.assert_close(folded, raw, rtol=1e-5, atol=1e-6)
+    network = capture(module, (x,))
+    assert [layer.op for layer in network.layers].count("batch_norm") == 0
+    assert len(network.layers) == 1
+
+
+def test_a_batch_norm_with_nothing_to_fold_into_stays_as_an_affine_layer() -> None:
+    torch.manual_seed(0)
+    module = randomise_norms(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 4, 3)))
+    x = torch.randn(2, 3, 6, 6)
+    raw, captured = outputs(module, x)
+    torch.testing.assert_close(captured, raw, rtol=1e-5, atol=1e-6)
+    assert [layer.op for layer in capture(module, (x,)).layers] == ["batch_norm", "conv2d"]
+
+
+def test_a_shared_weight_is_folded_for_each_of_its_layers() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.conv(self.first(self.conv(x))))
+
+    torch.manual_seed(0)
+    raw, folded = outputs(randomise_norms(Shared()), torch.randn(2, 3, 6, 6))
+    torch.testing.assert_close(folded, raw, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: x * torch.sigmoid(x), "silu"),
+        (lambda x: x * nn.functional.relu6(x + 3) / 6, "hardswish"),
+        (lambda x: x * (nn.functional.relu6(x + 3.0) * (1 / 6)), "hardswish"),
+        (lambda x: nn.functional.hardtanh(x + 3, 0, 6) / 6, "hardsigmoid"),
+        (lambda x: x.clamp(0, 6), "relu6"),
+        (lambda x: x.clamp(min=0), "relu"),
+    ],
+)
+def test_decomposed_activations_are_put_together_again(function, name) -> None:
+    class Decomposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return function(self.conv(x))
+
+    torch.manual_seed(0)
+    module, x = Decomposed().eval(), 3 * torch.randn(2, 3, 8, 8)
+    raw, captured = outputs(module, x)
+    torch.testing.assert_close(captured, raw, rtol=1e-5, atol=1e-6)
+    assert [(layer.op, layer.activation) for layer in capture(module, (x,)).layers] == [("conv2d", name)]
+
+
+def test_several_inputs_by_name_and_several_outputs() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(5, 3)
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"sum": self.a(left) + self.b(right), "product": self.a(left) @ self.b(right).T}
+
+    torch.manual_seed(0)
+    module = Two().eval()
+    batch = {"right": torch.randn(4, 5), "left": torch.randn(4, 4)}
+    network = capture(module, batch)
+    program = compile_network(network)
+    with torch.no_grad():
+        found, expected = network.unflatten(program.forward(program.place(batch))), module(**batch)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_what_is_not_understood_stays_float_and_is_listed() -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Linear(4, 4), nn.LayerNorm(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(self.norm(self.first(x)), -1)
+
+    network = capture(Norm().eval(), (torch.randn(2, 4),))
+    assert [layer.name for layer in network.layers] == ["first"]
+    assert {item.operator for item in network.unquantized} == {"aten.layer_norm.default", "aten.softmax.int"}
+    assert all(item.source and "test_capture.py:" in item.source for item in network.unquantized)
+
+
+def test_the_module_is_left_as_it_was(small, images) -> None:
+    before = {name: value.clone() for name, value in small.state_dict().items()}
+    capture(small, (images[:2],))
+    assert all(torch.equal(before[name], value) for name, value in small.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in small.modules())
+
+
+def test_refusals_name_thing_reason_and_remedy(tmp_path, images) -> None:
+    with pytest.raises(QuantopsyError, match="no such file; give FILE.pt2"):
+        load(str(tmp_path / "absent.pt2"))
+    broken = tmp_path / "broken.pt2"
+    broken.write_bytes(b"PK nonsense")
+    with pytest.raises(QuantopsyError, match="does not load"):
+        load(broken)
+    with pytest.raises(QuantopsyError, match="nearest are .*Linear"):
+        load("torch.nn:Linaer")
+    with pytest.raises(QuantopsyError, match="has no layer that can be quantized"):
+        capture(nn.Softmax(dim=1), (images[:2].flatten(1),))
+    with pytest.raises(QuantopsyError, match="does not run on the data"):
+        capture(nn.Linear(5, 2), (images[:2],))
+
+
+def test_nan_weights_are_named(small, images) -> None:
+    with torch.no_grad():
+        small.left.weight[0, 0] = float("nan")
+    with pytest.raises(QuantopsyError, match=r"weight 'left.weight': 1 of its values"):
+        capture(small, (images[:2],))
+
+
+def test_control_flow_on_values_names_the_line() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x) if x.sum() > 0 else -self.linear(x)
+
+    with pytest.raises(QuantopsyError, match=r"torch.export fails .*test_capture.py:\d+"):
+        capture(Branching().eval(), (torch.randn(2, 4),))
+
+
+def test_a_fixed_batch_size_is_refused() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(x.reshape(2, 4))
+
+    with pytest.raises(QuantopsyError, match="batch size is fixed in the graph"):
+        capture(Fixed().eval(), (torch.randn(2, 4),))
