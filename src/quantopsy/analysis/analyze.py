@@ -29,7 +29,7 @@ from quantopsy.engine.memory import choose_tile
 from quantopsy.graph.capture import capture, load
 from quantopsy.graph.execute import Program, compile_network
 from quantopsy.graph.network import Layer, Network
-from quantopsy.metrics import Metric, decision_agreement, resolve_metric
+from quantopsy.metrics import Agreement, Metric, logits, measure, resolve_metric
 from quantopsy.study import FLOAT, Store, TileResult, open_or_create
 
 FOLD_TOLERANCE = 1e-4  # relative l2 distance per image; rounding of deep float32 networks stays below 1e-5
@@ -115,7 +115,7 @@ def analyze(
     network = capture(module, example.inputs)
     progress.say(coverage_line(network))
     program = compile_network(network, device)
-    check_folded(module, program, example)
+    check_folded(module, program, example, images)
     plan = None if settings.plan is None else Plan.from_json(settings.plan, network.names)
     full = full_plan(network, grids(settings.scheme, settings.activation_bits, settings.changes), plan)
     selected = network.match(settings.layers)
@@ -159,7 +159,8 @@ def measure_float(experiment: Experiment, store: Store, progress: Progress) -> N
     engine = ExactEngine(experiment.program, experiment.calibration)
     for batch in prefetch(experiment.images, _pieces(todo, experiment.tile)):
         outputs, seconds = engine.float_pass(batch.inputs)
-        _check_finite(outputs, batch)
+        _check_finite(outputs, batch, experiment.images)
+        store.note("classes", classes(outputs))
         store.append([_measured(experiment, FLOAT, batch, outputs, outputs, seconds)])
         progress.advance(len(batch.indices))
 
@@ -225,21 +226,39 @@ def _measured(
     begin = time.perf_counter()
     network = experiment.network
     energy = squared_norms(outputs) if run == FLOAT else squared_norms(outputs, reference)
-    statistics = experiment.metric.per_image(
-        network.unflatten(outputs), _to(batch.labels, experiment.program.device), network.unflatten(reference)
+    whole, float_whole = network.unflatten(outputs), network.unflatten(reference)
+    statistics = measure(
+        experiment.metric,
+        whole,
+        _to(batch.labels, experiment.program.device),
+        float_whole,
+        lambda row: experiment.images.name(int(batch.indices[row])),
     )
-    agreement = decision_agreement(outputs, reference)
     return TileResult(
         run=run,
         images=batch.indices,
         energy=energy.cpu().numpy(),
-        agreement=agreement.cpu().numpy(),
-        statistics=statistics.cpu().numpy(),
+        agreement=_agreement(whole, float_whole),
+        statistics=statistics,
         seconds=seconds + time.perf_counter() - begin,
     )
 
 
-def check_folded(module: nn.Module, program: Program, example: Batch) -> None:
+def classes(outputs: Sequence[Any]) -> int | None:
+    """Number of classes where the first output is scores of classes (B, C, ...)."""
+    scores = outputs[0]
+    return int(scores.shape[1]) if isinstance(scores, Tensor) and scores.dim() >= 2 else None
+
+
+def _agreement(outputs: Any, reference: Any) -> np.ndarray:
+    """(B,) share of decisions that equal the float network's; NaN where the outputs are no scores."""
+    scores = logits(reference)
+    if not scores.is_floating_point() or scores.dim() < 2 or scores.shape[1] < 2:
+        return np.full(len(scores), np.nan)
+    return Agreement().per_image(outputs, None, reference)[:, 0].cpu().numpy()
+
+
+def check_folded(module: nn.Module, program: Program, example: Batch, images: Images) -> None:
     """Folded float must equal float: relative l2 distance per image below ``FOLD_TOLERANCE``."""
     inputs = example.inputs
     with torch.no_grad():
@@ -247,7 +266,7 @@ def check_folded(module: nn.Module, program: Program, example: Batch) -> None:
         folded = program.network.unflatten(program.forward(program.place(inputs)))
     float_outputs = output_tensors(torch.utils._pytree.tree_leaves(raw))
     folded_outputs = [tensor.cpu() for tensor in output_tensors(torch.utils._pytree.tree_leaves(folded))]
-    _check_finite(folded_outputs, example)
+    _check_finite(folded_outputs, example, images)
     distance = squared_norms(folded_outputs, float_outputs).sqrt()
     relative = float((distance / squared_norms(float_outputs).sqrt().clamp(min=1e-12)).max())
     if relative > FOLD_TOLERANCE:
@@ -271,12 +290,12 @@ def coverage_line(network: Network) -> str:
     return line
 
 
-def _check_finite(outputs: Iterable[Any], batch: Batch) -> None:
+def _check_finite(outputs: Iterable[Any], batch: Batch, images: Images) -> None:
     for tensor in output_tensors(list(outputs)):
         bad = ~torch.isfinite(tensor).flatten(1).all(1).cpu().numpy()
         if bad.any():
             raise QuantopsyError(
-                f"float network's output for image {int(batch.indices[bad][0])}",
+                f"float network's output for {images.name(int(batch.indices[bad][0]))}",
                 "has NaN or infinite values",
                 "check the model and the preprocessing with that image",
             )
@@ -371,6 +390,7 @@ def _describe(store: Store, experiment: Experiment, model: Any, data: Any, calib
     store.note("layers", [asdict(layer) for layer in network.layers])
     store.note("unquantized", [asdict(item) for item in network.unquantized])
     store.note("coverage", network.coverage)
+    store.note("labelled", experiment.images.has_labels)
     store.note("bad", list(map(str, experiment.images.bad)))
     store.note(
         "provenance",

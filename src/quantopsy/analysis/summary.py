@@ -10,7 +10,7 @@ import pandas as pd
 
 from quantopsy.analysis import significance
 from quantopsy.analysis.results import CELL_COLUMNS, Distribution, Results
-from quantopsy.metrics import Metric, chance_warning
+from quantopsy.metrics import Metric, chance_level, is_at_chance
 from quantopsy.study import FLOAT, RunResult, Store
 
 LAYER_COLUMNS = (
@@ -64,7 +64,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
             if (measured := _measured(store, metric, entry["run"], reference, wanted)) is not None
         ]
     )
-    interval = significance.value(metric, reference.statistics)
+    interval = significance.metric_interval(metric, reference.statistics)
     runs = {entry["run"] for entry in (*store.noted("cells", []), *store.noted("whole", []))}
     enough = all(len(store.images(run)) >= len(wanted) for run in runs) and bool(runs)
     return Results(
@@ -136,9 +136,12 @@ def _warnings(
     store: Store, metric: Metric, reference: RunResult, settings: Mapping[str, Any]
 ) -> tuple[str, ...]:
     lines = []
-    chance = chance_warning(metric, reference.statistics, store.noted("classes"))
-    if chance:
-        lines.append(chance)
+    classes = store.noted("classes")
+    if classes and is_at_chance(metric, reference.statistics, classes):
+        lines.append(
+            f"The float network's {metric.name} is at chance level ({chance_level(metric, classes):.3g}): check the "
+            "preprocessing and the labels before reading anything else here."
+        )
     if settings.get("calibration") == "the evaluation images":
         lines.append("Ranges were calibrated on the evaluation images; give --calibration for an honest figure.")
     if bad := store.noted("bad", []):

@@ -36,7 +36,7 @@ class Histogram:
         # Multiplying by a power of two is exact, so every value has one bin, whatever came with it.
         index = (rows * inverse_width[:, None]).floor_().to(torch.int32)
         index += bins * torch.arange(1, 2 * len(rows), 2, dtype=torch.int32, device=rows.device)[:, None]
-        counts = torch.bincount(index.view(-1), minlength=2 * bins * len(rows)).view(len(rows), 2 * bins)
+        counts = torch.bincount(index.flatten(), minlength=2 * bins * len(rows)).view(len(rows), 2 * bins)
         return cls(counts, (rows == 0).sum(1), exponent)
 
     def widened(self, exponent: Tensor) -> Histogram:

@@ -24,13 +24,13 @@ def quantile(values: Tensor, weight: Tensor | None, q: float) -> Tensor:
     return ordered.gather(1, index)[:, 0]
 
 
-def _absolute(spec: Spec, sample: Sample, argument: Argument) -> Range:
+def _absolute(_: Spec, sample: Sample, argument: Argument) -> Range:
     assert isinstance(argument, float)
     reach = quantile(sample.values.abs(), sample.weight, argument / 100)
     return -reach, reach
 
 
-def _signed(spec: Spec, sample: Sample, argument: Argument) -> Range:
+def _signed(_: Spec, sample: Sample, argument: Argument) -> Range:
     assert isinstance(argument, float)
     low = quantile(sample.values, sample.weight, 1 - argument / 100)
     return low, quantile(sample.values, sample.weight, argument / 100)

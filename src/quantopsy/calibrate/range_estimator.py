@@ -112,6 +112,6 @@ class RangeEstimator:
         return value
 
 
-def tracked_range(spec: Spec, sample: Sample, argument: Argument) -> Range:
+def tracked_range(_: Spec, sample: Sample, _argument: Argument) -> Range:
     """The running range where one was kept (activations), else the extremes (a tensor in hand)."""
     return (sample.low, sample.high) if sample.tracked is None else sample.tracked

@@ -7,7 +7,7 @@ from quantopsy.core import Spec
 from quantopsy.quant import Sample
 
 
-def _estimate(spec: Spec, sample: Sample, argument: Argument) -> Range:
+def _estimate(_: Spec, sample: Sample, argument: Argument) -> Range:
     assert isinstance(argument, float)
     mean, spread = sample.mean(sample.values), argument * sample.std()
     return mean - spread, mean + spread

@@ -25,13 +25,18 @@ class Step:
     """Computes the value ``writes`` from the values ``reads``.
 
     ``weight`` is the name under which ``compute`` looks the layer's weight up, so that a caller can
-    lay a quantized one over it.
+    lay a quantized one over it. ``operation`` and ``activate`` are the two halves of a layer, out of
+    place, for whoever differentiates them; ``target`` and ``arguments`` are what the operation calls.
     """
 
     index: int
     writes: str
     reads: tuple[str, ...]
     compute: Compute
+    operation: Compute
+    activate: Callable[[Mapping[str, Any], Any], Any] | None
+    target: Any
+    arguments: Callable[[Mapping[str, Any]], Sequence[Any]]
     layer: Layer | None = None
     weight: str | None = None
 
@@ -124,17 +129,22 @@ def compile_network(network: Network, device: torch.device | str = "cpu") -> Pro
         if node.op != "call_function" or node in fused:
             continue
         layer = by_node.get(node.name)
-        compute = _call(node)
+        compute = operation = _call(node)
+        activate = None
         reads = _reads(node)
         writes = node.name
         if layer is not None and layer.output != node.name:
             activation = next(user for user in node.users if user.name == layer.output)
             fused[activation] = node
             # The operation's own result is new memory that nobody else reads.
-            compute = _then(compute, _call(activation, operand=node, in_place=node.target not in MOVEMENTS))
+            activate = _call(activation, operand=node)
+            compute = _then(operation, _call(activation, operand=node, in_place=node.target not in MOVEMENTS))
             writes = activation.name
         weight = _constant(layer.weight) if layer is not None and layer.weight is not None else None
-        steps.append(Step(len(steps), writes, reads, compute, layer, weight))
+        arguments = _resolver(tuple(node.args))
+        steps.append(
+            Step(len(steps), writes, reads, compute, operation, activate, node.target, arguments, layer, weight)
+        )
     output = next(node for node in network.graph.nodes if node.op == "output")
     outputs = tuple(leaf.name for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node))
     last_reader = {name: step.index for step in steps for name in step.reads}

@@ -6,15 +6,17 @@ groups of ``group_size`` of them; the last group may be smaller.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
+import torch
 from torch import Tensor
 
 from quantopsy.core import QuantopsyError
 
 
 def group_axis(axis: int) -> int:
-    """The dimension that groups divide: 1 for a weight (out, in, ...), 0 for a transposed one (in, out, ...)."""
+    """The dimension that groups divide: 1 for a weight (out, in, ...), 0 for a transposed one."""
     return 1 if axis == 0 else 0
 
 
@@ -63,3 +65,31 @@ def rows_per_group(x: Tensor, axis: int, group: int) -> list[Tensor]:
     if whole < inputs:
         parts.append(laid[:, whole:].reshape(channels, 1, -1))
     return parts
+
+
+def map_rows(
+    function: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    table: Tensor,
+    axis: int | None,
+    group: int | None,
+) -> Tensor:
+    """``function(rows (R, n), table (R, L)) -> (R, n)`` over all grids of ``x``, reassembled to its shape.
+
+    ``table`` has the grid shape and L.
+    """
+    if axis is None:
+        return function(x.reshape(1, -1), table[None])[0].reshape(x.shape)
+    if group is None:
+        moved = x.movedim(axis, 0)
+        return function(moved.reshape(len(table), -1), table).reshape(moved.shape).movedim(0, axis)
+    axes = (axis % x.ndim, group_axis(axis % x.ndim))
+    moved = x.movedim(axes, (0, 1))
+    pieces, first = [], 0
+    for part in rows_per_group(x, axis, group):
+        channels, groups, _ = part.shape
+        tables = table[:, first : first + groups].reshape(channels * groups, -1)
+        mapped = function(part.reshape(channels * groups, -1), tables)
+        pieces.append(mapped.reshape(channels, -1, *moved.shape[2:]))
+        first += groups
+    return torch.cat(pieces, 1).movedim((0, 1), axes)

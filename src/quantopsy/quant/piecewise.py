@@ -14,12 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantopsy.core import QuantopsyError, Spec
-from quantopsy.quant import breakpoints
 from quantopsy.quant.grouping import aligned
 from quantopsy.quant.qparams import QParams
-from quantopsy.quant.quantizer import Quantizer
-from quantopsy.quant.sample import Sample
 from quantopsy.quant.tiles import tiled
 
 
@@ -77,7 +73,9 @@ class PiecewiseQParams(QParams):
 
     def join(self, other: PiecewiseQParams) -> PiecewiseQParams:
         inner = torch.cat((self.inner_scale, other.inner_scale), -1)
-        return replace(self, inner_scale=inner, outer_scale=torch.cat((self.outer_scale, other.outer_scale), -1))
+        return replace(
+            self, inner_scale=inner, outer_scale=torch.cat((self.outer_scale, other.outer_scale), -1)
+        )
 
     @property
     def _most(self) -> int:
@@ -139,40 +137,3 @@ def from_breakpoint(
     """The grid over [-m, m], or [0, m] unsigned, with ``bits`` in each piece; m and p of the grid shape."""
     inner, outer = scales(maximum, breakpoint_, bits)
     return PiecewiseQParams(inner, outer, bits, signed, axis=axis, group_size=group_size)
-
-
-def bits_per_piece(spec: Spec) -> int:
-    """b. By the option ``convention``, ``spec.bits`` is B with
-
-    ``per_piece``   b = B, the default and that of PWLQ's tables 1 and 2: 2^(b+2) codes
-    ``pw_comp``     as costly to multiply as B-bit uniform: b = B - 1 signed, B unsigned
-    ``pw_stor``     as large to store as B-bit uniform: b = B - 2 signed, B - 1 unsigned
-
-    Raises :class:`QuantopsyError` where that leaves no bit.
-    """
-    spare = {"per_piece": 1, "pw_comp": 0, "pw_stor": -1}[str(QUANTIZER.option(spec, "convention"))]
-    bits = min(spec.bits, spec.bits - (1 if spec.signed else 0) + spare)
-    if spare == 1:
-        bits = spec.bits
-    if bits < 1:
-        raise QuantopsyError(f"piecewise with {spec.bits} bits stored", "pieces would have none", "give at least 3")
-    return bits
-
-
-def _fit(spec: Spec, sample: Sample, low: Tensor, high: Tensor) -> PiecewiseQParams:
-    bits, signed = bits_per_piece(spec), bool(spec.signed)
-    maximum = torch.maximum(-low, high).clamp(min=0)
-    solve = breakpoints.SOLVERS[str(QUANTIZER.option(spec, "breakpoint"))]
-    return from_breakpoint(maximum, solve(sample, maximum, bits), bits, signed, axis=0)
-
-
-QUANTIZER = Quantizer(
-    name="piecewise",
-    summary="two linear regions, dense around zero (PWLQ); bits are those of each piece, see `convention`",
-    fit=_fit,
-    options={
-        "breakpoint": tuple(breakpoints.SOLVERS),
-        "convention": ("per_piece", "pw_comp", "pw_stor"),
-    },
-    needs_values=True,
-)

@@ -74,7 +74,7 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
 
 def fake_quantize_ste(x: Tensor, qparams: QParams) -> Tensor:
     """:func:`fake_quantize` with the straight-through gradient: 1 where ``x`` is rounded, 0 where clipped."""
-    result: Tensor = _StraightThrough.apply(x, qparams)  # type: ignore[no-untyped-call]
+    result: Tensor = _StraightThrough.apply(x, qparams)
     return result
 
 

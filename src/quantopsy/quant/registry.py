@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from quantopsy.core import Spec, names
-from quantopsy.quant import uniform
+from quantopsy.quant import learned, lloyd, power_of_two, pwlq, uniform
 from quantopsy.quant.quantizer import Quantizer
 
-QUANTIZERS = {quantizer.name: quantizer for quantizer in (uniform.QUANTIZER,)}
+_ENTRIES = (
+    uniform.QUANTIZER,
+    pwlq.QUANTIZER,
+    power_of_two.POWER_OF_TWO,
+    power_of_two.ADDITIVE,
+    learned.QUANTIZER,
+    lloyd.K_MEANS,
+    lloyd.LLOYD_MAX,
+)
+QUANTIZERS: dict[str, Quantizer] = {entry.name: entry for entry in _ENTRIES}
 
 
 def quantizer(kind: str) -> Quantizer:

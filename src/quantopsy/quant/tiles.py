@@ -24,7 +24,7 @@ def tiled(kernel: Callable[..., object], x: Tensor, *parameters: Tensor) -> Tens
         kernel(out, x, *parameters)
         return out
     # In the order of memory, so that a tile is one block and the innermost loop is long.
-    order = sorted(range(x.ndim), key=lambda dim: -x.stride(dim) if x.shape[dim] > 1 else 0)
+    order = sorted(range(x.ndim), key=lambda dim: x.stride(dim) if x.shape[dim] > 1 else 0, reverse=True)
     source, target = x.permute(order), out.permute(order)
     if all(parameter.numel() == 1 for parameter in parameters):
         if source.is_contiguous() and target.is_contiguous():

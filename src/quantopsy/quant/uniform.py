@@ -126,7 +126,7 @@ def from_range(
     return UniformQParams(scale, zero_point.to(torch.int32), qmin, qmax, axis=axis, group_size=group_size)
 
 
-def _fit(spec: Spec, sample: Sample, low: Tensor, high: Tensor) -> UniformQParams:
+def _fit(spec: Spec, _: Sample, low: Tensor, high: Tensor) -> UniformQParams:
     return from_range(spec, low, high, axis=0)
 
 

@@ -1,0 +1,97 @@
+"""Dynamic differentiable quantization, forward part: free levels, and gates that set the bit-width (DDQ 2.2, 2.3).
+
+b bits at most, s = sum of gates bits in effect; q (..., 2^b) levels, ascending; U (2^b, 2^b).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantopsy.core import Spec
+from quantopsy.quant import uniform
+from quantopsy.quant.levels import LevelsQParams
+from quantopsy.quant.power_of_two import power_of_two_levels
+from quantopsy.quant.quantizer import Quantizer
+from quantopsy.quant.sample import Sample
+
+
+def open_gates(logits: Tensor) -> Tensor:
+    """Heaviside: gates (b,) of 1 where the trained variable is at least 0, else 0, in descending order.
+
+    Unsorted, the Kronecker product would not be block-diagonal (DDQ 2.3, "permutation").
+    """
+    return (logits >= 0).to(logits.dtype).sort(descending=True).values
+
+
+def kronecker(gates: Tensor) -> Tensor:
+    """``U = U_1 (x) ... (x) U_b`` with ``U_i = g_i I + (1 - g_i) 1``, (2^b, 2^b): 2^s all-one blocks."""
+    identity, ones = torch.eye(2, dtype=gates.dtype, device=gates.device), gates.new_ones(2, 2)
+    U = gates.new_ones(1, 1)
+    for gate in gates:
+        U = torch.kron(U, gate * identity + (1 - gate) * ones)
+    return U
+
+
+def compose(q: Tensor, gates: Tensor) -> Tensor:
+    """``U^T q / Z_U`` (DDQ equation (3)), the same shape as ``q``: runs of 2^(b-s) levels become their mean.
+
+    Computed factor by factor, b 2^b operations, without the matrix; differentiable in ``q`` and ``gates``.
+    ``Z_U = 2^(b-s)``, the size of a block: the paper's text prints its inverse.
+    """
+    for i, gate in enumerate(gates):
+        pairs = q.unflatten(-1, (2**i, 2, -1))
+        q = (gate * pairs + (1 - gate) * pairs.sum(-2, keepdim=True)).flatten(-3)
+    return q / 2 ** (1 - gates).sum()
+
+
+def uniform_levels(bits: int, low: Tensor, high: Tensor) -> Tensor:
+    """``k (high - low) / (2^b - 1) + low`` (DDQ equation (4) at its start), the shape of ``low`` and 2^b."""
+    steps = torch.arange(2**bits, dtype=torch.float64, device=low.device) / (2**bits - 1)
+    return (low.double()[..., None] + steps * (high - low).double()[..., None]).float()
+
+
+def symmetric_levels(bits: int, clip: Tensor) -> Tensor:
+    """[-1, ..., -1 / (2^(b-1) - 1), -0, +0, ..., 1] c (DDQ equation (1)), the shape of c = ``clip`` and 2^b."""
+    half = torch.arange(2 ** (bits - 1), dtype=torch.float64, device=clip.device) / (2 ** (bits - 1) - 1)
+    return (torch.cat((-half.flip(0), half)) * clip.double()[..., None]).float()
+
+
+def stored_levels(q: Tensor, bits: int, low: Tensor, high: Tensor) -> Tensor:
+    """``R()`` of DDQ equation (4): ``q`` (..., L) on a uniform grid of ``bits`` from ``low`` to ``high`` (...,),
+    as levels are stored at b_q bits. Not below b bits, or levels merge."""
+    step = (high - low)[..., None] / (2**bits - 1)
+    low = low[..., None]
+    return ((q - low) / step).round().clamp(0, 2**bits - 1) * step + low
+
+
+def _fit(spec: Spec, _: Sample, low: Tensor, high: Tensor) -> LevelsQParams:
+    start = QUANTIZER.option(spec, "start")
+    reach = torch.maximum(-low, high)
+    scale = torch.where(reach < torch.finfo(torch.float32).tiny, 1.0, reach)
+    if start == "power_of_two":
+        levels = _padded(power_of_two_levels(spec.bits, bool(spec.signed)), spec.bits).to(low.device)
+        levels = levels.expand(len(scale), -1)
+    else:
+        grid = uniform.from_range(spec, low / scale, high / scale, axis=0)
+        codes = torch.arange(grid.qmin, grid.qmax + 1, device=low.device)
+        levels = grid.decode(codes.expand(len(scale), -1))
+    gates = torch.ones(spec.bits, device=low.device)
+    gates[int(QUANTIZER.option(spec, "open_gates")) or spec.bits :] = 0
+    return LevelsQParams(compose(levels, gates), scale, axis=0)
+
+
+def _padded(levels: Tensor, bits: int) -> Tensor:
+    """2^b entries, zero repeated as often as it takes, as the -0 and +0 of DDQ equations (1) and (2)."""
+    below, rest = levels[levels < 0], levels[levels >= 0]
+    return torch.cat((below, torch.zeros(2**bits - len(levels)), rest))
+
+
+QUANTIZER = Quantizer(
+    name="learned",
+    summary="levels that training moves, and gates that set how many (DDQ); starts from a known grid",
+    fit=_fit,
+    options={"start": ("uniform", "power_of_two"), "open_gates": (0, 1, 2, 3, 4, 5, 6, 7, 8)},
+    zero_exact=False,
+    max_bits=8,
+)

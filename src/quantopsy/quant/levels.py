@@ -1,0 +1,73 @@
+"""Grids with levels anywhere: a table, and the nearest entry of it.
+
+L levels; grid shapes as in :mod:`quantopsy.quant.qparams`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantopsy.quant.grouping import aligned, map_rows
+from quantopsy.quant.qparams import QParams
+
+
+@dataclass(frozen=True)
+class LevelsQParams(QParams):
+    """``q = argmin_j |levels_j - x / scale|``, ``x_hat = levels_q scale``; a tie goes to the lower level.
+
+    ``levels`` ascending, float32: (L,) where all grids share the table, else the grid shape and L.
+    ``scale`` float32 of the grid shape.
+    """
+
+    levels: Tensor
+    scale: Tensor
+
+    def encode(self, x: Tensor) -> Tensor:
+        position = x / self._aligned(self.scale, x)
+        if self.levels.ndim == 1:
+            return torch.bucketize(position, self._borders, out_int32=True)
+        return map_rows(_nearest, position, self._borders, self.axis, self.group_size)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        if self.levels.ndim == 1:
+            values = self.levels[codes]
+        else:
+            values = map_rows(_look_up, codes, self.levels, self.axis, self.group_size)
+        return values * self._aligned(self.scale, codes)
+
+    def snap(self, x: Tensor) -> Tensor:
+        return self.decode(self.encode(x)).to(x.dtype)
+
+    def covers(self, x: Tensor) -> Tensor:
+        low, high = (self._aligned(self.levels[..., end] * self.scale, x) for end in (0, -1))
+        return (x >= low) & (x <= high)
+
+    def map_grids(self, change: Callable[[Tensor], Tensor], **layout: Any) -> LevelsQParams:
+        levels = self.levels if self.levels.ndim == 1 else change(self.levels)
+        return replace(self, levels=levels, scale=change(self.scale), **layout)
+
+    def join(self, other: LevelsQParams) -> LevelsQParams:
+        levels = self.levels if self.levels.ndim == 1 else torch.cat((self.levels, other.levels), -2)
+        return replace(self, levels=levels, scale=torch.cat((self.scale, other.scale), -1))
+
+    @cached_property
+    def _borders(self) -> Tensor:
+        """Half way between neighbouring levels, (..., L - 1)."""
+        return (self.levels[..., :-1] + self.levels[..., 1:]) / 2
+
+    def _aligned(self, grid: Tensor, x: Tensor) -> Tensor:
+        return aligned(grid, x, self.axis, self.group_size)
+
+
+def _nearest(rows: Tensor, borders: Tensor) -> Tensor:
+    return torch.searchsorted(borders, rows.contiguous(), out_int32=True)
+
+
+def _look_up(rows: Tensor, levels: Tensor) -> Tensor:
+    return levels.gather(1, rows.long())
