@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from quantopsy.api import Study, analyze, open_study
     from quantopsy.graph.capture import capture
 
-__version__ = "0.1.0"
-
 _LAZY = {
     "Study": "quantopsy.api",
     "analyze": "quantopsy.api",

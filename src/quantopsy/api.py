@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -31,7 +33,6 @@ class Study:
 
     folder: Path
     results: Results
-    _keep: Any = field(default=None, repr=False)  # a temporary folder lives as long as its study
 
     def frame(self) -> pd.DataFrame:
         """A row per (layer, bits) cell, the columns of ``cells.csv``."""
@@ -45,7 +46,7 @@ class Study:
         """A row per layer: name, operation, source line, shapes, MACs, parameters."""
         return self.results.layers.copy()
 
-    def heatmap(self, view: str = "degradation") -> go.Figure:
+    def heatmap(self, view: Literal["degradation", "noise"] = "degradation") -> go.Figure:
         """Bit-widths by layers, as in Figure 3 of the layer-wise paper; ``view`` may be ``noise``."""
         from quantopsy.report.figures import heatmap
 
@@ -92,10 +93,9 @@ def analyze(
 
     Raises :class:`QuantopsyError` for whatever the caller can mend.
     """
-    keep = None
+    temporary = out is None
     if out is None:
-        keep = tempfile.TemporaryDirectory(prefix="quantopsy-")
-        out = keep.name
+        out = tempfile.mkdtemp(prefix="quantopsy-")
     results = _analyze.analyze(
         model,
         data,
@@ -108,7 +108,10 @@ def analyze(
         settings=Settings(bits=tuple(bits), **settings),
         progress=progress,
     )
-    return finish(Study(Path(out), results, keep))
+    study = Study(Path(out), results)
+    if temporary:  # the folder lives as long as its study
+        weakref.finalize(study, shutil.rmtree, out, ignore_errors=True)
+    return finish(study)
 
 
 def finish(study: Study) -> Study:

@@ -83,14 +83,34 @@ def read_json(path: Path, thing: str) -> Any:
     try:
         return json.loads(path.read_text())
     except OSError as error:
-        raise QuantopsyError(f"{thing} {str(path)!r}", f"cannot be read ({error.strerror})", "check the path") from error
+        raise QuantopsyError(
+            f"{thing} {str(path)!r}", f"cannot be read ({error.strerror})", "check the path"
+        ) from error
     except ValueError as error:
         raise QuantopsyError(f"{thing} {str(path)!r}", f"is not JSON ({error})", "check its syntax") from error
 
 
-def changes(quantizer: str | None, granularity: str | None, weight: str | None, activation: str | None) -> Any:
+def parse_options(pairs: list[str] | None) -> dict[str, Any] | None:
+    """``NAME=VALUE`` pairs; a value that reads as JSON is taken as such."""
+    if not pairs:
+        return None
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise QuantopsyError(f"--option {pair!r}", "is no NAME=VALUE", "see `quantopsy quantizers`")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found
+
+
+def changes(
+    quantizer: str | None, granularity: str | None, weight: str | None, activation: str | None, options: Any
+) -> Any:
     """The fields that the options change in a scheme's specs, by role."""
-    on_weight = {"kind": quantizer, "granularity": granularity, "range_estimator": weight}
+    on_weight = {"kind": quantizer, "granularity": granularity, "range_estimator": weight, "options": options}
     on_weight = {name: value for name, value in on_weight.items() if value is not None}
     on_activation = {} if activation is None else {"range_estimator": activation}
     return {
@@ -119,6 +139,9 @@ def analyze(
     activation_bits: Annotated[int, typer.Option(help="Bit-width of activations")] = 8,
     quantizer: Annotated[str | None, typer.Option(help="Weight quantizer, see `quantopsy quantizers`")] = None,
     granularity: Annotated[str | None, typer.Option(help="per_tensor, per_channel, per_group:N")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the weight quantizer; may be repeated")
+    ] = None,
     weight_range: Annotated[str | None, typer.Option(help="Range estimator of weights")] = None,
     activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
     plan: Annotated[Path | None, typer.Option(help="JSON plan laid over the scheme, layer by layer")] = None,
@@ -126,7 +149,9 @@ def analyze(
     calibration: Annotated[str | None, typer.Option(help="Images for the ranges  [default: those of --data]")] = None,
     calibration_samples: Annotated[int | None, typer.Option(help="At most so many images for the ranges")] = None,
     samples: Annotated[int | None, typer.Option(help="An evenly spaced subset; more can follow later")] = None,
-    preprocess: Annotated[Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")] = None,
+    preprocess: Annotated[
+        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave unreadable images out, and count them")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
     tile: Annotated[int | None, typer.Option(help="Images run at once  [default: by memory]")] = None,
@@ -141,7 +166,7 @@ def analyze(
         bits=parse_bits(bits),
         scheme=scheme,
         activation_bits=activation_bits,
-        changes=changes(quantizer, granularity, weight_range, activation_range),
+        changes=changes(quantizer, granularity, weight_range, activation_range, parse_options(option)),
         plan=None if plan is None else read_json(plan, "plan"),
         layers=tuple(layers or ("*",)),
         samples=samples,
@@ -177,6 +202,28 @@ def report(
 
 
 @app.command()
+def quantizers(as_json: Json = False) -> None:
+    """List the quantizers and range estimators, a line each."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from quantopsy.calibrate.registry import summaries
+
+    found = summaries()
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
+    console = Console()
+    for heading, entries in found.items():
+        table = Table(title=heading.replace("_", " "), title_justify="left", box=None, show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column()
+        for name, summary in entries.items():
+            table.add_row(escape(name), escape(summary))
+        console.print(table)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Study folder")] = Path("quantopsy-demo"),
     samples: Annotated[int | None, typer.Option(help="Fewer images")] = None,
@@ -207,8 +254,8 @@ def _analyze(
 
 
 def _show(study: Any, as_json: bool) -> None:
-    from quantopsy.api import CELLS, REPORT
     from quantopsy.analysis.document import document
+    from quantopsy.api import CELLS, REPORT
     from quantopsy.report.terminal import print_results
 
     if as_json:

@@ -8,14 +8,13 @@ Letters: B images of a batch, n images, K statistics per image, R weightings, C 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from quantopsy.core import QuantopsyError
+from quantopsy.core.imports import called, imported
 from quantopsy.core.names import unknown
 
 if TYPE_CHECKING:
@@ -63,9 +63,19 @@ class Metric(ABC):
 
     @final
     def value(self, statistics: np.ndarray, weights: np.ndarray | None = None) -> float:
-        """The value of images with ``statistics`` (n, K), each counting as ``weights`` (n,) says, or once."""
+        """The value of images with ``statistics`` (n, K), each counting as ``weights`` (n,) says, or once.
+
+        Raises :class:`QuantopsyError` where it is undefined.
+        """
         rows = np.ones((1, len(statistics))) if weights is None else np.asarray(weights, dtype=float)[None]
-        return float(self.values(statistics, rows)[0])
+        value = float(self.values(statistics, rows)[0])
+        if not np.isfinite(value):
+            raise QuantopsyError(
+                f"metric {self.name!r}",
+                f"its value over {len(statistics)} images is {value}",
+                "give more images, or another metric",
+            )
+        return value
 
 
 def resolve_metric(metric: Any, has_labels: bool) -> Metric:
@@ -130,9 +140,7 @@ def logits(outputs: Any) -> Tensor:
     for leaf in tree_leaves(outputs):
         if isinstance(leaf, Tensor):
             return leaf
-    raise QuantopsyError(
-        "network", "it returned no tensor", "return the tensor that the metric is computed from"
-    )
+    raise QuantopsyError("network", "it returned no tensor", "return the tensor that the metric is computed from")
 
 
 def chance_level(metric: Metric, classes: int) -> float | None:
@@ -264,14 +272,27 @@ class PerImageScore(_MeanMetric):
         return scores.double().unsqueeze(1) if scores.ndim == 1 else scores
 
 
+_Merge = Literal["sum", "mean", "max", "min", "cat"]
+
+# By name: importing torchmetrics takes a second, which whoever gives one of its metrics has paid for.
+_MERGES: dict[str, _Merge] = {
+    "dim_zero_sum": "sum",
+    "dim_zero_mean": "mean",
+    "dim_zero_max": "max",
+    "dim_zero_min": "min",
+    "dim_zero_cat": "cat",
+}
+
+
 @final
 class TorchMetric(Metric):
     """A ``torchmetrics.Metric`` that is updated with (logits, labels).
 
     A row of statistics is the state after a single image, each of its tensors behind a header
     (dtype, shape), so that rows read from a study can be merged without having seen an image. States
-    merge as torchmetrics merges them across processes: sums and means with weights, the rest
-    (concatenation, extremes, a reduction of its own) by repeating rows, which takes whole weights.
+    merge as torchmetrics merges them across processes: sums, means and extremes under any weights,
+    concatenations by repeating rows, which takes whole weights. A metric whose states merge in
+    another way is refused.
     """
 
     needs_labels = True
@@ -282,13 +303,23 @@ class TorchMetric(Metric):
         self._metric = metric.clone().cpu()
         self._metric.reset()
         # Private, but torchmetrics has no public way to ask how a state merges.
-        self._reductions: dict[str, Any] = self._metric._reductions
-        if not self._reductions:
+        self._merges = {
+            state: _MERGES.get(getattr(reduction, "__name__", ""))
+            for state, reduction in self._metric._reductions.items()
+        }
+        if not self._merges:
             raise QuantopsyError(
                 f"metric {self.name!r}",
                 "it keeps no state of its own, so images cannot be merged",
                 "give the metric that it wraps",
             )
+        for state, merge in self._merges.items():
+            if merge is None and not isinstance(getattr(self._metric, state), list):
+                raise QuantopsyError(
+                    f"metric {self.name!r}",
+                    f"its state {state!r} is no sum, mean, extreme or concatenation over images",
+                    "give a function f(outputs, labels) that scores every image",
+                )
 
     def per_image(self, outputs: Any, labels: Tensor | None, float_outputs: Any) -> Tensor:
         del float_outputs
@@ -300,7 +331,7 @@ class TorchMetric(Metric):
         return torch.stack(rows)
 
     def values(self, statistics: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        layout = _read_layout(statistics[0], list(self._reductions))
+        layout = _read_layout(statistics[0], list(self._merges))
         described = np.ones(statistics.shape[1], dtype=bool)
         for part in layout:
             described[part.data] = False
@@ -311,16 +342,18 @@ class TorchMetric(Metric):
     def _row(self, scores: Tensor, labels: Tensor) -> Tensor:
         self._metric.reset()
         self._metric.update(scores, labels)
-        return torch.cat([_pack(getattr(self._metric, name)) for name in self._reductions])
+        return torch.cat([_pack(getattr(self._metric, name)) for name in self._merges])
 
     def _compute(self, statistics: np.ndarray, weights: np.ndarray, layout: list[_Part]) -> float:
         self._metric.reset()
-        for name, reduction in self._reductions.items():
+        for name, merge in self._merges.items():
             parts = [part for part in layout if part.state == name]
-            setattr(self._metric, name, self._merge(statistics, weights, parts, reduction))
+            setattr(self._metric, name, self._merge(statistics, weights, parts, merge))
         self._metric._update_count = 1  # else compute() warns that nothing was seen
         try:
-            value = self._metric.compute()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a resample may well lack a class
+                value = self._metric.compute()
         except Exception as error:
             raise _failed(self, error) from error
         finally:
@@ -332,32 +365,27 @@ class TorchMetric(Metric):
         return float(value)
 
     def _merge(
-        self,
-        statistics: np.ndarray,
-        weights: np.ndarray,
-        parts: list[_Part],
-        reduction: Callable[..., Any] | None,
-    ) -> Any:
-        kind = getattr(reduction, "__name__", "")
-        if parts and not parts[0].in_list and kind in ("dim_zero_sum", "dim_zero_mean"):
+        self, statistics: np.ndarray, weights: np.ndarray, parts: list[_Part], merge: _Merge | None
+    ) -> Tensor | list[Tensor]:
+        if parts and not parts[0].in_list and merge is not None and merge != "cat":
             (part,) = parts
-            merged = weights @ statistics[:, part.data]
-            return part.restore(merged / weights.sum() if kind == "dim_zero_mean" else merged)
+            columns = statistics[:, part.data]
+            if merge in ("max", "min"):
+                present = columns[weights > 0]
+                return part.restore(present.max(axis=0) if merge == "max" else present.min(axis=0))
+            total = weights @ columns
+            return part.restore(total / weights.sum() if merge == "mean" else total)
         counts = weights.astype(np.int64)
         if (counts != weights).any():
             raise QuantopsyError(
                 f"metric {self.name!r}", "its state cannot be weighted by fractions", "evaluate all images"
             )
         rows = np.repeat(statistics, counts, axis=0)
-        if not parts:
-            return []
-        if parts[0].in_list:
+        if merge != "cat":  # a list that torchmetrics does not reduce: an entry per update
             return [part.restore(row[part.data]) for row in rows for part in parts]
-        (part,) = parts
-        stacked = torch.stack([part.restore(row[part.data]) for row in rows])
-        if kind == "dim_zero_cat":
-            return stacked.flatten(0, 1) if part.shape else stacked
-        return stacked if reduction is None else reduction(stacked)
+        stacked = [part.restore(rows[:, part.data]) for part in parts]
+        joined = [tensor.flatten(0, 1) if part.shape else tensor for part, tensor in zip(parts, stacked, strict=True)]
+        return joined if not parts or parts[0].in_list else joined[0]
 
     def _ragged(self) -> QuantopsyError:
         return QuantopsyError(
@@ -391,8 +419,12 @@ class _Part:
         self.data = slice(begin, begin + int(np.prod(self.shape)))
 
     def restore(self, values: np.ndarray) -> Tensor:
-        """The tensor, in its own dtype unless fractional weights made an integer state fractional."""
-        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).reshape(self.shape)
+        """The tensor (..., *shape) of values (..., size).
+
+        In its own dtype, unless fractional weights made an integer state fractional.
+        """
+        shape = (*values.shape[:-1], *self.shape)
+        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).reshape(shape)
         whole = self.dtype.is_floating_point or bool((tensor == tensor.round()).all())
         return tensor.to(self.dtype) if whole else tensor
 
@@ -449,35 +481,15 @@ def _named(text: str) -> Metric:
     if match := _WITH_IGNORE.fullmatch(text):
         ignore = int(match[2])
         return MeanIoU(ignore) if match[1] == "miou" else TopK(int(match[1][3:]), ignore)
-    if match := _CALLABLE.fullmatch(text):
-        return _imported(text, match[1], match[2])
+    if _CALLABLE.fullmatch(text):
+        return _imported(text)
     raise unknown(text, BUILT_IN, "metric")
 
 
-def _imported(text: str, module_name: str, attribute: str) -> Metric:
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        target: Any = importlib.import_module(module_name)
-    except Exception as error:
-        raise QuantopsyError(
-            f"metric {text!r}",
-            f"module {module_name!r} cannot be imported ({error})",
-            "give package.module:callable with the package on PYTHONPATH or in this folder",
-        ) from error
-    for part in attribute.split("."):
-        try:
-            target = getattr(target, part)
-        except AttributeError:
-            public = [name for name in dir(target) if not name.startswith("_")]
-            raise unknown(part, public, f"metric in module {module_name!r}") from None
+def _imported(text: str) -> Metric:
+    target = imported(text, "metric")
     if inspect.isfunction(target) and not inspect.signature(target).parameters:
-        try:
-            target = target()
-        except Exception as error:
-            raise QuantopsyError(
-                f"metric {text!r}", f"the callable failed ({error})", "it must return a metric"
-            ) from error
+        target = called(text, "metric", "a metric")
     return _resolve(target)
 
 

@@ -186,7 +186,9 @@ def create(folder: Path, identity: Mapping[str, Any]) -> Store:
     store = Store(path, _connect(temporary))
     with store._transaction() as connection:
         connection.executescript(_SCHEMA)
-        connection.execute("INSERT INTO run VALUES (?, ?, ?)", (FLOAT, Plan().fingerprint, json.dumps(Plan().to_json())))
+        connection.execute(
+            "INSERT INTO run VALUES (?, ?, ?)", (FLOAT, Plan().fingerprint, json.dumps(Plan().to_json()))
+        )
     store.note("version", _VERSION)
     store.note("identity", dict(identity))
     store.close()

@@ -30,7 +30,9 @@ def quantized_tensor(x: Tensor, bits: int) -> Tensor:
 class Quantized(nn.Module):
     """A layer with its weight, input edge and output edge quantized."""
 
-    def __init__(self, layer: nn.Module, activation: Callable[[Tensor], Tensor], bits: int, calibration: Tensor) -> None:
+    def __init__(
+        self, layer: nn.Module, activation: Callable[[Tensor], Tensor], bits: int, calibration: Tensor
+    ) -> None:
         super().__init__()
         self.layer, self.activation = copy.deepcopy(layer), activation
         with torch.no_grad():

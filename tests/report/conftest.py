@@ -11,10 +11,20 @@ import pytest
 from quantopsy.analysis.results import CELL_COLUMNS, Distribution, Results
 
 NASTY = "</script><script>alert(1)</script>&\"'`x`"
-WHOLE_COLUMNS = (
-    "bits noise noise_sum sqnr_db value degradation degradation_low degradation_high degradation_sum "
-    "agreement samples seconds"
-).split()
+WHOLE_COLUMNS = [
+    "bits",
+    "noise",
+    "noise_sum",
+    "sqnr_db",
+    "value",
+    "degradation",
+    "degradation_low",
+    "degradation_high",
+    "degradation_sum",
+    "agreement",
+    "samples",
+    "seconds",
+]
 SIGNAL = 400.0
 
 
@@ -131,8 +141,18 @@ def make_results(count: int = 20, bits: tuple[int, ...] = (3, 4, 5, 6, 7, 8)) ->
         ),
         coverage={"layers": 20.0, "weighted_layers": 16.0, "macs": 300e6, "macs_share": 0.998},
         distributions=distributions(layers, outlier=5),
-        settings={"scheme": "per-tensor", "bits": list(bits), "activation_bits": 8, "changes": {"range": "min_max"}},
-        provenance={"quantopsy": "0.1.0", "torch": "2.13.0", "model_hash": "9f8a1c" * 8, "machine": "2 cores, AVX2"},
+        settings={
+            "scheme": "per-tensor",
+            "bits": list(bits),
+            "activation_bits": 8,
+            "changes": {"range": "min_max"},
+        },
+        provenance={
+            "quantopsy": "0.1.0",
+            "torch": "2.13.0",
+            "model_hash": "9f8a1c" * 8,
+            "machine": "2 cores, AVX2",
+        },
         warnings=("Ranges were estimated on the evaluation images: --calibration names others.",),
         passes=61.3,
         seconds=247.0,

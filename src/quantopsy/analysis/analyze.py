@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import quantopsy
+from quantopsy.analysis import significance
 from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.results import Distribution, Results
 from quantopsy.analysis.schemes import at_bits, full_plan, grids, single_layer
 from quantopsy.analysis.summary import distribution_json, summarise
+from quantopsy.calibrate import check
 from quantopsy.core import Plan, QuantopsyError, Role
 from quantopsy.data import Batch, Images, evenly_spaced_order, open_data, prefetch
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
 from quantopsy.engine.exact import ExactEngine, output_tensors, squared_norms
-from quantopsy.engine.memory import choose_tile
+from quantopsy.engine.memory import bytes_per_image, choose_tile
 from quantopsy.graph.capture import capture, load
 from quantopsy.graph.execute import Program, compile_network
 from quantopsy.graph.network import Layer, Network
@@ -116,8 +118,9 @@ def analyze(
     progress.say(coverage_line(network))
     program = compile_network(network, device)
     check_folded(module, program, example, images)
-    plan = None if settings.plan is None else Plan.from_json(settings.plan, network.names)
-    full = full_plan(network, grids(settings.scheme, settings.activation_bits, settings.changes), plan)
+    full = full_plan(network, grids(settings.scheme, settings.activation_bits, settings.changes), settings.plan)
+    for spec in set(full.values()):
+        check(spec)
     selected = network.match(settings.layers)
     order = evenly_spaced_order(len(images))[: settings.samples]
     tile = choose_tile(program, settings.max_memory, settings.tile, len(order))
@@ -138,9 +141,11 @@ def analyze(
         )
         experiment = Experiment(network, program, images, order, chosen, ranges, full, settings, tile)
         _describe(store, experiment, model, data, calibration)
+        progress.say(settings_line(experiment))
         stopped = False
         try:
             measure_float(experiment, store, progress)
+            progress.say(float_line(experiment, store))
             sweep(experiment, selected, store, progress)
         except KeyboardInterrupt:
             stopped = True
@@ -208,9 +213,7 @@ def measure_plans(experiment: Experiment, plans: Mapping[int, Plan], store: Stor
                     reference = measured.outputs
                     continue
                 run = runs[measured.run]
-                results.append(
-                    _measured(experiment, run, batch, measured.outputs, reference, measured.seconds)
-                )
+                results.append(_measured(experiment, run, batch, measured.outputs, reference, measured.seconds))
                 progress.advance(costs[run] * len(batch.indices))
             store.append(results)
 
@@ -288,6 +291,26 @@ def coverage_line(network: Network) -> str:
         operators = sorted({item.operator.removeprefix("aten.") for item in network.unquantized})
         line += f"; {len(network.unquantized)} operators stay float ({', '.join(operators[:5])})"
     return line
+
+
+def settings_line(experiment: Experiment) -> str:
+    """What is about to be measured, with which settings, in a sentence."""
+    settings = experiment.settings
+    memory = experiment.tile * bytes_per_image(experiment.program) / 2**30
+    return (
+        f"{settings.scheme}, weights at {', '.join(map(str, settings.bits))} bits, activations at "
+        f"{settings.activation_bits}; {len(experiment.order)} of {experiment.images.describe()}; ranges from "
+        f"{experiment.calibration.images} images; {experiment.tile} images at once on {settings.device} "
+        f"(about {memory:.1f} GiB), {torch.get_num_threads()} threads"
+    )
+
+
+def float_line(experiment: Experiment, store: Store) -> str:
+    """The float network's metric, measured before anything else."""
+    result = store.result(FLOAT)
+    assert result is not None
+    found = significance.metric_interval(experiment.metric, result.statistics)
+    return f"float {experiment.metric.name} {found.value:.4g} (95 % interval {found.low:.4g} to {found.high:.4g})"
 
 
 def _check_finite(outputs: Iterable[Any], batch: Batch, images: Images) -> None:
@@ -395,7 +418,7 @@ def _describe(store: Store, experiment: Experiment, model: Any, data: Any, calib
     store.note(
         "provenance",
         {
-            "quantopsy": quantopsy.__version__,
+            "quantopsy": version("quantopsy"),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "processor": platform.processor() or platform.machine(),
@@ -404,10 +427,7 @@ def _describe(store: Store, experiment: Experiment, model: Any, data: Any, calib
     )
     store.note(
         "distributions",
-        {
-            layer.name: distribution_json(_distribution(experiment, layer))
-            for layer in network.layers
-        },
+        {layer.name: distribution_json(_distribution(experiment, layer)) for layer in network.layers},
     )
 
 
@@ -425,6 +445,4 @@ def _distribution(experiment: Experiment, layer: Layer) -> Distribution:
     values = weight.detach().float().cpu()
     counts, edges = np.histogram(values.numpy(), bins=96)
     by_channel = values.movedim(layer.weight_axis, 0).flatten(1)
-    return Distribution(
-        edges, counts, by_channel.amin(1).numpy(), by_channel.amax(1).numpy(), inputs, output
-    )
+    return Distribution(edges, counts, by_channel.amin(1).numpy(), by_channel.amax(1).numpy(), inputs, output)

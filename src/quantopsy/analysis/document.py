@@ -24,9 +24,7 @@ def document(results: Results) -> dict[str, Any]:
         "samples": results.samples,
         "complete": results.complete,
         "whole": {str(row["bits"]): _plain(row) for row in results.whole.to_dict("records")},
-        "worst": {
-            str(bits): [_plain(row) for row in worst(results, bits).to_dict("records")] for bits in results.bits
-        },
+        "worst": {str(bits): [_plain(row) for row in worst(results, bits).to_dict("records")] for bits in results.bits},
         "coverage": dict(results.coverage),
         "unquantized": [dict(item) for item in results.unquantized],
         "warnings": list(results.warnings),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,25 +39,26 @@ def grids(
     return specs
 
 
-def full_plan(network: Network, specs: Grids, override: Plan | None = None, absent: Iterable[Site] = ()) -> Plan:
-    """Every site of the network on the scheme's grid; ``override`` decides where it has a site."""
-    sites = {
-        Site(layer.name, role): spec
-        for layer in network.layers
-        for role, spec in specs.items()
-        if role != "weight" or layer.weight is not None
-    }
-    if override is not None:
-        weightless = {layer.name for layer in network.layers if layer.weight is None}
-        for site in override:
-            if site.role == "weight" and site.layer in weightless:
-                raise QuantopsyError(
-                    f"plan site ({site.layer!r}, 'weight')", "the layer has no weight", "give its input and output"
-                )
-        sites.update(override)
-    for site in absent:
-        sites.pop(site, None)
-    return Plan.of(sites)
+def full_plan(network: Network, specs: Grids, override: Any = None) -> Plan:
+    """Every site of the network on the scheme's grid, ``override`` (a JSON plan) laid over it.
+
+    Raises :class:`QuantopsyError` for an override that names what is not there.
+    """
+    plan = Plan.of(
+        {
+            Site(layer.name, role): spec
+            for layer in network.layers
+            for role, spec in specs.items()
+            if role != "weight" or layer.weight is not None
+        }
+    )
+    if override is None:
+        return plan
+    plan = Plan.from_json(override, network.names, plan)
+    for site in plan:
+        if site.role == "weight" and network.layer(site.layer).weight is None:
+            raise QuantopsyError(f"plan layer {site.layer!r}", "it has no weight", "give its input and output")
+    return plan
 
 
 def at_bits(plan: Plan, bits: int) -> Plan:

@@ -82,9 +82,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
         whole=whole,
         unquantized=tuple(store.noted("unquantized", [])),
         coverage=store.noted("coverage", {}),
-        distributions={
-            name: distribution_from_json(value) for name, value in store.noted("distributions", {}).items()
-        },
+        distributions={name: distribution_from_json(value) for name, value in store.noted("distributions", {}).items()},
         settings=settings,
         provenance=store.noted("provenance", {}),
         warnings=_warnings(store, metric, reference, settings),
@@ -132,9 +130,7 @@ def _passes(store: Store, runs: set[int], reference: RunResult) -> float:
     return total / (per_image * len(reference.images)) if per_image > 0 else float("nan")
 
 
-def _warnings(
-    store: Store, metric: Metric, reference: RunResult, settings: Mapping[str, Any]
-) -> tuple[str, ...]:
+def _warnings(store: Store, metric: Metric, reference: RunResult, settings: Mapping[str, Any]) -> tuple[str, ...]:
     lines = []
     classes = store.noted("classes")
     if classes and is_at_chance(metric, reference.statistics, classes):
@@ -151,6 +147,7 @@ def _warnings(
 
 def distribution_json(distribution: Distribution) -> dict[str, Any]:
     """A JSON form of ``distribution``, six significant digits."""
+
     def numbers(values: np.ndarray | None) -> list[float] | None:
         return None if values is None else [float(f"{value:.6g}") for value in values]
 
@@ -166,6 +163,7 @@ def distribution_json(distribution: Distribution) -> dict[str, Any]:
 
 def distribution_from_json(data: Mapping[str, Any]) -> Distribution:
     """The inverse of :func:`distribution_json`."""
+
     def array(name: str) -> np.ndarray | None:
         return None if data[name] is None else np.asarray(data[name])
 

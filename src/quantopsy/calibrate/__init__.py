@@ -1,7 +1,23 @@
 """From data to qparams: streaming statistics, range estimators, corrections of weights."""
 
+from quantopsy.calibrate.bias_correction import WeightCorrection, weight_correction
+from quantopsy.calibrate.channel_splitting import SplitWeight, split_channels
 from quantopsy.calibrate.fit import fit, realise
 from quantopsy.calibrate.observer import Observer, observer
-from quantopsy.calibrate.registry import check
+from quantopsy.calibrate.registry import check, summaries
+from quantopsy.calibrate.several_tensors import fake_quantize_several, fit_several
 
-__all__ = ["Observer", "check", "fit", "observer", "realise"]
+__all__ = [
+    "Observer",
+    "SplitWeight",
+    "WeightCorrection",
+    "check",
+    "fake_quantize_several",
+    "fit",
+    "fit_several",
+    "observer",
+    "realise",
+    "split_channels",
+    "summaries",
+    "weight_correction",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -23,9 +24,7 @@ def fit(spec: Spec, x: Tensor, *, axis: int = 0) -> QParams:
     """
     check(spec)
     if x.numel() == 0:
-        raise QuantopsyError(
-            "tensor to fit", f"its shape {tuple(x.shape)} is empty", "give at least one value"
-        )
+        raise QuantopsyError("tensor to fit", f"its shape {tuple(x.shape)} is empty", "give at least one value")
     x = x.detach().float()
     low, high = x.aminmax()
     if not torch.isfinite(high - low) and not torch.isfinite(x).all():
@@ -38,15 +37,8 @@ def fit(spec: Spec, x: Tensor, *, axis: int = 0) -> QParams:
     if spec.granularity == "per_channel":
         return _rows(spec, Sample.of(rows_per_channel(x, axis))).map_grids(lambda grid: grid, axis=axis)
     size = group_size(spec.granularity, tuple(x.shape))
-    joined: QParams | None = None
-    for part in rows_per_group(x, axis, size):
-        shape = part.shape[:2]
-        qparams = _rows(spec, Sample.of(part.flatten(0, 1))).map_grids(
-            lambda grid, shape=shape: grid.reshape(*shape, *grid.shape[1:]), axis=axis, group_size=size
-        )
-        joined = qparams if joined is None else joined.join(qparams)
-    assert joined is not None
-    return joined
+    groups = (_group(spec, part, axis, size) for part in rows_per_group(x, axis, size))
+    return reduce(lambda whole, ragged: whole.join(ragged), groups)
 
 
 def realise(spec: Spec, observer_: Observer) -> QParams:
@@ -69,6 +61,12 @@ def realise(spec: Spec, observer_: Observer) -> QParams:
 def _signed(spec: Spec, low: Tensor) -> Spec:
     """``spec`` with signedness settled for the whole tensor, so that all its grids share their codes."""
     return spec if spec.signed is not None else replace(spec, signed=bool(low < 0))
+
+
+def _group(spec: Spec, part: Tensor, axis: int, size: int) -> QParams:
+    shape = part.shape[:2]
+    qparams = _rows(spec, Sample.of(part.flatten(0, 1)))
+    return qparams.map_grids(lambda grid: grid.unflatten(0, shape), axis=axis, group_size=size)
 
 
 def _rows(spec: Spec, sample: Sample) -> QParams:

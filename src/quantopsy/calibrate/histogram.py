@@ -50,21 +50,32 @@ class Histogram:
         counts = torch.zeros_like(self.counts).scatter_add_(1, index, self.counts)
         return Histogram(counts, self.zeros, exponent)
 
+    def repeated(self, times: int) -> Histogram:
+        """As if every value had been seen ``times``."""
+        return Histogram(self.counts * times, self.zeros * times, self.exponent)
+
     def merge(self, other: Histogram) -> Histogram:
         """The histogram of both."""
         exponent = torch.maximum(self.exponent, other.exponent)
         a, b = self.widened(exponent), other.widened(exponent)
         return Histogram(a.counts + b.counts, a.zeros + b.zeros, exponent)
 
-    def weighted(self) -> tuple[Tensor, Tensor]:
-        """(values, weight), (R, n) each, ascending apart from exact zeros, which come first: the middles of
-        the bins that any row uses and their counts."""
+    @property
+    def width(self) -> Tensor:
+        """Bin width (R,), float32."""
+        return torch.ldexp(torch.ones_like(self.exponent, dtype=torch.float32), self.exponent)
+
+    def weighted(self, points: int) -> tuple[Tensor, Tensor]:
+        """(values, weight), (R, n) each: zero, and ``points`` evenly within each bin that any row uses, and
+        how often they occur, the bin's count shared among them."""
         bins = self.counts.shape[1] // 2
-        counts = self.counts.clone()
+        counts = self.counts.double()
         counts[:, bins] -= self.zeros
         used = torch.nonzero(counts.any(0))[:, 0]
-        middles = (used - bins + 0.5) * torch.ldexp(
-            torch.ones_like(self.exponent, dtype=torch.float32), self.exponent
-        )[:, None]
-        values = torch.cat((torch.zeros_like(middles[:, :1]), middles), 1)
-        return values, torch.cat((self.zeros[:, None], counts[:, used]), 1)
+        within = (torch.arange(points, device=used.device) + 0.5) / points
+        values = ((used - bins)[:, None] + within).flatten() * self.width[:, None]
+        shares = counts[:, used].repeat_interleave(points, 1) / points
+        return (
+            torch.cat((torch.zeros_like(self.width)[:, None], values), 1),
+            torch.cat((self.zeros[:, None], shares), 1),
+        )

@@ -16,12 +16,15 @@ from quantopsy.calibrate.range_estimator import Tracker
 from quantopsy.calibrate.registry import check, range_estimator
 from quantopsy.core import QuantopsyError, Spec
 from quantopsy.quant import Sample
+from quantopsy.quant.grouping import rows_per_channel
 from quantopsy.quant.registry import quantizer
 
 # Histograms look at no more values than this of an image: evenly spaced positions of every channel.
 # The extremes are those of all values. With a few hundred images that is millions of values.
 VALUES_PER_IMAGE = 1 << 14
 _BINS_PER_TENSOR, _BINS_PER_CHANNEL = 2048, 512
+# An 8-bit step is only a few bins wide: one point a bin would measure rounding errors at a few phases of it.
+_POINTS_PER_BIN = 8
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,13 @@ class Observer:
     def __init__(self, axis: int | None, values: bool, tracker: Tracker | None) -> None:
         self.axis = axis
         self._values = values
-        self._tracker = tracker
+        self._tracker = tracker  # an empty one, to start from
         self._seen: _Seen | None = None
 
     @property
     def key(self) -> Hashable:
         """What is collected."""
-        return self.axis, self._values, self._empty_tracker
-
-    @property
-    def _empty_tracker(self) -> Tracker | None:
-        return self._tracker
+        return self.axis, self._values, self._tracker
 
     @property
     def low(self) -> Tensor:
@@ -74,7 +73,7 @@ class Observer:
         """
         if x.numel() == 0:
             raise QuantopsyError("activation to calibrate", "it is empty", "calibrate on at least one image")
-        x = x.detach()
+        x = x.detach().reshape(x.shape or (1,))
         low, high = self._extremes(x)
         reach = torch.maximum(-low, high).amax(0)
         if not torch.isfinite(reach).all():
@@ -85,17 +84,14 @@ class Observer:
             )
         histogram = None
         if self._values:
-            bins = _BINS_PER_TENSOR if self.axis is None else _BINS_PER_CHANNEL
-            histogram = Histogram.of(self._thinned(x), reach, bins)
+            histogram = self._histogram(x, low, high, reach)
         tracker = None if self._tracker is None else self._tracker.after(low, high)
         self._add(_Seen(low.amin(0), high.amax(0), histogram, tracker))
 
     def merge(self, other: Observer) -> Observer:
         """A new observer that has seen this one's batches and then ``other``'s."""
         if self.key != other.key:
-            raise QuantopsyError(
-                f"observer of {other.key}", f"it cannot join one of {self.key}", "use one spec"
-            )
+            raise QuantopsyError(f"observer of {other.key}", f"it cannot join one of {self.key}", "use one spec")
         merged = Observer(self.axis, self._values, self._tracker)
         for part in (self, other):
             if part._seen is not None:
@@ -105,15 +101,13 @@ class Observer:
     def sample(self) -> Sample:
         """What was seen, as R weighted rows."""
         seen = self._statistics
+        tracked = None if seen.tracker is None else seen.tracker.range()
         if seen.histogram is None:
-            values, weight = torch.stack((seen.low, seen.high), 1), None
-        else:
-            values, weight = seen.histogram.weighted()
-            # The middle of an outermost bin may lie beyond every value in it.
-            values = torch.minimum(torch.maximum(values, seen.low[:, None]), seen.high[:, None])
-        return Sample(
-            values, weight, seen.low, seen.high, None if seen.tracker is None else seen.tracker.range()
-        )
+            return Sample(torch.stack((seen.low, seen.high), 1), None, seen.low, seen.high, tracked=tracked)
+        values, weight = seen.histogram.weighted(_POINTS_PER_BIN)
+        # The points of an outermost bin may lie beyond every value in it.
+        values = torch.minimum(torch.maximum(values, seen.low[:, None]), seen.high[:, None])
+        return Sample(values, weight, seen.low, seen.high, seen.histogram.width, tracked)
 
     @property
     def _statistics(self) -> _Seen:
@@ -139,19 +133,28 @@ class Observer:
         low, high = (x.amin(rest), x.amax(rest)) if rest else (x, x)
         return low.float().reshape(len(x), -1), high.float().reshape(len(x), -1)
 
+    def _histogram(self, x: Tensor, low: Tensor, high: Tensor, reach: Tensor) -> Histogram:
+        """Of all values, or of evenly spaced ones, each standing for its neighbours, and every image's
+        extremes, lest a tail that was stepped over should look worth clipping."""
+        bins = _BINS_PER_TENSOR if self.axis is None else _BINS_PER_CHANNEL
+        kept = self._thinned(x)
+        rows = kept.float().reshape(1, -1) if self.axis is None else rows_per_channel(kept.float(), self.axis)
+        histogram = Histogram.of(rows, reach, bins)
+        stands_for = round(x.numel() / kept.numel())
+        if stands_for == 1:
+            return histogram
+        return histogram.repeated(stands_for).merge(Histogram.of(torch.cat((low, high)).T, reach, bins))
+
     def _thinned(self, x: Tensor) -> Tensor:
-        """(R, n) float32: of an image with more than ``VALUES_PER_IMAGE`` every few rows and columns."""
-        kept = 1 if x.ndim > 2 else 0
+        """Every few rows and columns of an image with more than ``VALUES_PER_IMAGE``."""
+        kept = self._channel(x) or (1 if x.ndim > 2 else 0)
         positions = [dim for dim in range(1, x.ndim) if dim != kept]
         excess = x[0].numel() / VALUES_PER_IMAGE
         if positions and excess > 1:
             step = int(-(-(excess ** (1 / len(positions))) // 1))
             for dim in positions:
                 x = x[(slice(None),) * dim + (slice(min(step, x.shape[dim]) // 2, None, step),)]
-        axis = self._channel(x)
-        if axis is None:
-            return x.float().reshape(1, -1)
-        return x.float().movedim(axis, 0).reshape(x.shape[axis], -1)
+        return x
 
     def _channel(self, x: Tensor) -> int | None:
         if self.axis is None:

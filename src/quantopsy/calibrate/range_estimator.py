@@ -10,6 +10,7 @@ from typing import Self
 from torch import Tensor
 
 from quantopsy.core import QuantopsyError, Spec
+from quantopsy.core.spec import MAX_BITS
 from quantopsy.quant import Sample
 
 Range = tuple[Tensor, Tensor]
@@ -37,11 +38,12 @@ class Tracker(ABC):
 
 @dataclass(frozen=True)
 class Number:
-    """An argument that is a number in the half-open interval (``above``, ``most``]."""
+    """An argument that is a number, or a whole number, in the half-open interval (``above``, ``most``]."""
 
     default: float
     above: float
     most: float
+    whole: bool = False
 
     def parse(self, text: str) -> float | None:
         """The number, or ``None`` where ``text`` is not one or lies outside."""
@@ -49,10 +51,11 @@ class Number:
             number = float(text)
         except ValueError:
             return None
-        return number if self.above < number <= self.most else None
+        fits = self.above < number <= self.most and (number.is_integer() or not self.whole)
+        return number if fits else None
 
     def __str__(self) -> str:
-        return f"a number above {self.above:g}, at most {self.most:g}"
+        return f"a {'whole ' * self.whole}number above {self.above:g}, at most {self.most:g}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,22 @@ class RangeEstimator:
     estimate: Callable[[Spec, Sample, Argument], Range]
     argument: Number | Word | None = None
     needs_values: bool = True
+    max_bits: int = MAX_BITS
     tracker: Callable[[Argument], Tracker] | None = None
+
+    @property
+    def usage(self) -> str:
+        """What to write, with the argument that the name alone stands for."""
+        return self.name if self.argument is None else f"{self.name}:{self.argument.default}"
+
+    def check(self, spec: Spec) -> None:
+        """Raise :class:`QuantopsyError` for more bits than this estimator knows of."""
+        if spec.bits > self.max_bits:
+            raise QuantopsyError(
+                f"{self.name} with {spec.bits} bits",
+                f"it ends at {self.max_bits}",
+                "take another range estimator",
+            )
 
     def parse(self, text: str) -> Argument:
         """The argument that ``text``, what stands behind the colon, names; raises :class:`QuantopsyError`."""
@@ -106,9 +124,7 @@ class RangeEstimator:
             return self.argument.default
         value = self.argument.parse(text)
         if value is None:
-            raise QuantopsyError(
-                f"range estimator {self.name}:{text}", "not a valid argument", f"give {self.argument}"
-            )
+            raise QuantopsyError(f"range estimator {self.name}:{text}", "not a valid argument", f"give {self.argument}")
         return value
 
 

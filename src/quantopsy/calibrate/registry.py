@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import torch
 
-from quantopsy.calibrate import min_max, moving_average, percentile, sigma, topk_median
+from quantopsy.calibrate import (
+    aciq,
+    entropy,
+    min_max,
+    moving_average,
+    mse,
+    percentile,
+    sawb,
+    sigma,
+    topk_median,
+)
 from quantopsy.calibrate.range_estimator import Argument, Range, RangeEstimator
 from quantopsy.core import Spec, names
 from quantopsy.quant import Sample, registry
 
-RANGE_ESTIMATORS = {
-    estimator.name: estimator
-    for estimator in (
-        min_max.ESTIMATOR,
-        moving_average.ESTIMATOR,
-        topk_median.ESTIMATOR,
-        sigma.ESTIMATOR,
-        percentile.ABSOLUTE,
-        percentile.SIGNED,
-    )
-}
+_ENTRIES = (
+    min_max.ESTIMATOR,
+    moving_average.ESTIMATOR,
+    topk_median.ESTIMATOR,
+    sigma.ESTIMATOR,
+    percentile.ABSOLUTE,
+    percentile.SIGNED,
+    entropy.ESTIMATOR,
+    mse.ESTIMATOR,
+    aciq.ESTIMATOR,
+    sawb.ESTIMATOR,
+)
+RANGE_ESTIMATORS: dict[str, RangeEstimator] = {entry.name: entry for entry in _ENTRIES}
 
 
 def range_estimator(text: str) -> tuple[RangeEstimator, Argument]:
@@ -33,9 +45,10 @@ def range_estimator(text: str) -> tuple[RangeEstimator, Argument]:
 
 
 def check(spec: Spec) -> None:
-    """Raise :class:`QuantopsyError` where ``spec`` names a kind, width, option or estimator that there is not."""
+    """Raise :class:`QuantopsyError` where ``spec`` names a kind, width, option or estimator there is not."""
     registry.check(spec)
-    range_estimator(spec.range_estimator)
+    estimator, _ = range_estimator(spec.range_estimator)
+    estimator.check(spec)
 
 
 def estimate_range(spec: Spec, sample: Sample) -> Range:
@@ -43,3 +56,11 @@ def estimate_range(spec: Spec, sample: Sample) -> Range:
     estimator, argument = range_estimator(spec.range_estimator)
     low, high = estimator.estimate(spec, sample, argument)
     return torch.maximum(low, sample.low), torch.minimum(high, sample.high)
+
+
+def summaries() -> dict[str, dict[str, str]]:
+    """A line for each: {"quantizers": {name: line}, "range_estimators": {name: line}}."""
+    return {
+        "quantizers": {name: entry.summary for name, entry in registry.QUANTIZERS.items()},
+        "range_estimators": {entry.usage: entry.summary for entry in RANGE_ESTIMATORS.values()},
+    }

@@ -17,5 +17,5 @@ ESTIMATOR = RangeEstimator(
     name="sigma",
     summary="mean plus and minus k standard deviations; the argument is k",
     estimate=_estimate,
-    argument=Number(default=3, above=0, most=100),
+    argument=Number(default=3.0, above=0, most=100),
 )

@@ -54,7 +54,7 @@ ESTIMATOR = RangeEstimator(
     name="topk_median",
     summary="median of the k most extreme images' extremes (PWLQ section 5); the argument is k",
     estimate=tracked_range,
-    argument=Number(default=10, above=0, most=10_000),
+    argument=Number(default=10.0, above=0, most=10_000, whole=True),
     needs_values=False,
     tracker=_tracker,
 )

@@ -68,17 +68,17 @@ class Plan(Mapping[Site, Spec]):
         return {"layers": layers}
 
     @classmethod
-    def from_json(cls, data: Any, names: Sequence[str]) -> Plan:
+    def from_json(cls, data: Any, names: Sequence[str], base: Mapping[Site, Spec] | None = None) -> Plan:
         """Read :meth:`to_json`'s form, in which a layer may be a pattern such as ``features.*``.
 
-        Later entries override earlier ones, role by role; ``null`` for a role leaves it float.
+        Entries are laid over ``base`` and over earlier ones, role by role; ``null`` leaves a role float.
         ``names`` are the network's layers; a pattern without a match raises with the nearest names.
         """
         if not isinstance(data, dict) or not isinstance(data.get("layers"), dict):
             raise QuantopsyError(
                 "plan", "it is not an object with 'layers'", "write {'layers': {NAME: {'weight': {'bits': 4}}}}"
             )
-        sites: dict[Site, Spec] = {}
+        sites: dict[Site, Spec] = dict(base.items()) if base is not None else {}
         for pattern, roles in data["layers"].items():
             if not isinstance(roles, dict):
                 raise QuantopsyError(f"plan layer {pattern!r}", "not an object", f"map {', '.join(ROLES)} to specs")

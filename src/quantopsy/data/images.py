@@ -135,9 +135,7 @@ class Images:
                 )
         if (item.label is None) != (pattern.label is None):
             has, first = ("no", "has one") if item.label is None else ("a", "has none")
-            raise QuantopsyError(
-                thing, f"it has {has} label and the first image {first}", "label all or none"
-            )
+            raise QuantopsyError(thing, f"it has {has} label and the first image {first}", "label all or none")
         if item.label is not None and pattern.label is not None and item.label.shape != pattern.label.shape:
             raise QuantopsyError(
                 thing,

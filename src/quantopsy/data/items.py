@@ -80,9 +80,7 @@ def holds_picture(raw: Any) -> bool:
 def _split_mapping(raw: Mapping[Any, Any], thing: str) -> tuple[dict[str, Any], Any]:
     keys = [key for key in LABEL_KEYS if key in raw]
     if len(keys) > 1:
-        raise QuantopsyError(
-            thing, f"both {keys[0]!r} and {keys[1]!r} could be the label", "keep one of them"
-        )
+        raise QuantopsyError(thing, f"both {keys[0]!r} and {keys[1]!r} could be the label", "keep one of them")
     return {str(k): v for k, v in raw.items() if k not in keys}, raw[keys[0]] if keys else None
 
 
@@ -99,9 +97,7 @@ def _label(value: Any, thing: str) -> Tensor:
     try:
         label = torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
-        raise QuantopsyError(
-            thing, f"its label is a {type(value).__name__}", "give an integer or a tensor"
-        ) from None
+        raise QuantopsyError(thing, f"its label is a {type(value).__name__}", "give an integer or a tensor") from None
     return label if label.is_floating_point() else label.long()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from quantopsy.core import QuantopsyError
-from quantopsy.core.names import unknown
+from quantopsy.core.imports import called
 from quantopsy.data.images import Images
 from quantopsy.data.pictures import EXAMPLE, Preprocess
 from quantopsy.data.sources import (
@@ -61,7 +59,7 @@ def _source(data: Any, preprocess: Preprocess | None) -> Source:
     if isinstance(data, (str, Path)):
         text = str(data)
         if not Path(text).exists() and _CALLABLE.fullmatch(text):
-            return _python_source(_call(text), text, preprocess)
+            return _python_source(called(text, "data", "a Dataset or an iterable"), text, preprocess)
         if preprocess is None:
             list_folder(Path(text))  # a folder that is not there is the first thing to say
             raise QuantopsyError(
@@ -84,9 +82,7 @@ def _python_source(data: Any, name: str, preprocess: Preprocess | None) -> Sourc
     source: Source
     if isinstance(data, DataLoader):
         if preprocess is not None:
-            raise QuantopsyError(
-                "preprocess", "a DataLoader gives tensors, to which it does not apply", "leave it out"
-            )
+            raise QuantopsyError("preprocess", "a DataLoader gives tensors, to which it does not apply", "leave it out")
         source = from_loader(data, name)
     elif isinstance(data, Dataset) and is_map_style(data):
         source = from_dataset(data, name, preprocess)
@@ -95,35 +91,3 @@ def _python_source(data: Any, name: str, preprocess: Preprocess | None) -> Sourc
     if not len(source):
         raise QuantopsyError(f"data {name}", "it holds no image", "give at least one")
     return source
-
-
-def _call(text: str) -> Any:
-    module_name, _, attribute = text.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        target: Any = importlib.import_module(module_name)
-    except Exception as error:
-        raise QuantopsyError(
-            f"data {text!r}",
-            f"module {module_name!r} cannot be imported ({error})",
-            "give package.module:callable with the package on PYTHONPATH or in this folder",
-        ) from error
-    for part in attribute.split("."):
-        try:
-            target = getattr(target, part)
-        except AttributeError:
-            public = [name for name in dir(target) if not name.startswith("_")]
-            raise unknown(part, public, f"callable in module {module_name!r}") from None
-    if not callable(target):
-        raise QuantopsyError(
-            f"data {text!r}", f"it is a {type(target).__name__}, not callable", "name a function"
-        )
-    try:
-        return target()
-    except Exception as error:
-        raise QuantopsyError(
-            f"data {text!r}",
-            f"the callable failed ({type(error).__name__}: {error})",
-            "it must run without arguments and return a Dataset or an iterable",
-        ) from error

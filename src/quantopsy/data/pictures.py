@@ -17,9 +17,7 @@ from PIL import Image
 
 from quantopsy.core import QuantopsyError
 
-PICTURE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 EXAMPLE = (
     '{"resize": 256, "crop": 224, "interpolation": "bilinear", "channels": "RGB", '
@@ -57,9 +55,7 @@ class Preprocess:
         if self.channels not in get_args(Channels):
             raise _refuse("channels", self.channels, f"give one of {', '.join(get_args(Channels))}")
         if self.interpolation not in get_args(Interpolation):
-            raise _refuse(
-                "interpolation", self.interpolation, f"give one of {', '.join(get_args(Interpolation))}"
-            )
+            raise _refuse("interpolation", self.interpolation, f"give one of {', '.join(get_args(Interpolation))}")
         count = 1 if self.channels == "GRAY" else 3
         for name in ("mean", "std"):
             value = getattr(self, name)
@@ -81,9 +77,7 @@ class Preprocess:
         """The float32 array (C, H, W) that the network takes for ``picture``."""
         # NumPy and not torch: this runs beside the network's own computation, and torch would
         # start a second team of threads for it.
-        resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[
-            self.interpolation
-        ]
+        resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[self.interpolation]
         picture = picture.convert("L" if self.channels == "GRAY" else "RGB")
         if isinstance(self.resize, tuple):
             height, width = self.resize
@@ -115,13 +109,9 @@ class Preprocess:
                 source = json.loads(Path(source).read_text(encoding="utf-8"))
             except OSError as error:
                 reason = error.strerror or str(error)
-                raise QuantopsyError(
-                    f"preprocess {source}", reason, f"write a file such as {EXAMPLE}"
-                ) from None
+                raise QuantopsyError(f"preprocess {source}", reason, f"write a file such as {EXAMPLE}") from None
             except ValueError as error:
-                raise QuantopsyError(
-                    f"preprocess {source}", f"not JSON ({error})", f"write it as {EXAMPLE}"
-                ) from None
+                raise QuantopsyError(f"preprocess {source}", f"not JSON ({error})", f"write it as {EXAMPLE}") from None
         if not isinstance(source, Mapping):
             raise QuantopsyError("preprocess", "it is not an object", f"write it as {EXAMPLE}")
         known = [field.name for field in fields(cls)]

@@ -189,9 +189,7 @@ def from_iterable(
 
 def is_map_style(data: object) -> bool:
     """Whether ``data`` has a length and is read by index."""
-    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(
-        data, (str, bytes, Mapping)
-    ):
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(data, (str, bytes, Mapping)):
         return False
     try:
         len(data)
@@ -209,9 +207,7 @@ def list_folder(root: Path) -> tuple[list[str], list[int] | None]:
         return _labelled_by_csv(root)
     loose = _pictures(root, recursive=False)
     classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    labelled = [
-        (file, label) for label, folder in enumerate(classes) for file in _pictures(folder, recursive=True)
-    ]
+    labelled = [(file, label) for label, folder in enumerate(classes) for file in _pictures(folder, recursive=True)]
     if loose and labelled:
         raise QuantopsyError(
             f"data {root}",
@@ -236,9 +232,7 @@ def _labelled_by_csv(root: Path) -> tuple[list[str], list[int]]:
             columns = rows.fieldnames or []
             entries = [(rows.line_num, row.get("file"), row.get("label")) for row in rows]
     except (OSError, UnicodeError, csv.Error) as error:
-        raise QuantopsyError(
-            f"labels {table}", f"it cannot be read ({error})", "save it as UTF-8 CSV"
-        ) from None
+        raise QuantopsyError(f"labels {table}", f"it cannot be read ({error})", "save it as UTF-8 CSV") from None
     for column in ("file", "label"):
         if column not in columns:
             raise QuantopsyError(
@@ -271,9 +265,7 @@ def _labelled_by_csv(root: Path) -> tuple[list[str], list[int]]:
 def _pictures(folder: Path, *, recursive: bool) -> list[Path]:
     found = folder.rglob("*") if recursive else folder.iterdir()
     return sorted(
-        p
-        for p in found
-        if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+        p for p in found if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".") and p.is_file()
     )
 
 
@@ -306,9 +298,7 @@ def _single(data: Any, name: str, preprocess: Preprocess | None, index: int) -> 
     if not holds_picture(raw):
         _refuse_preprocess(preprocess, name)
     elif preprocess is None:
-        raise QuantopsyError(
-            thing, "a picture without preprocessing", f"give --preprocess FILE.json with {EXAMPLE}"
-        )
+        raise QuantopsyError(thing, "a picture without preprocessing", f"give --preprocess FILE.json with {EXAMPLE}")
     return read_item(raw, thing, preprocess)
 
 
@@ -320,9 +310,7 @@ def _is_batch(raw: Any, name: str, batches: bool | None) -> bool:
 
 def _refuse_preprocess(preprocess: Preprocess | None, name: str) -> None:
     if preprocess is not None:
-        raise QuantopsyError(
-            "preprocess", f"data {name} gives tensors, to which it does not apply", "leave it out"
-        )
+        raise QuantopsyError("preprocess", f"data {name} gives tensors, to which it does not apply", "leave it out")
 
 
 def _batch_size(item: Item, thing: str) -> int:
@@ -352,9 +340,7 @@ def _fetch(get: Callable[[int], T], index: int, thing: str) -> T:
 
 
 def _failed(thing: str, error: Exception) -> QuantopsyError:
-    return QuantopsyError(
-        thing, f"reading it failed ({type(error).__name__}: {error})", "mend the data's own code"
-    )
+    return QuantopsyError(thing, f"reading it failed ({type(error).__name__}: {error})", "mend the data's own code")
 
 
 def _hash_item(digest: Any, item: Item) -> None:

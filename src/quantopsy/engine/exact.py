@@ -105,9 +105,7 @@ class ExactEngine:
         )
         return Prepared(plan, quantizers, tuple(schedule), release)
 
-    def _layer_quantizers(
-        self, layer: Layer, specs: dict[Site, Spec], on_grid: dict[str, QParams]
-    ) -> LayerQuantizers:
+    def _layer_quantizers(self, layer: Layer, specs: dict[Site, Spec], on_grid: dict[str, QParams]) -> LayerQuantizers:
         spec = specs.get(Site(layer.name, "input"))
         inputs = []
         for value in layer.inputs if spec is not None else ():
@@ -174,9 +172,7 @@ class ExactEngine:
                     if program.last_reader[name] == step.index:
                         del values[name]
 
-    def _run(
-        self, prepared: Prepared, values: Values, shared: dict[tuple[str, int], Tensor]
-    ) -> tuple[Any, ...]:
+    def _run(self, prepared: Prepared, values: Values, shared: dict[tuple[str, int], Tensor]) -> tuple[Any, ...]:
         """One plan from its first quantized layer on.
 
         ``shared`` keeps the first layer's quantized inputs for the next plan that starts there.
@@ -189,9 +185,7 @@ class ExactEngine:
             if quantizers is None:
                 local[step.writes] = step.compute(Overlay(local, Overlay(values, program.constants)))
             else:
-                local[step.writes] = self._quantized(
-                    step, quantizers, local, values, shared if position == 0 else None
-                )
+                local[step.writes] = self._quantized(step, quantizers, local, values, shared if position == 0 else None)
             for name in released:
                 del local[name]
         return tuple(local.get(name, values.get(name)) for name in program.outputs)

@@ -11,7 +11,7 @@ B images of a tile, P probes, K specs at a site.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,9 +78,7 @@ class ScreenEngine:
             trace, outputs = self._forward(self.program.place(inputs))
         with torch.no_grad():
             gradients, margin = self._probes(outputs, images)
-        return Screened(
-            self._backward(trace, gradients, candidates), tuple(outputs), self.noise_probes, margin
-        )
+        return Screened(self._backward(trace, gradients, candidates), tuple(outputs), self.noise_probes, margin)
 
     def _forward(self, values: Values) -> tuple[list[_Local], list[Any]]:
         """Every step on detached inputs, so that each can be differentiated on its own."""
@@ -96,7 +94,9 @@ class ScreenEngine:
                     del values[name]
         return trace, [values[name] for name in self.program.outputs]
 
-    def _probes(self, outputs: Sequence[Any], images: np.ndarray) -> tuple[dict[str, list[Tensor | None]], Tensor | None]:
+    def _probes(
+        self, outputs: Sequence[Any], images: np.ndarray
+    ) -> tuple[dict[str, list[Tensor | None]], Tensor | None]:
         """Gradients that start at the outputs, by value; one entry a probe."""
         started: dict[str, list[Tensor | None]] = {}
         for position, (name, output) in enumerate(zip(self.program.outputs, outputs, strict=True)):
@@ -109,7 +109,9 @@ class ScreenEngine:
         scores = outputs[0]
         if self.margin and isinstance(scores, Tensor) and scores.dim() == 2 and scores.shape[1] > 1:
             top = scores.topk(2, dim=1)
-            probe = torch.zeros_like(scores).scatter_(1, top.indices, scores.new_tensor([[1.0, -1.0]]).expand(len(scores), 2))
+            probe = torch.zeros_like(scores).scatter_(
+                1, top.indices, scores.new_tensor([[1.0, -1.0]]).expand(len(scores), 2)
+            )
             margin = (top.values[:, 0] - top.values[:, 1]).double()
             for name, probes in started.items():
                 probes.append(probe if name == self.program.outputs[0] else None)
@@ -163,7 +165,9 @@ class ScreenEngine:
             if specs:
                 self._score_weight(local, behind, specs, scores)
         through: dict[str, list[Tensor | None]] = {name: [] for name in wanted}
-        names = [name for name in wanted if name not in self.program.network.input_names or self._scored(layer, candidates)]
+        names = [
+            name for name in wanted if name not in self.program.network.input_names or self._scored(layer, candidates)
+        ]
         for position, gradient in enumerate(behind):
             found: Sequence[Tensor | None] = [None] * len(names)
             if gradient is not None and names:
@@ -252,9 +256,7 @@ class ScreenEngine:
         return self._weights[site, specs]
 
     @staticmethod
-    def _moved(
-        moved: dict[tuple[str, int], Tensor], x: Tensor, key: tuple[str, int], qparams: QParams
-    ) -> Tensor:
+    def _moved(moved: dict[tuple[str, int], Tensor], x: Tensor, key: tuple[str, int], qparams: QParams) -> Tensor:
         if key not in moved:
             moved[key] = fake_quantize(x, qparams).sub_(x)
         return moved[key]
@@ -268,11 +270,11 @@ def _leaf(value: Any) -> Any:
 
 def _signs(like: Tensor, images: np.ndarray, seed: int) -> Tensor:
     """Random signs (B, ...), each image's from its own seed: tiles and order do not matter."""
-    rows = [
-        np.random.Philox(key=[seed, int(image)]) for image in images
-    ]
+    rows = [np.random.Philox(key=[seed, int(image)]) for image in images]
     size = like[0].numel()
-    signs = np.stack([np.unpackbits(np.frombuffer(row.random_raw((size + 63) // 64).tobytes(), np.uint8))[:size] for row in rows])
+    signs = np.stack(
+        [np.unpackbits(np.frombuffer(row.random_raw((size + 63) // 64).tobytes(), np.uint8))[:size] for row in rows]
+    )
     tensor = torch.from_numpy(signs.astype(np.float32) * 2 - 1).reshape(like.shape).to(like)
     return tensor
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from math import prod
@@ -16,7 +14,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from quantopsy.core import QuantopsyError, names
+from quantopsy.core import QuantopsyError
+from quantopsy.core.imports import called
 from quantopsy.graph.fold import fold_batch_norms
 from quantopsy.graph.network import Layer, Network, Unquantized
 from quantopsy.graph.operators import (
@@ -63,27 +62,7 @@ def load(model: str | Path | nn.Module | torch.export.ExportedProgram) -> nn.Mod
 
 
 def _call(text: str) -> nn.Module:
-    module_name, _, attribute = text.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise QuantopsyError(
-            f"model {text!r}",
-            f"module {module_name!r} cannot be imported ({_first_line(error)})",
-            "give package.module:callable with the package on PYTHONPATH or in this folder",
-        ) from error
-    try:
-        build = getattr(module, attribute)
-    except AttributeError:
-        raise names.unknown(attribute, dir(module), f"callable in module {module_name!r}") from None
-    try:
-        model = build()
-    except Exception as error:
-        raise QuantopsyError(
-            f"model {text!r}", f"the callable failed ({_first_line(error)})", "it must run without arguments"
-        ) from error
+    model = called(text, "model", "a torch.nn.Module")
     if isinstance(model, torch.export.ExportedProgram):
         return model.module(check_guards=False)
     if not isinstance(model, nn.Module):
@@ -149,7 +128,7 @@ def capture(model: nn.Module, example: Inputs) -> Network:
 def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
     free = {0: torch.export.Dim.AUTO}
-    shapes: Any = {name: free for name in kwargs} if kwargs else tuple(free for _ in args)
+    shapes: Any = dict.fromkeys(kwargs, free) if kwargs else tuple(free for _ in args)
     if _can_evaluate(model):
         model.eval()
     try:
@@ -167,20 +146,13 @@ def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
             "model", f"returns {type(outputs).__name__} without a tensor", "return the tensor the metric is taken from"
         )
     try:
-        return torch.export.export(
-            model, args, kwargs, dynamic_shapes=_by_parameter(model, args, kwargs, shapes), strict=False
-        )
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:
         raise QuantopsyError(
             "model",
             f"torch.export fails ({_first_line(error)}{_user_frame(error)})",
             "avoid control flow that depends on values, or export it yourself and give the .pt2 file",
         ) from error
-
-
-def _by_parameter(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> Any:
-    # torch.export wants one entry per argument of forward; names only when all come by name.
-    return shapes if args or kwargs else None
 
 
 def _can_evaluate(model: nn.Module) -> bool:
@@ -389,15 +361,18 @@ def _groups(node: fx.Node) -> int:
 
 def _macs(node: fx.Node, weight: tuple[int, ...] | None, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Multiply-accumulates per image."""
+    if node.target not in OPERATIONS or not isinstance(node.args[0], fx.Node):
+        return 0
     out = shapes[node.name]
+    first = node.args[0]
     if node.target in CONVOLUTIONS and weight:
         return prod(out[1:]) * prod(weight)
     if node.target in TRANSPOSED and weight:
-        return prod(shapes[node.args[0].name][1:]) * prod(weight)  # type: ignore[union-attr]
+        return prod(shapes[first.name][1:]) * prod(weight)
     if node.target in LINEARS and weight:
         return prod(out[:-1]) * prod(weight)
-    if OPERATIONS.get(node.target) is not None and OPERATIONS[node.target].name == "matmul":
-        return prod(out) * shapes[node.args[0].name][-1]  # type: ignore[union-attr]
+    if OPERATIONS[node.target].name == "matmul":
+        return prod(out) * shapes[first.name][-1]
     return 0
 
 
@@ -478,5 +453,3 @@ def _unique(name: str, taken: set[str]) -> str:
         candidate = f"{name}_{count}"
     taken.add(candidate)
     return candidate
-
-

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -17,7 +17,15 @@ from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import IN_PLACE, MOVEMENTS
 
 Values = dict[str, Any]
-Compute = Callable[[Mapping[str, Any]], Any]
+
+
+class Lookup(Protocol):
+    """Anything that gives a value by its name."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
+
+
+Compute = Callable[[Lookup], Any]
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,9 @@ class Step:
     reads: tuple[str, ...]
     compute: Compute
     operation: Compute
-    activate: Callable[[Mapping[str, Any], Any], Any] | None
+    activate: Callable[[Lookup, Any], Any] | None
     target: Any
-    arguments: Callable[[Mapping[str, Any]], Sequence[Any]]
+    arguments: Callable[[Lookup], Sequence[Any]]
     layer: Layer | None = None
     weight: str | None = None
 
@@ -94,7 +102,7 @@ class Overlay:
 
     __slots__ = ("first", "second")
 
-    def __init__(self, first: Mapping[str, Any], second: Any) -> None:
+    def __init__(self, first: Lookup, second: Lookup) -> None:
         self.first, self.second = first, second
 
     def __getitem__(self, name: str) -> Any:
@@ -189,7 +197,7 @@ def _then(operation: Callable[..., Any], activation: Callable[..., Any]) -> Comp
     return lambda values: activation(values, operation(values))
 
 
-def _resolver(arguments: tuple[Any, ...]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+def _resolver(arguments: tuple[Any, ...]) -> Callable[[Lookup], Sequence[Any]]:
     """A closure from values to the arguments with every node replaced by its value."""
     nested = any(not isinstance(a, fx.Node) and _has_node(a) for a in arguments)
     if nested:
@@ -197,7 +205,7 @@ def _resolver(arguments: tuple[Any, ...]) -> Callable[[Mapping[str, Any]], Seque
     template = list(arguments)
     slots = [(i, _key(a)) for i, a in enumerate(arguments) if isinstance(a, fx.Node)]
 
-    def resolve(values: Mapping[str, Any]) -> Sequence[Any]:
+    def resolve(values: Lookup) -> Sequence[Any]:
         resolved = list(template)
         for position, name in slots:
             resolved[position] = values[name]

@@ -48,21 +48,19 @@ OPERATIONS: dict[Any, Operation] = {
     **TRANSPOSED,
     **LINEARS,
     # A product with a constant second factor is a linear layer without its transposition.
-    **_each("matmul mm bmm", lambda name: Operation("matmul", activations=(0, 1), weight=1, axis=-1)),
-    **_each("batch_norm", lambda name: Operation("batch_norm", weight=1, bias=2)),
-    **_each("max_pool1d max_pool2d max_pool3d", lambda name: Operation("max_pool")),
-    **_each("avg_pool1d avg_pool2d avg_pool3d", lambda name: Operation("avg_pool")),
-    **_each(
-        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", lambda name: Operation("adaptive_avg_pool")
-    ),
-    **_each("mean", lambda name: Operation("mean")),
-    **_each("add sub", lambda name: Operation("add", activations=(0, 1))),
-    **_each("mul div", lambda name: Operation("mul", activations=(0, 1))),
-    **_each("cat concat", lambda name: Operation("concat")),
+    **_each("matmul mm bmm", lambda _: Operation("matmul", activations=(0, 1), weight=1, axis=-1)),
+    **_each("batch_norm", lambda _: Operation("batch_norm", weight=1, bias=2)),
+    **_each("max_pool1d max_pool2d max_pool3d", lambda _: Operation("max_pool")),
+    **_each("avg_pool1d avg_pool2d avg_pool3d", lambda _: Operation("avg_pool")),
+    **_each("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", lambda _: Operation("adaptive_avg_pool")),
+    **_each("mean", lambda _: Operation("mean")),
+    **_each("add sub", lambda _: Operation("add", activations=(0, 1))),
+    **_each("mul div", lambda _: Operation("mul", activations=(0, 1))),
+    **_each("cat concat", lambda _: Operation("concat")),
     **_each(
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
         "upsample_bicubic2d upsample_trilinear3d",
-        lambda name: Operation("upsample"),
+        lambda _: Operation("upsample"),
     ),
 }
 
@@ -107,24 +105,22 @@ ACTIVATIONS, IN_PLACE = _activations()
 
 # Operators that copy, select or re-arrange values (or compute with sizes): a quantized value stays
 # on its grid through them, so they need no quantizer of their own.
+_MOVEMENTS = """
+view reshape _unsafe_view flatten unflatten permute transpose t numpy_T movedim squeeze unsqueeze expand expand_as
+repeat slice select narrow index_select split split_with_sizes chunk unbind stack pad constant_pad_nd
+reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d
+pixel_shuffle pixel_unshuffle channel_shuffle flip roll clone contiguous detach alias dropout feature_dropout
+sym_size sym_numel sym_stride zeros ones full arange
+"""
 MOVEMENTS = {
-    *(
-        target
-        for name in "view reshape _unsafe_view flatten unflatten permute transpose t numpy_T movedim squeeze unsqueeze "
-        "expand expand_as repeat slice select narrow index_select split split_with_sizes chunk unbind pad "
-        "constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
-        "replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle flip roll clone contiguous detach "
-        "alias dropout feature_dropout sym_size sym_numel sym_stride zeros ones full arange stack".split()
-        if hasattr(aten, name)
-        for target in _overloads(name)
-    ),
     operator.getitem,
+    *(target for name in _MOVEMENTS.split() if hasattr(aten, name) for target in _overloads(name)),
 }
 
 # What does nothing at inference, or nothing that matters to a value.
 IDENTITIES = {
     target
-    for name in "clone contiguous detach alias dropout feature_dropout lift_fresh_copy".split()
+    for name in ("clone", "contiguous", "detach", "alias", "dropout", "feature_dropout", "lift_fresh_copy")
     for target in _overloads(name)
 }
 

@@ -120,9 +120,7 @@ def three_stage_search(sample: Sample, m: Tensor, bits: int) -> Tensor:
 _TILE = 1 << 17  # values, so that one tile's buffers stay in the second-level cache over all candidates
 
 
-def _error(
-    magnitude: Tensor, counts: Tensor | None, buffer: Tensor, m: Tensor, p: Tensor, bits: int
-) -> Tensor:
+def _error(magnitude: Tensor, counts: Tensor | None, buffer: Tensor, m: Tensor, p: Tensor, bits: int) -> Tensor:
     """Sum of squared errors (R,) of the grid with breakpoint ``p`` (R,); ``buffer`` is overwritten."""
     inner, outer = (scale[:, None] for scale in piecewise.scales(m, p, bits))
     ratio = piecewise.step_ratio(inner, outer)

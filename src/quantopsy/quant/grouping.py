@@ -52,9 +52,7 @@ def rows_per_channel(x: Tensor, axis: int) -> Tensor:
 def rows_per_group(x: Tensor, axis: int, group: int) -> list[Tensor]:
     """(C, G, values of the group) for the whole groups, then (C, 1, values) for a ragged last one."""
     if x.ndim < 2:
-        raise QuantopsyError(
-            "per_group", f"the tensor has {x.ndim} dimension", "use per_channel or per_tensor"
-        )
+        raise QuantopsyError("per_group", f"the tensor has {x.ndim} dimension", "use per_channel or per_tensor")
     axis %= x.ndim
     laid = x.movedim((axis, group_axis(axis)), (0, 1))
     channels, inputs = laid.shape[:2]

@@ -1,4 +1,4 @@
-"""Dynamic differentiable quantization, forward part: free levels, and gates that set the bit-width (DDQ 2.2, 2.3).
+"""Free levels, and gates that set the bit-width: the forward part of DDQ (sections 2.2 and 2.3).
 
 b bits at most, s = sum of gates bits in effect; q (..., 2^b) levels, ascending; U (2^b, 2^b).
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quantopsy.core import Spec
 from quantopsy.quant import uniform
-from quantopsy.quant.levels import LevelsQParams
+from quantopsy.quant.levels import LevelsQParams, own_tables
 from quantopsy.quant.power_of_two import power_of_two_levels
 from quantopsy.quant.quantizer import Quantizer
 from quantopsy.quant.sample import Sample
@@ -52,33 +52,31 @@ def uniform_levels(bits: int, low: Tensor, high: Tensor) -> Tensor:
 
 
 def symmetric_levels(bits: int, clip: Tensor) -> Tensor:
-    """[-1, ..., -1 / (2^(b-1) - 1), -0, +0, ..., 1] c (DDQ equation (1)), the shape of c = ``clip`` and 2^b."""
+    """[-1, ..., -1 / (2^(b-1) - 1), -0, +0, ..., 1] c (DDQ equation (1)), (..., 2^b)."""
     half = torch.arange(2 ** (bits - 1), dtype=torch.float64, device=clip.device) / (2 ** (bits - 1) - 1)
     return (torch.cat((-half.flip(0), half)) * clip.double()[..., None]).float()
 
 
 def stored_levels(q: Tensor, bits: int, low: Tensor, high: Tensor) -> Tensor:
-    """``R()`` of DDQ equation (4): ``q`` (..., L) on a uniform grid of ``bits`` from ``low`` to ``high`` (...,),
-    as levels are stored at b_q bits. Not below b bits, or levels merge."""
+    """``R()`` of DDQ equation (4): levels ``q`` (..., L) as they are stored with b_q = ``bits``, on a uniform
+    grid from ``low`` to ``high`` (...,). With b_q below b some of them merge."""
     step = (high - low)[..., None] / (2**bits - 1)
     low = low[..., None]
     return ((q - low) / step).round().clamp(0, 2**bits - 1) * step + low
 
 
 def _fit(spec: Spec, _: Sample, low: Tensor, high: Tensor) -> LevelsQParams:
-    start = QUANTIZER.option(spec, "start")
-    reach = torch.maximum(-low, high)
-    scale = torch.where(reach < torch.finfo(torch.float32).tiny, 1.0, reach)
-    if start == "power_of_two":
+    if QUANTIZER.option(spec, "start") == "power_of_two":
         levels = _padded(power_of_two_levels(spec.bits, bool(spec.signed)), spec.bits).to(low.device)
-        levels = levels.expand(len(scale), -1)
+        levels = levels * torch.maximum(-low, high)[:, None]
     else:
-        grid = uniform.from_range(spec, low / scale, high / scale, axis=0)
+        grid = uniform.from_range(spec, low, high, axis=0)
         codes = torch.arange(grid.qmin, grid.qmax + 1, device=low.device)
-        levels = grid.decode(codes.expand(len(scale), -1))
+        levels = grid.decode(codes.expand(len(low), -1))
+        levels = torch.where(((low != 0) | (high != 0))[:, None], levels, 0.0)
     gates = torch.ones(spec.bits, device=low.device)
     gates[int(QUANTIZER.option(spec, "open_gates")) or spec.bits :] = 0
-    return LevelsQParams(compose(levels, gates), scale, axis=0)
+    return own_tables(compose(levels.double(), gates))
 
 
 def _padded(levels: Tensor, bits: int) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from quantopsy.quant.grouping import aligned, map_rows
 from quantopsy.quant.qparams import QParams
+from quantopsy.quant.tiles import in_memory_order
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LevelsQParams(QParams):
     def encode(self, x: Tensor) -> Tensor:
         position = x / self._aligned(self.scale, x)
         if self.levels.ndim == 1:
-            return torch.bucketize(position, self._borders, out_int32=True)
+            return in_memory_order(lambda flat: torch.bucketize(flat, self._borders, out_int32=True), position)
         return map_rows(_nearest, position, self._borders, self.axis, self.group_size)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -42,7 +42,9 @@ class LevelsQParams(QParams):
         return values * self._aligned(self.scale, codes)
 
     def snap(self, x: Tensor) -> Tensor:
-        return self.decode(self.encode(x)).to(x.dtype)
+        result = self.decode(self.encode(x)).to(x.dtype)
+        # Tables of their own are looked up channel by channel, which loses the memory format.
+        return result if result.stride() == x.stride() else torch.empty_like(x).copy_(result)
 
     def covers(self, x: Tensor) -> Tensor:
         low, high = (self._aligned(self.levels[..., end] * self.scale, x) for end in (0, -1))
@@ -56,17 +58,29 @@ class LevelsQParams(QParams):
         levels = self.levels if self.levels.ndim == 1 else torch.cat((self.levels, other.levels), -2)
         return replace(self, levels=levels, scale=torch.cat((self.scale, other.scale), -1))
 
-    @cached_property
+    @property
     def _borders(self) -> Tensor:
         """Half way between neighbouring levels, (..., L - 1)."""
-        return (self.levels[..., :-1] + self.levels[..., 1:]) / 2
+        return ((self.levels[..., :-1] + self.levels[..., 1:]) / 2).contiguous()
 
     def _aligned(self, grid: Tensor, x: Tensor) -> Tensor:
         return aligned(grid, x, self.axis, self.group_size)
 
 
+def own_tables(levels: Tensor) -> LevelsQParams:
+    """One table (R, L) for each of R channels along ``axis=0``, scaled to a largest magnitude of 1.
+
+    All levels are zero where the largest is too small for a normal float32.
+    """
+    float32 = torch.finfo(torch.float32)
+    reach = levels.double().abs().amax(1).clamp(max=float32.max)
+    scale = torch.where(reach < float32.tiny, 1.0, reach)
+    normal = torch.where((reach < float32.tiny)[:, None], 0.0, levels / scale[:, None]).clamp(-1, 1)
+    return LevelsQParams(normal.float(), scale.float(), axis=0)
+
+
 def _nearest(rows: Tensor, borders: Tensor) -> Tensor:
-    return torch.searchsorted(borders, rows.contiguous(), out_int32=True)
+    return torch.searchsorted(borders.contiguous(), rows.contiguous(), out_int32=True)
 
 
 def _look_up(rows: Tensor, levels: Tensor) -> Tensor:

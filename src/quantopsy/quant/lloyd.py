@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from quantopsy.core import Spec
-from quantopsy.quant.levels import LevelsQParams
+from quantopsy.quant.levels import LevelsQParams, own_tables
 from quantopsy.quant.quantizer import Quantizer
 from quantopsy.quant.sample import Sample
 
@@ -31,9 +31,7 @@ def lloyd(ordered: Tensor, weight: Tensor | None, levels: Tensor) -> Tensor:
     end = torch.full_like(levels[:, :1], ordered.shape[1], dtype=torch.int64)
     for _ in range(_MOST_ITERATIONS):
         borders = (levels[:, :-1] + levels[:, 1:]) / 2
-        cut = torch.cat(
-            (torch.zeros_like(end), torch.searchsorted(ordered, borders.contiguous(), right=True), end), 1
-        )
+        cut = torch.cat((torch.zeros_like(end), torch.searchsorted(ordered, borders.contiguous(), right=True), end), 1)
         inside = mass_below.gather(1, cut).diff(dim=1)
         means = moment_below.gather(1, cut).diff(dim=1) / inside
         moved = torch.where(inside > 0, means, levels)
@@ -66,10 +64,7 @@ def _fit_from(start: str, spec: Spec, sample: Sample, low: Tensor, high: Tensor)
     weight = None if sample.weight is None else sample.weight.gather(1, order)
     count = 2**spec.bits
     levels = evenly_filled(ordered, weight, count) if start == "filled" else evenly_spaced(low, high, count)
-    levels = lloyd(ordered, weight, levels)
-    reach = levels.abs().amax(1)
-    scale = torch.where(reach < torch.finfo(torch.float32).tiny, 1.0, reach.float())
-    return LevelsQParams((levels / scale[:, None]).float(), scale, axis=0)
+    return own_tables(lloyd(ordered, weight, levels))
 
 
 def _fit_k_means(spec: Spec, sample: Sample, low: Tensor, high: Tensor) -> LevelsQParams:
@@ -82,7 +77,7 @@ def _fit_lloyd_max(spec: Spec, sample: Sample, low: Tensor, high: Tensor) -> Lev
 
 K_MEANS = Quantizer(
     name="k_means",
-    summary="levels at the means of clusters, started with as many values in each (dense data get more levels)",
+    summary="levels at the means of clusters, started with as many values in each",
     fit=_fit_k_means,
     needs_values=True,
     zero_exact=False,

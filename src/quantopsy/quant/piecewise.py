@@ -73,9 +73,7 @@ class PiecewiseQParams(QParams):
 
     def join(self, other: PiecewiseQParams) -> PiecewiseQParams:
         inner = torch.cat((self.inner_scale, other.inner_scale), -1)
-        return replace(
-            self, inner_scale=inner, outer_scale=torch.cat((self.outer_scale, other.outer_scale), -1)
-        )
+        return replace(self, inner_scale=inner, outer_scale=torch.cat((self.outer_scale, other.outer_scale), -1))
 
     @property
     def _most(self) -> int:
@@ -94,7 +92,7 @@ class PiecewiseQParams(QParams):
 
 
 def step_ratio(inner_scale: Tensor, outer_scale: Tensor) -> Tensor:
-    """inner over outer step; next to nothing where there is no outer region, so that all outer codes are 0."""
+    """Inner over outer step; next to nothing where there is no outer region, so that outer codes are 0."""
     return torch.where(outer_scale > 0, inner_scale / outer_scale, 1e-30)
 
 

@@ -37,7 +37,9 @@ def additive_levels(bits: int, signed: bool) -> Tensor:
     """
     width = bits - 1 if signed else bits
     terms, odd = divmod(width, 2)
-    choices = [(0.0, 2.0**-i, 2.0 ** -(i + terms), 2.0 ** -(i + 2 * terms + odd)) for i in range(terms)]
+    choices: list[tuple[float, ...]] = [
+        (0.0, 2.0**-i, 2.0 ** -(i + terms), 2.0 ** -(i + 2 * terms + odd)) for i in range(terms)
+    ]
     if odd:
         choices.append((0.0, 2.0 ** (-2 * terms)))
     sums = {sum(terms) for terms in product(*choices)}

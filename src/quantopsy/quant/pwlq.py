@@ -24,9 +24,7 @@ def bits_per_piece(spec: Spec) -> int:
     taken = {"per_piece": 0, "pw_comp": sign, "pw_stor": sign + 1}
     bits = spec.bits - taken[str(QUANTIZER.option(spec, "convention"))]
     if bits < 1:
-        raise QuantopsyError(
-            f"piecewise with {spec.bits} bits stored", "pieces would have none", "give at least 3"
-        )
+        raise QuantopsyError(f"piecewise with {spec.bits} bits stored", "pieces would have none", "give at least 3")
     return bits
 
 

@@ -104,13 +104,9 @@ def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _refuse_nan(x: Tensor) -> None:
     if not x.is_floating_point():
-        raise QuantopsyError(
-            f"tensor of {x.dtype}", "only floats can be quantized", "convert it with .float()"
-        )
+        raise QuantopsyError(f"tensor of {x.dtype}", "only floats can be quantized", "convert it with .float()")
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return
     # A sum is the cheapest look at every value: 4 % of the fake quantization it guards.
     if not torch.isfinite(x.sum()) and torch.isnan(x).any():
-        raise QuantopsyError(
-            "tensor to quantize", "it holds NaN", "find the layer that makes it in the float network"
-        )
+        raise QuantopsyError("tensor to quantize", "it holds NaN", "find the layer that makes it in the float network")

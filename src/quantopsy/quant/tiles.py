@@ -23,8 +23,8 @@ def tiled(kernel: Callable[..., object], x: Tensor, *parameters: Tensor) -> Tens
     if x.numel() <= TILE or x.device.type != "cpu":
         kernel(out, x, *parameters)
         return out
-    # In the order of memory, so that a tile is one block and the innermost loop is long.
-    order = sorted(range(x.ndim), key=lambda dim: x.stride(dim) if x.shape[dim] > 1 else 0, reverse=True)
+    # So a tile is one block and the innermost loop is long.
+    order = _memory_order(x)
     source, target = x.permute(order), out.permute(order)
     if all(parameter.numel() == 1 for parameter in parameters):
         if source.is_contiguous() and target.is_contiguous():
@@ -41,3 +41,15 @@ def tiled(kernel: Callable[..., object], x: Tensor, *parameters: Tensor) -> Tens
         cut = [p[start:stop] if p.ndim and p.shape[0] > 1 else p for p in laid]
         kernel(target[start:stop], source[start:stop], *cut)
     return out
+
+
+def in_memory_order(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``, elementwise, on ``x`` laid out as it lies in memory: for functions that would copy
+    anything but a contiguous tensor."""
+    order = _memory_order(x)
+    inverse = sorted(range(x.ndim), key=order.__getitem__)
+    return function(x.permute(order)).permute(inverse)
+
+
+def _memory_order(x: Tensor) -> list[int]:
+    return sorted(range(x.ndim), key=lambda dim: x.stride(dim) if x.shape[dim] > 1 else 0, reverse=True)

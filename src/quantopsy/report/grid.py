@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from quantopsy.analysis.results import Results
+from quantopsy.report.wording import fixed
 
 POINTS_LIMIT = 5.0
 """Degradation at which colour saturates when the metric is in points (Figure 3 of the layer-wise paper)."""
@@ -85,3 +86,21 @@ def noise_limits(results: Results) -> tuple[float, float]:
     top = math.log10(noise.max())
     bottom = max(math.log10(noise.min()), top - 8)
     return (bottom, top if top > bottom else bottom + 1)
+
+
+def cell_text(value: float, limit: float) -> str:
+    """A degradation short enough for a cell: decimals as the colours resolve, none from twice the limit."""
+    if not math.isfinite(value):
+        return ""
+    decimals = max(0, 1 - math.floor(math.log10(limit)))
+    if abs(value) >= 2 * limit:
+        decimals = max(0, decimals - 1)
+    text = fixed(value, decimals)
+    return "0" if float(f"{value:.{decimals}f}") == 0 else text
+
+
+def sqnr_text(value: float) -> str:
+    """An SQNR in whole dB for a cell; infinite where there is no noise."""
+    if math.isnan(value):
+        return ""
+    return "\N{INFINITY}" if math.isinf(value) else fixed(value, 0)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from quantopsy.analysis.results import Results
-from quantopsy.report.ranking import headline_bits, ranked
+from quantopsy.report.tables import headline_bits, ranked, whole_network
 from quantopsy.report.wording import (
     CONFIDENCE,
     count,
@@ -83,7 +84,8 @@ class _Writer:
 
 
 def _whole_at(results: Results, bits: int) -> Any | None:
-    rows = results.whole[results.whole["bits"] == bits]
+    table = whole_network(results)
+    rows = table[table["bits"] == bits]
     return None if rows.empty or not math.isfinite(rows["degradation"].iloc[0]) else rows.iloc[0]
 
 
@@ -115,9 +117,7 @@ def _whole_sentence(results: Results, bits: int, whole: Any) -> str:
         f"on {count(int(whole['samples']), 'image')}"
     )
     if not _has_interval(whole):
-        return (
-            f"{what} changes {results.metric} by {write.amount(-lost)} (no interval is known): {levels}."
-        )
+        return f"{what} changes {results.metric} by {write.amount(-lost)} (no interval is known): {levels}."
     span = write.between(whole["degradation_low"], whole["degradation_high"])
     if whole["degradation_low"] > 0:
         return f"{what} costs {write.amount(lost)} of {results.metric} ({span}): {levels}."
@@ -162,12 +162,20 @@ def _guilty_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: A
     verb = "costs" if len(guilty) == 1 else "cost"
     unit = f", in{write.unit}" if write.unit else ""
     yield f"{of} {verb} {results.metric} beyond the interval when quantized alone{unit}: {listed}{more}."
+    doubtful = guilty[~_beyond_chance(guilty, len(judged))]
     chance = _ONE_SIDE * len(judged)
-    if len(guilty) <= 2 * chance:
+    if 0 < len(doubtful) <= 2 * chance:
         yield (
-            f"Of {len(judged)} such intervals about {max(1, round(chance))} would lie above zero by chance "
-            "alone: more images would tell."
+            f"Of {len(judged)} such intervals about {max(1, round(chance))} would lie above zero by chance alone: "
+            f"for {len(doubtful)} of the guilty only more images would tell."
         )
+
+
+def _beyond_chance(guilty: pd.DataFrame, tests: int) -> pd.Series:
+    """Whether the interval would still exclude zero if widened for so many ``tests`` (Bonferroni)."""
+    widened = NormalDist().inv_cdf(1 - _ONE_SIDE / tests) / NormalDist().inv_cdf(1 - _ONE_SIDE)
+    below = guilty["degradation"] - guilty["degradation_low"]
+    return guilty["degradation"] - widened * below > 0
 
 
 def _noise_sentences(bits: int, cells: pd.DataFrame) -> Iterator[str]:
@@ -234,15 +242,15 @@ def _additivity_sentences(results: Results, bits: int, whole: Any) -> Iterator[s
 
 def _other_bits_sentences(results: Results, headline: int) -> Iterator[str]:
     write = _Writer(results)
-    rows = results.whole[(results.whole["bits"] != headline) & results.whole["degradation"].notna()]
+    table = whole_network(results)
+    rows = table[(table["bits"] != headline) & table["degradation"].notna()]
     parts = [
-        f"{int(row['bits'])} bits "
-        + with_interval(row["degradation"], row["degradation_low"], row["degradation_high"], write.decimals)
-        for _, row in rows.sort_values("bits", ascending=False).iterrows()
+        f"{int(bits)} bits {fixed(lost, write.decimals)}"
+        for bits, lost in zip(rows["bits"], rows["degradation"], strict=True)
     ]
     if parts:
-        unit = f" in{write.unit}" if write.unit else ""
-        yield f"The whole network loses{unit} with the other weights: {', '.join(parts)}."
+        unit = f", in{write.unit}" if write.unit else ""
+        yield f"Degradation of the whole network at other bit-widths{unit}: {', '.join(parts)}."
 
 
 def _progress_cautions(results: Results) -> Iterator[str]:

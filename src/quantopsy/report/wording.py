@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -98,18 +101,22 @@ def count(number: int, thing: str) -> str:
 
 
 def degradation_decimals(results: Results) -> int:
-    """Decimals for values and degradations of these results: two digits of the typical half interval.
+    """Decimals for values and degradations of these results, by the typical half width of an interval.
 
     One number for the whole report, so that columns line up and nothing claims more than was measured.
     """
-    low = np.concatenate([results.cells["degradation_low"], results.whole["degradation_low"]]).astype(float)
-    high = np.concatenate([results.cells["degradation_high"], results.whole["degradation_high"]])
-    half = (high.astype(float) - low) / 2
+    half = (results.cells["degradation_high"] - results.cells["degradation_low"]).to_numpy(dtype=float) / 2
     half = half[np.isfinite(half) & (half > 0)]
-    least, most, unknown = (1, 2, 1) if results.unit == "points" else (1, 6, 3)
+    if results.unit == "points":
+        return 2 if half.size and float(np.median(half)) < 0.1 else 1
     if half.size == 0:
-        return unknown
-    return int(np.clip(1 - math.floor(math.log10(float(np.median(half)))), least, most))
+        return 3
+    return int(np.clip(1 - math.floor(math.log10(float(np.median(half)))), 1, 6))
+
+
+def degradation_unit(results: Results) -> str:
+    """`` (points)`` behind a heading, or nothing."""
+    return f" ({results.unit})" if results.unit else ""
 
 
 def interval(low: float, high: float, decimals: int) -> str:
@@ -125,6 +132,17 @@ def with_interval(value: float, low: float, high: float, decimals: int) -> str:
     return f"{fixed(value, decimals)} ({between})" if between else fixed(value, decimals)
 
 
-def shape(sizes: tuple[int, ...] | None) -> str:
+def shape(sizes: tuple[int, ...]) -> str:
     """``32 x 3 x 3 x 3``, with the sign of multiplication."""
-    return MISSING if sizes is None else " \N{MULTIPLICATION SIGN} ".join(str(size) for size in sizes)
+    return " \N{MULTIPLICATION SIGN} ".join(str(size) for size in sizes)
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(name, text) of nested settings, names joined by dots; values as people write them."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple) and all(isinstance(item, str | int | float) for item in value):
+            yield f"{prefix}{name}", ", ".join(map(str, value)) or "none"
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)

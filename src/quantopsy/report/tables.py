@@ -1,4 +1,4 @@
-"""Which layers come first, and on what ground: guilt only where the interval says so."""
+"""The tables behind words and pictures: which layers come first, the whole network beside their sum."""
 
 from __future__ import annotations
 
@@ -31,6 +31,26 @@ def ranked(results: Results, bits: int) -> pd.DataFrame:
     cells["noise_share"] = cells["noise"] / total if total > 0 else float("nan")
     cells["source"] = cells["layer"].map(results.layers.set_index("layer")["source"])
     cells["order"] = cells["degradation"].where(cells["guilty"])
-    return cells.sort_values(
-        ["order", "noise", "layer"], ascending=[False, False, True], na_position="last"
-    ).drop(columns="order")
+    return cells.sort_values(["order", "noise", "layer"], ascending=[False, False, True], na_position="last").drop(
+        columns="order"
+    )
+
+
+WHOLE_COLUMNS = (
+    "bits",
+    "value",
+    "degradation",
+    "degradation_low",
+    "degradation_high",
+    "degradation_sum",
+    "noise",
+    "noise_sum",
+    "sqnr_db",
+    "agreement",
+    "samples",
+)
+
+
+def whole_network(results: Results) -> pd.DataFrame:
+    """The whole network by bit-width, finest first; an empty table has its columns all the same."""
+    return results.whole.reindex(columns=list(WHOLE_COLUMNS)).sort_values("bits", ascending=False)

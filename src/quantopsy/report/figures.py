@@ -1,0 +1,280 @@
+"""Plotly figures of an analysis. What each shows is computed in ``grid``, ``tables`` and ``distributions``."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Literal, get_args
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from quantopsy.analysis.results import Results
+from quantopsy.core.errors import QuantopsyError
+from quantopsy.report.distributions import channels, histogram, layer_row, ranges
+from quantopsy.report.grid import Grid, cell_text, degradation_limit, grid, noise_limits, sqnr_text
+from quantopsy.report.palette import LIGHT, ramp
+from quantopsy.report.wording import (
+    degradation_decimals,
+    degradation_unit,
+    elide,
+    fixed,
+    significant,
+    with_interval,
+)
+
+View = Literal["degradation", "noise"]
+
+_TEXT_UP_TO = 40
+"""Layers up to which a number fits into a cell; beyond, hovering tells."""
+
+_NAMES_UP_TO = 60
+"""Layers up to which every column carries a name."""
+
+
+def heatmap(results: Results, view: View = "degradation") -> go.Figure:
+    """A row per bit-width, a column per layer in topological order (Figure 3 of the layer-wise paper).
+
+    ``degradation`` writes it into the cells and saturates at 5 points (without points at a robust scale);
+    ``noise`` colours by its logarithm and writes the SQNR in dB. Screened cells carry a mark.
+    """
+    if view not in get_args(View):
+        raise QuantopsyError(f"view {view!r}", "there is none of that name", "give degradation or noise")
+    cells = grid(results)
+    trace, numbers = _degradation_trace(results, cells) if view == "degradation" else _noise_trace(results, cells)
+    columns = list(range(len(cells.layers)))
+    rows = [str(bits) for bits in cells.bits]
+    trace.update(x=columns, y=rows, hovertext=_hover(results, cells), hoverinfo="text", xgap=1, ygap=1)
+    if len(columns) <= _TEXT_UP_TO:
+        trace.update(text=numbers, texttemplate="%{text}", textfont_size=11)
+    figure = go.Figure(trace)
+    figure.add_trace(_screened_marks(cells, rows))
+    figure.update_layout(
+        title=f"{results.model}: {view} of single layers" if results.model else None,
+        template="plotly_white",
+        height=170 + 34 * len(rows) + (110 if len(columns) <= _NAMES_UP_TO else 0),
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        plot_bgcolor=LIGHT.surface,
+    )
+    figure.update_xaxes(showgrid=False, zeroline=False, title="layer, in topological order", **_names_axis(cells))
+    figure.update_yaxes(
+        showgrid=False, type="category", categoryarray=rows[::-1], categoryorder="array", title="weight bits"
+    )
+    return figure
+
+
+def layer_bars(results: Results, bits: int) -> go.Figure:
+    """Degradation and noise of each layer at one bit-width, with their intervals (Figure 1b)."""
+    cells = grid(results)
+    row = _row(cells, bits)
+    colours = np.where(cells.degradation[row] < 0, LIGHT.better, LIGHT.worse)
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    columns = list(range(len(cells.layers)))
+    hover = _hover(results, cells)[row]
+    figure.add_trace(
+        go.Bar(
+            x=columns,
+            y=cells.degradation[row],
+            marker={"color": colours, "pattern": {"shape": np.where(cells.screened[row], "/", "").tolist()}},
+            error_y={
+                "array": cells.degradation_high[row] - cells.degradation[row],
+                "arrayminus": cells.degradation[row] - cells.degradation_low[row],
+                "thickness": 1,
+                "width": 0,
+            },
+            hovertext=hover,
+            hoverinfo="text",
+        ),
+        row=1,
+        col=1,
+    )
+    figure.add_trace(
+        go.Bar(
+            x=columns,
+            y=cells.noise[row],
+            marker={
+                "color": LIGHT.noise,
+                "pattern": {"shape": np.where(cells.screened[row], "/", "").tolist()},
+            },
+            error_y={"array": cells.noise_stderr[row], "thickness": 1, "width": 0},
+            hovertext=hover,
+            hoverinfo="text",
+        ),
+        row=2,
+        col=1,
+    )
+    figure.update_layout(title=f"Single layers at {bits} bits", template="plotly_white", showlegend=False, height=520)
+    figure.update_yaxes(title=f"degradation{degradation_unit(results)}", row=1, col=1)
+    figure.update_yaxes(title="noise", type="log", row=2, col=1)
+    figure.update_xaxes(showgrid=False, **_names_axis(cells))
+    return figure
+
+
+def weight_histogram(results: Results, layer: str | int) -> go.Figure:
+    """Weights of a layer, log count, the quantization range as dash-dot lines (Figure 6)."""
+    shown = histogram(results, layer)
+    figure = go.Figure(
+        go.Bar(x=shown.centres, y=shown.counts, width=shown.widths, marker_color=LIGHT.accent, name="weights")
+    )
+    for edge in (shown.low, shown.high):
+        figure.add_vline(edge, line={"dash": "dashdot", "color": LIGHT.worse, "width": 1.5})
+    figure.update_layout(title=_title(results, layer), template="plotly_white", bargap=0, showlegend=False)
+    figure.update_xaxes(title="weight")
+    figure.update_yaxes(title="count", type="log")
+    return figure
+
+
+def channel_ranges(results: Results, layer: str | int) -> go.Figure:
+    """Smallest and largest weight of every output channel of a layer."""
+    low, high = channels(results, layer)
+    figure = go.Figure(
+        go.Bar(
+            x=np.arange(len(low)),
+            base=low,
+            y=high - low,
+            customdata=np.stack([low, high], axis=1),
+            hovertemplate="channel %{x}<br>%{customdata[0]:.4g} to %{customdata[1]:.4g}<extra></extra>",
+            marker_color=LIGHT.accent,
+        )
+    )
+    figure.update_layout(title=_title(results, layer), template="plotly_white")
+    figure.update_xaxes(title="output channel")
+    figure.update_yaxes(title="weight, lowest to highest")
+    return figure
+
+
+def activation_ranges(results: Results, layer: str | int) -> go.Figure:
+    """Calibrated ranges of a layer's inputs and of its output."""
+    shown = ranges(results, layer)
+    figure = go.Figure(
+        go.Bar(
+            y=[name for name, _, _ in shown],
+            base=[low for _, low, _ in shown],
+            x=[high - low for _, low, high in shown],
+            orientation="h",
+            text=[f"{significant(low)} to {significant(high)}" for _, low, high in shown],
+            marker_color=LIGHT.accent,
+        )
+    )
+    figure.update_layout(title=_title(results, layer), template="plotly_white", height=160 + 44 * len(shown))
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(title="activation")
+    return figure
+
+
+def _degradation_trace(results: Results, cells: Grid) -> tuple[go.Heatmap, list[list[str]]]:
+    limit = degradation_limit(results)
+    scale = "" if results.unit == "points" else "<br>(95th percentile)"
+    trace = go.Heatmap(
+        z=cells.degradation,
+        zmin=-limit,
+        zmax=limit,
+        colorscale=ramp(LIGHT.better, LIGHT.zero, LIGHT.worse),
+        colorbar={
+            "title": f"degradation{degradation_unit(results)}{scale}",
+            "tickvals": [-limit, -limit / 2, 0, limit / 2, limit],
+            "ticktext": [
+                f"{fixed(-limit, 0) if limit >= 1 else significant(-limit)} or less",
+                significant(-limit / 2, 2),
+                "0",
+                significant(limit / 2, 2),
+                f"{significant(limit, 1)} or more",
+            ],
+        },
+    )
+    return trace, [[cell_text(value, limit) for value in row] for row in cells.degradation]
+
+
+def _noise_trace(results: Results, cells: Grid) -> tuple[go.Heatmap, list[list[str]]]:
+    bottom, top = noise_limits(results)
+    with np.errstate(divide="ignore"):
+        logarithm = np.log10(cells.noise)
+    ticks = np.unique(np.linspace(math.ceil(bottom), math.floor(top), 5).round()).tolist()
+    trace = go.Heatmap(
+        # No noise at all has no logarithm; it belongs at the quiet end, not among the unmeasured.
+        z=np.where(np.isneginf(logarithm), bottom, logarithm),
+        zmin=bottom,
+        zmax=top,
+        colorscale=ramp(LIGHT.zero, LIGHT.noise),
+        colorbar={
+            "title": "noise",
+            "tickvals": ticks,
+            "ticktext": [significant(10**tick, 1) for tick in ticks],
+        },
+    )
+    return trace, [[sqnr_text(value) for value in row] for row in cells.sqnr_db]
+
+
+def _screened_marks(cells: Grid, rows: list[str]) -> go.Scatter:
+    row, column = np.nonzero(cells.screened)
+    return go.Scatter(
+        x=column,
+        y=[rows[index] for index in row],
+        mode="markers",
+        marker={"symbol": "line-ne-open", "size": 9, "line": {"width": 1, "color": LIGHT.ink}},
+        opacity=0.45,
+        name="screened: predicted, not measured",
+        hoverinfo="skip",
+        showlegend=bool(len(row)),
+    )
+
+
+def _names_axis(cells: Grid) -> dict[str, object]:
+    if len(cells.layers) > _NAMES_UP_TO:
+        return {}
+    names = [html.escape(elide(name, 26)) for name in cells.names]
+    return {"tickvals": list(range(len(names))), "ticktext": names, "tickangle": -60}
+
+
+def _hover(results: Results, cells: Grid) -> list[list[str]]:
+    """Text of every cell, escaped: plotly reads a subset of HTML."""
+    decimals = degradation_decimals(results)
+    unit = f" {results.unit}" if results.unit else ""
+    sources = results.layers["source"].tolist()
+    ops = results.layers["op"].tolist()
+    text = []
+    for row, bits in enumerate(cells.bits):
+        line = []
+        for column, name in enumerate(cells.names):
+            head = [f"<b>{html.escape(elide(name, 60))}</b>", html.escape(str(ops[column]))]
+            if isinstance(sources[column], str):
+                head.append(html.escape(sources[column]))
+            if math.isnan(cells.noise[row, column]) and math.isnan(cells.degradation[row, column]):
+                line.append("<br>".join([*head, f"{bits} bits, not measured"]))
+                continue
+            lost = with_interval(
+                cells.degradation[row, column],
+                cells.degradation_low[row, column],
+                cells.degradation_high[row, column],
+                decimals,
+            )
+            method = "screened: predicted, not measured" if cells.screened[row, column] else "exact"
+            noise = significant(cells.noise[row, column])
+            stderr = cells.noise_stderr[row, column]
+            if math.isfinite(stderr):
+                noise += f" ± {significant(stderr, 2)}"
+            line.append(
+                "<br>".join(
+                    [
+                        *head,
+                        f"{bits} bits, {method}",
+                        f"degradation {lost}{unit}",
+                        f"noise {noise}, SQNR {sqnr_text(cells.sqnr_db[row, column]) or '?'} dB",
+                    ]
+                )
+            )
+        text.append(line)
+    return text
+
+
+def _row(cells: Grid, bits: int) -> int:
+    if bits not in cells.bits:
+        known = ", ".join(str(value) for value in sorted(cells.bits))
+        raise QuantopsyError(f"bits {bits!r}", "they were not analysed", f"give one of {known}")
+    return cells.bits.index(bits)
+
+
+def _title(results: Results, layer: str | int) -> str:
+    row = layer_row(results, layer)
+    return html.escape(f"{row['name']} ({row['op']})")

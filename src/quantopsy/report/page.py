@@ -1,0 +1,165 @@
+"""The report as one HTML file that works offline: words and tables from here, pictures from its script.
+
+The script draws with SVG and weighs a few kilobytes; plotly's would weigh five megabytes, and the heatmap
+and the bars below it could not share their columns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from quantopsy.analysis.results import Results
+from quantopsy.report.palette import DARK, LIGHT, STRONG_FROM, Palette
+from quantopsy.report.payload import payload
+from quantopsy.report.tables import whole_network
+from quantopsy.report.verdict import cautions, statements
+from quantopsy.report.wording import (
+    count,
+    degradation_decimals,
+    degradation_unit,
+    duration,
+    fixed,
+    flattened,
+    interval,
+    percent,
+    si,
+    significant,
+)
+
+
+def write(results: Results, path: str | Path) -> Path:
+    """Write the report of ``results`` to ``path``; the same results give the same bytes."""
+    target = Path(path)
+    target.write_text(render(results), encoding="utf-8")
+    return target
+
+
+def render(results: Results) -> str:
+    """The report as a complete HTML document without a reference to anything outside it."""
+    lead, *rest = statements(results)
+    data = {**payload(results), "strong": STRONG_FROM}
+    return Template(_asset("page.html")).substitute(
+        title=escape(f"{results.model}: quantization report" if results.model else "Quantization report"),
+        model=escape(results.model or "Network"),
+        facts=_facts(results),
+        lead=_sentence(lead),
+        statements="".join(f"<li>{_sentence(sentence)}</li>" for sentence in rest),
+        cautions=_cautions(cautions(results)),
+        whole=_whole(results),
+        coverage=_coverage(results),
+        settings=_definitions(results.settings),
+        provenance=_definitions(results.provenance),
+        colours=_variables(LIGHT, DARK),
+        style=_asset("page.css"),
+        data=_script_json(data),
+        script=_asset("page.js"),
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("quantopsy.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _script_json(data: Mapping[str, Any]) -> str:
+    """JSON that cannot end the script element it stands in."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _variables(light: Palette, dark: Palette) -> str:
+    def declared(palette: Palette) -> str:
+        return "".join(f"--{name}:{colour};" for name, colour in asdict(palette).items())
+
+    return f":root{{{declared(light)}}}@media (prefers-color-scheme:dark){{:root{{{declared(dark)}}}}}"
+
+
+def _sentence(sentence: str) -> str:
+    """Escaped, layer names set as code, and able to break inside long ones."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(sentence, quote=False))
+
+
+def _facts(results: Results) -> str:
+    scheme = results.settings.get("scheme")
+    facts = [
+        f"data {results.data}" if results.data else "",
+        count(results.samples, "image"),
+        f"metric {results.metric}",
+        scheme if isinstance(scheme, str) else "",
+        f"weights at {', '.join(map(str, sorted(results.bits, reverse=True)))} bits",
+        f"{duration(results.seconds)}, {significant(results.passes)} passes" if results.passes else "",
+    ]
+    return "".join(f"<li>{escape(fact)}</li>" for fact in facts if fact)
+
+
+def _cautions(sentences: Iterable[str]) -> str:
+    items = "".join(f"<li>{_sentence(sentence)}</li>" for sentence in sentences)
+    return f'<aside aria-label="Cautions"><ul>{items}</ul></aside>' if items else ""
+
+
+def _whole(results: Results) -> str:
+    decimals, unit = degradation_decimals(results), degradation_unit(results)
+    span = interval(results.float_low, results.float_high, decimals)
+    rows = [["float", fixed(results.float_value, decimals), "", span, "", "", "", ""]]
+    for _, row in whole_network(results).iterrows():
+        rows.append(
+            [
+                str(int(row["bits"])),
+                fixed(row["value"], decimals),
+                fixed(row["degradation"], decimals),
+                interval(row["degradation_low"], row["degradation_high"], decimals),
+                fixed(row["degradation_sum"], decimals),
+                significant(row["noise"]),
+                significant(row["noise_sum"]),
+                significant(row["noise"] / row["noise_sum"], 2) if row["noise_sum"] > 0 else "",
+            ]
+        )
+    headings = [
+        "weight bits", results.metric, f"degradation{unit}", "95 % interval", "sum of layers", "noise",
+        "sum of layers' noise", "noise to sum",
+    ]  # fmt: skip
+    return _table("The whole network quantized, beside the sum of its single layers", headings, rows)
+
+
+def _table(caption: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<th scope="row">{escape(cell)}</th>' if index == 0 else f"<td>{escape(cell)}</td>"
+            for index, cell in enumerate(row)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f'<caption class="unseen">{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _coverage(results: Results) -> str:
+    known = results.coverage
+    parts = [f"{count(len(results.layers), 'layer')} can be quantized"]
+    if "macs_share" in known:
+        total = f" of {si(float(known['macs']))}" if "macs" in known else ""
+        parts.append(f"{percent(float(known['macs_share']))}{total} multiply-accumulates")
+    sentence = f"<p>{escape(', '.join(parts))}.</p>"
+    if not results.unquantized:
+        return sentence + "<p>Nothing stays float.</p>"
+    rows = [[str(item.get(key) or "") for key in ("name", "operator", "source")] for item in results.unquantized]
+    why = "<p>These operators are not among those that can be quantized and stay float:</p>"
+    return sentence + why + _table("Operators that stay float", ["name", "operator", "source line"], rows)
+
+
+def _definitions(values: Mapping[str, Any]) -> str:
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in flattened(values))
+    return f"<dl>{items}</dl>" if items else "<p>None were recorded.</p>"

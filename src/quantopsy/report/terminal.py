@@ -1,0 +1,216 @@
+"""The result on a terminal: verdict, worst layers, a heat strip, the whole network beside its sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
+
+from quantopsy.analysis.results import Results
+from quantopsy.report.grid import degradation_limit, grid
+from quantopsy.report.tables import headline_bits, ranked, whole_network
+from quantopsy.report.verdict import cautions, statements
+from quantopsy.report.wording import (
+    ELLIPSIS,
+    MINUS,
+    MISSING,
+    count,
+    degradation_decimals,
+    degradation_unit,
+    duration,
+    elide,
+    fixed,
+    flattened,
+    interval,
+    percent,
+    significant,
+)
+
+_WORST = 10
+"""Layers in the table; the page has them all."""
+
+_WIDE = 110
+"""Columns from which a source line has a column of its own; below, it stands under the name."""
+
+_ROW_LABEL = 8
+_WORSE, _BETTER = "red", "blue"
+
+_SHADES = ((0.1, "·"), (0.4, "░"), (0.7, "▒"), (1.0, "▓"), (math.inf, "█"))
+"""Share of the colour limit below which a cell takes the character."""
+
+_ASCII = str.maketrans(
+    {MINUS: "-", MISSING: "-", ELLIPSIS: "~", "·": ".", "•": "*", "░": ":", "▒": "+", "▓": "%", "█": "#"}
+)
+
+
+def print_results(results: Results, console: Console, worst: int = _WORST) -> None:
+    """Print what a person wants to know before opening the page."""
+    bits = headline_bits(results)
+    parts: tuple[tuple[str, RenderableType], ...] = (
+        ("", verdict_lines(results)),
+        (f"Worst layers at {bits} bits", worst_table(results, bits, console.width, worst)),
+        (f"Degradation of single layers{degradation_unit(results)}", heat_strip(results, console.width)),
+        ("Whole network", whole_table(results)),
+    )
+    for heading, part in parts:
+        console.print()
+        if heading:
+            console.print(Text(heading, style="bold"))
+        console.print(_Encodable(part))
+    console.print()
+    console.print(_Encodable(Text(_cost(results), style="dim")))
+
+
+def verdict_lines(results: Results) -> Table:
+    """The verdict as a list, layer names in bold, what limits it in yellow."""
+    lines = Table.grid(padding=(0, 1))
+    for sentence in statements(results):
+        lines.add_row("•", _emphasised(sentence, ""))
+    for sentence in cautions(results):
+        lines.add_row(Text("!", style="yellow"), _emphasised(sentence, "yellow"))
+    return lines
+
+
+def worst_table(results: Results, bits: int, width: int, worst: int = _WORST) -> Table:
+    """The ``worst`` layers at ``bits``, fitted to ``width`` columns; guilty ones in red."""
+    decimals, wide = degradation_decimals(results), width >= _WIDE
+    room = max(12, (width - 68) // 2 if wide else width - 56)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("#", justify="right", style="dim", no_wrap=True)
+    table.add_column("layer", no_wrap=True)
+    if wide:
+        table.add_column("op", no_wrap=True)
+        table.add_column("source", no_wrap=True, style="dim")
+    for heading in ("noise", "share", "degradation"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column(f"95 %{degradation_unit(results) if wide else ''}", no_wrap=True, style="dim")
+    for _, cell in ranked(results, bits).head(worst).iterrows():
+        source = cell["source"] if isinstance(cell["source"], str) else ""
+        name = Text(elide(cell["name"], room), style="bold red" if cell["guilty"] else "")
+        if not wide:
+            below = " ".join(part for part in (cell["op"], source) if part)
+            name = Text("\n").join([name, Text(elide(below, room), style="dim")])
+        lost = fixed(cell["degradation"], decimals)
+        screened = cell["method"] == "screened"
+        table.add_row(
+            str(cell["layer"]),
+            name,
+            *([Text(elide(cell["op"], 12)), Text(elide(source, room))] if wide else []),
+            significant(cell["noise"], 2),
+            percent(cell["noise_share"]),
+            Text(lost, style="bold red" if cell["guilty"] else "bold blue" if cell["improves"] else ""),
+            "screened" if screened else interval(cell["degradation_low"], cell["degradation_high"], decimals),
+        )
+    return table
+
+
+def heat_strip(results: Results, width: int) -> Group:
+    """A character per layer, a row per bit-width, in as many bands as ``width`` asks for.
+
+    The character grows with the degradation, so that it reads without colour; colour says which way.
+    """
+    cells, limit = grid(results), degradation_limit(results)
+    room = max(10, (width - _ROW_LABEL) // 10 * 10)
+    strip = Text(no_wrap=True)
+    for start in range(0, len(cells.layers), room):
+        columns = range(start, min(start + room, len(cells.layers)))
+        strip.append(" " * _ROW_LABEL + _ruler(columns) + "\n", style="dim")
+        for row, bits in enumerate(cells.bits):
+            strip.append(f"{bits:>2} bits ".ljust(_ROW_LABEL))
+            for column in columns:
+                strip.append(*shade(cells.degradation[row, column], limit))
+            strip.append("\n")
+    steps = [f"{mark} from {below * limit:.2g}" for (below, _), (_, mark) in pairwise(_SHADES)]
+    least = f"{_SHADES[0][0] * limit:.2g}"
+    legend = ", ".join([f"{_SHADES[0][1]} less", *steps, f"- improves by {least} or more"])
+    return Group(strip, Text(legend, style="dim"))
+
+
+def shade(value: float, limit: float) -> tuple[str, str]:
+    """The character and style of one cell; a blank where nothing was measured."""
+    if not math.isfinite(value):
+        return " ", ""
+    mark = next(mark for below, mark in _SHADES if abs(value) < below * limit)
+    if mark == _SHADES[0][1]:
+        return mark, "dim"
+    return (mark, _WORSE) if value > 0 else ("-", f"bold {_BETTER}")
+
+
+def whole_table(results: Results) -> Table:
+    """The whole network by bit-width beside the sum of its single layers."""
+    decimals = degradation_decimals(results)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("bits", justify="right", no_wrap=True)
+    for heading in (results.metric, "degradation"):
+        table.add_column(Text(elide(heading, 12)), justify="right", no_wrap=True)
+    table.add_column("95 %", style="dim", no_wrap=True)
+    for heading in ("sum of layers", "noise", "sum"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    level = fixed(results.float_value, decimals)
+    span = interval(results.float_low, results.float_high, decimals)
+    table.add_row("float", level, "", span, "", "", "")
+    for _, row in whole_network(results).iterrows():
+        table.add_row(
+            str(int(row["bits"])),
+            fixed(row["value"], decimals),
+            Text(fixed(row["degradation"], decimals), style="bold red" if row["degradation_low"] > 0 else ""),
+            interval(row["degradation_low"], row["degradation_high"], decimals),
+            fixed(row["degradation_sum"], decimals),
+            significant(row["noise"]),
+            significant(row["noise_sum"]),
+        )
+    return table
+
+
+def settings_table(settings: Mapping[str, Any]) -> Table:
+    """Effective settings, one a line."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    for name, value in flattened(settings):
+        table.add_row(Text(name), Text(value))
+    return table
+
+
+class _Encodable:
+    """What is inside, with substitutes for the characters that the console's encoding lacks."""
+
+    def __init__(self, part: RenderableType) -> None:
+        self._part = part
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        encoding = options.encoding
+        for segment in console.render(self._part, options):
+            yield Segment(_encodable(segment.text, encoding), segment.style, segment.control)
+
+
+def _encodable(text: str, encoding: str) -> str:
+    """``text`` in characters of ``encoding``, one for one, so that columns stay aligned."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+    return text
+
+
+def _emphasised(sentence: str, style: str) -> Text:
+    text = Text(style=style)
+    for index, part in enumerate(sentence.split("`")):
+        text.append(part, style="bold" if index % 2 else "")
+    return text
+
+
+def _ruler(columns: Iterable[int]) -> str:
+    """Every tenth column's number at its place."""
+    return "".join(str(column).ljust(10) for column in columns if column % 10 == 0).rstrip()
+
+
+def _cost(results: Results) -> str:
+    spent = f"{count(results.samples, 'image')}, {duration(results.seconds)}"
+    return f"{spent}, {significant(results.passes)} passes" if results.passes else spent

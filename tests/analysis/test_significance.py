@@ -1,0 +1,212 @@
+"""Intervals against published tables, scipy and simulation; importance sampling against all images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from quantopsy.analysis import significance as sig
+from quantopsy.metrics import PerImageScore, TopK
+
+TOP1 = TopK(1)
+SCORE = PerImageScore(lambda outputs, labels: outputs, "score")
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "n", "level", "low", "high"),
+    [
+        # M. Fagerland, S. Lydersen, P. Laake, Statistics in Medicine 33 (2014): airway reactivity.
+        (1, 7, 21, 0.95, -0.517, -0.026),
+        # PropCIs::scoreci.mp of R.
+        (48, 41, 549, 0.90, -0.0157, 0.0414),
+    ],
+)
+def test_paired_proportions_agree_with_published_intervals(lost, gained, n, level, low, high):
+    interval = sig.paired_proportions(lost, gained, n, level)
+    digits = 3 if n == 21 else 4
+    assert (round(interval.low, digits), round(interval.high, digits)) == (low, high)
+
+
+@pytest.mark.parametrize(("lost", "gained", "n"), [(12, 2, 50), (3, 0, 40), (0, 5, 25), (9, 9, 60)])
+def test_ends_of_paired_proportions_solve_the_score_equation(lost, gained, n):
+    """The restricted estimate is found here by maximising the likelihood numerically."""
+    interval = sig.paired_proportions(lost, gained, n)
+    z = stats.norm.isf(0.025)
+    for d in (interval.low, interval.high):
+
+        def minus_log_likelihood(q, d=d):
+            p = np.array([q + d, q, 1.0 - 2.0 * q - d])
+            counts = np.array([lost, gained, n - lost - gained])
+            return -stats.multinomial.logpmf(counts, n, np.clip(p, 1e-300, 1.0) / np.clip(p, 1e-300, 1).sum())
+
+        best = optimize.minimize_scalar(
+            minus_log_likelihood,
+            bounds=(max(0.0, -d), (1.0 - d) / 2.0),
+            method="bounded",
+            options={"xatol": 1e-12},
+        ).x
+        score = (lost - gained - n * d) / np.sqrt(n * (2.0 * best + d * (1.0 - d)))
+        assert abs(score) == pytest.approx(z, rel=1e-3)
+
+
+def test_no_discordant_pair_still_leaves_a_width():
+    z2 = stats.norm.isf(0.025) ** 2
+    interval = sig.paired_proportions(0, 0, 100)
+    assert (interval.low, interval.high) == pytest.approx((-z2 / (100 + z2), z2 / (100 + z2)))
+
+
+@given(st.integers(1, 300), st.data())
+def test_swapping_lost_and_gained_mirrors_the_interval(n, data):
+    lost = data.draw(st.integers(0, n))
+    gained = data.draw(st.integers(0, n - lost))
+    one, other = sig.paired_proportions(lost, gained, n), sig.paired_proportions(gained, lost, n)
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=1e-9)
+    assert -1.0 <= one.low <= one.value <= one.high <= 1.0
+
+
+def test_paired_proportions_cover_as_often_as_they_say():
+    counts = np.random.default_rng(0).multinomial(100, [0.06, 0.02, 0.92], size=1000)
+    intervals = [sig.paired_proportions(int(lost), int(gained), 100) for lost, gained, _ in counts]
+    assert 0.93 <= np.mean([i.low <= 0.04 <= i.high for i in intervals]) <= 0.99
+
+
+def test_degradation_of_accuracy_is_in_points_and_positive_when_worse():
+    before, after = np.ones((50, 1)), np.ones((50, 1))
+    after[:5] = 0.0
+    interval = sig.degradation(TOP1, before, after)
+    assert interval == sig.paired_proportions(5, 0, 50).scaled(100.0)
+    assert interval.value == 10.0 == TOP1.value(before) - TOP1.value(after)
+
+
+def test_degradation_of_a_loss_is_positive_when_it_rises():
+    loss = PerImageScore(lambda outputs, labels: outputs, "loss")
+    loss.higher_is_better = False
+    before = np.random.default_rng(0).random((40, 1))
+    interval = sig.degradation(loss, before, before + 0.5)
+    assert interval.value == pytest.approx(0.5)
+    assert interval.low == pytest.approx(0.5)
+
+
+def test_bootstrap_agrees_with_scipy():
+    rng = np.random.default_rng(1)
+    before = rng.exponential(size=(80, 1))
+    after = before - rng.exponential(0.3, size=(80, 1))
+    ours = sig.degradation(SCORE, before, after, resamples=9999)
+    theirs = stats.bootstrap(
+        ((before - after)[:, 0],), np.mean, method="BCa", n_resamples=9999, rng=2
+    ).confidence_interval
+    width = theirs.high - theirs.low
+    assert ours.low == pytest.approx(theirs.low, abs=0.05 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.05 * width)
+
+
+def test_bootstrap_covers_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    covered = []
+    for _ in range(300):
+        before = rng.normal(size=(50, 1))
+        interval = sig.degradation(SCORE, before, before - rng.normal(0.2, 0.5, (50, 1)), resamples=500)
+        covered.append(interval.low <= 0.2 <= interval.high)
+    assert 0.90 <= np.mean(covered) <= 0.98
+
+
+def test_same_seed_same_interval_whatever_the_chunks(monkeypatch):
+    before, after = np.random.default_rng(3).random((2, 30, 1))
+    assert sig.degradation(SCORE, before, after) == sig.degradation(SCORE, before, after)
+    assert sig.degradation(SCORE, before, after) != sig.degradation(SCORE, before, after, seed=1)
+    whole = sig.bootstrap_counts(30, 7, 0)
+    assert (whole.sum(axis=1) == 30).all()
+
+
+def test_statistics_of_other_images_are_refused():
+    with pytest.raises(ValueError, match="same images"):
+        sig.degradation(SCORE, np.zeros((3, 1)), np.zeros((4, 1)))
+
+
+def test_metric_interval_of_an_accuracy_is_wilsons():
+    hits = np.repeat([1.0, 0.0], [80, 20])[:, None]
+    bounds = stats.binomtest(80, 100).proportion_ci(method="wilson")
+    interval = sig.metric_interval(TOP1, hits)
+    assert (interval.value, interval.low, interval.high) == pytest.approx((80.0, 100 * bounds.low, 100 * bounds.high))
+
+
+def test_mean_stderr_agrees_with_scipy():
+    x = np.random.default_rng(0).random(20)
+    assert sig.mean_stderr(x) == pytest.approx((x.mean(), stats.sem(x)))
+    assert np.isnan(sig.mean_stderr(x[:1])[1])
+
+
+def test_mcnemar_agrees_with_the_sign_test():
+    assert sig.mcnemar_p(0, 0) == 1.0
+    assert sig.mcnemar_p(8, 1) == pytest.approx(2 * (1 + 9) / 2**9)
+
+
+def test_verdicts():
+    assert sig.verdict(sig.Interval(3.0, 1.5, 4.5), margin=1.0) == "hurts"
+    assert sig.verdict(sig.Interval(0.1, -0.5, 0.9), margin=1.0) == "harmless"
+    assert sig.verdict(sig.Interval(1.0, 0.5, 1.5), margin=1.0) == "undecided"
+    with pytest.raises(ValueError, match="margin"):
+        sig.verdict(sig.Interval(0.0, 0.0, 0.0), margin=-1.0)
+
+
+def test_holm_adjusts_step_by_step_and_keeps_the_order_given():
+    assert sig.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert sig.holm([0.6, 0.7]).tolist() == [1.0, 1.0]
+
+
+def test_looking_at_many_cells_rarely_accuses_an_innocent_one():
+    rng = np.random.default_rng(4)
+    level = sig.corrected_level(0.95, 50)
+    lost, gained = rng.binomial(256, 0.03, size=(2, 100, 50))
+    accused = [
+        any(
+            sig.verdict(sig.paired_proportions(int(a), int(b), 256, level)) == "hurts"
+            for a, b in zip(*cells, strict=True)
+        )
+        for cells in zip(lost, gained, strict=True)
+    ]
+    assert np.mean(accused) <= 0.06
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0.05, 1.2), st.floats(0.01, 1.0))
+def test_sampling_probabilities_spend_the_budget_and_leave_no_image_out(risk, share, floor):
+    budget = share * len(risk)
+    p = sig.sampling_probabilities(np.array(risk), budget, floor)
+    assert ((p > 0) & (p <= 1.0 + 1e-12)).all()
+    assert p.sum() == pytest.approx(min(budget, len(risk)))
+    order = np.argsort(risk, kind="stable")
+    assert (np.diff(p[order]) >= -1e-9).all()
+
+
+@pytest.mark.parametrize("population", [5, 50])
+@pytest.mark.parametrize("informative", [True, False])
+def test_importance_weighted_is_unbiased_and_covers_as_often_as_it_says(informative, population):
+    rng = np.random.default_rng(population)
+    n = 500
+    risk = rng.random(n) ** 4
+    flips = risk / risk.mean() * 0.1 if informative else np.full(n, 0.1)
+    u = rng.random(n)
+    x = np.where(u < 0.8 * flips, 1.0, np.where(u < flips, -1.0, 0.0))
+    p = sig.sampling_probabilities(risk, 100)
+    intervals = []
+    for seed in range(500):
+        drawn = sig.draw(p, seed)
+        intervals.append(sig.importance_weighted(x[drawn], drawn, p))
+    values = np.array([interval.value for interval in intervals])
+    assert abs(values.mean() - x.mean()) < 3.0 * values.std() / np.sqrt(len(values))
+    assert np.mean([i.low <= x.mean() <= i.high for i in intervals]) >= 0.93
+
+
+def test_importance_weighted_of_every_image_is_exact():
+    x = np.array([1.0, 0.0, -1.0, 1.0])
+    interval = sig.importance_weighted(x, np.arange(4), np.ones(4))
+    assert (interval.low, interval.value, interval.high) == (0.25, 0.25, 0.25)
+
+
+def test_importance_weighted_without_a_difference_seen_is_not_certain():
+    p = np.full(100, 0.5)
+    interval = sig.importance_weighted(np.zeros(50), np.arange(50), p)
+    assert interval.low < 0.0 < interval.high < 0.1

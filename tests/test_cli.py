@@ -1,0 +1,131 @@
+"""The command line: one document with --json, one line and exit code 2 for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from quantopsy import cli
+
+MODEL, DATA = "sample_models:network", "sample_models:data"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["quantopsy", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_json_is_the_only_thing_on_standard_output(command, tmp_path) -> None:
+    code, out, _ = command("analyze", MODEL, "--data", DATA, "--bits", "4,8", "--out", "study", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["metric"] == "top1"
+    assert set(document["whole"]) == {"4", "8"}
+    assert document["worst"]["4"][0]["noise"] >= document["worst"]["4"][1]["noise"]
+    assert document["passes"] > 0
+    assert document["seconds"] > 0
+    assert (tmp_path / "study" / "report.html").exists()
+    code, again, _ = command("report", "study", "--json")
+    assert json.loads(again)["whole"] == document["whole"]
+
+
+def test_a_person_sees_settings_baseline_and_worst_layers(command) -> None:
+    code, out, err = command("analyze", MODEL, "--data", DATA, "--bits", "3-4", "--samples", "16")
+    assert code == 0
+    assert "stem.0" in out
+    assert "100.0% of" in err
+    assert "quantopsy-network/report.html" in out.replace("\n", "")
+
+
+MISTAKES = {
+    "no model file": (["absent.pt2", "--data", DATA], r"model 'absent.pt2': no such file; give"),
+    "no module": (["nowhere:net", "--data", DATA], r"cannot be imported .*; give package.module:callable"),
+    "no callable": (["sample_models:netwrok", "--data", DATA], r"nearest are .*network"),
+    "callable fails": (["sample_models:failing_model", "--data", DATA], r"weights are missing.*; it must run"),
+    "no network": (["sample_models:no_model", "--data", DATA], r"returned int; return a torch.nn.Module"),
+    "no layer": (["torch.nn:Identity", "--data", DATA], r"no layer that can be quantized"),
+    "no folder": ([MODEL, "--data", "absent"], r"absent"),
+    "wrong shape": ([MODEL, "--data", "sample_models:wrong_shape"], r"does not run on the data"),
+    "NaN image": ([MODEL, "--data", "sample_models:nan_data"], r"NaN|infin"),
+    "labels out of range": ([MODEL, "--data", "sample_models:high_labels"], r"label"),
+    "failing metric": ([MODEL, "--data", DATA, "--metric", "sample_models:failing_metric"], r"failing_metric"),
+    "unknown metric": ([MODEL, "--data", DATA, "--metric", "top11"], r"top1"),
+    "bits": ([MODEL, "--data", DATA, "--bits", "1"], r"bit-width 1: out of range; give whole numbers from 2 to 16"),
+    "bits words": ([MODEL, "--data", DATA, "--bits", "few"], r"is no list of bit-widths; write 8, 4,8 or 3-8"),
+    "layer pattern": ([MODEL, "--data", DATA, "--layers", "stemm*"], r"layer 'stemm\*'.*nearest are stem.0"),
+    "scheme": ([MODEL, "--data", DATA, "--scheme", "per-chanel"], r"nearest are per-channel"),
+    "range": ([MODEL, "--data", DATA, "--weight-range", "percentil:99"], r"percentil"),
+    "quantizer": ([MODEL, "--data", DATA, "--quantizer", "picewise"], r"piecewise"),
+    "device": ([MODEL, "--data", DATA, "--device", "gpu"], r"device 'gpu': is unknown to torch"),
+    "no plan file": ([MODEL, "--data", DATA, "--plan", "plan.json"], r"plan 'plan.json': cannot be read"),
+    "samples": ([MODEL, "--data", DATA, "--samples", "0"], r"samples 0: must be positive"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_that_names_thing_reason_and_remedy(command, name, tmp_path) -> None:
+    arguments, pattern = MISTAKES[name]
+    code, out, err = command("analyze", *arguments)
+    assert code == 2
+    assert out == ""
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "Traceback" not in err
+    import re
+
+    assert re.search(pattern, line), line
+    assert "; " in line
+    assert not list(tmp_path.glob("*/study.sqlite")) or name in ("labels out of range", "failing metric", "NaN image")
+
+
+def test_a_truncated_picture_is_named_and_can_be_skipped(command, tmp_path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(6):
+        pixels = torch.randint(0, 255, (12, 12, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    whole = (folder / "3.png").read_bytes()
+    (folder / "3.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "pre.json").write_text(json.dumps({"crop": 12, "mean": [127] * 3, "std": [64] * 3}))
+    common = ["analyze", MODEL, "--data", "pictures", "--preprocess", "pre.json", "--bits", "8", "--out", "study"]
+    code, _, err = command(*common)
+    assert code == 2
+    assert "3.png" in err
+    code, out, _ = command(*common, "--skip-bad", "--json", "--fresh")
+    assert code == 0
+    document = json.loads(out)
+    assert document["samples"] == 5
+    assert any("3.png" in line for line in document["warnings"])
+
+
+def test_another_study_in_the_folder_is_left_untouched(command, tmp_path) -> None:
+    assert command("analyze", MODEL, "--data", DATA, "--bits", "8", "--out", "study")[0] == 0
+    before = (tmp_path / "study" / "cells.csv").read_bytes()
+    code, _, err = command("analyze", "sample_models:other_network", "--data", DATA, "--bits", "8", "--out", "study")
+    assert code == 2
+    assert "model was" in err
+    assert (tmp_path / "study" / "cells.csv").read_bytes() == before
+
+
+def test_importing_the_package_is_cheap_and_draws_nothing() -> None:
+    script = "import sys, quantopsy; print([m for m in ('torch', 'plotly', 'pandas', 'scipy') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
