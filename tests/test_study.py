@@ -79,7 +79,6 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path) -> None:
         pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
         store._connection.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(QuantopsyError, match=r"cannot be written .*full.*run the same command again"):
-            for _ in range(50):
-                store.append([tile(run, list(range(1, 2000)))])
+            store.append([tile(run, list(range(1, 20000)), 20)])
         assert store.images(run).tolist()[0] == 0
     assert sqlite3.connect(tmp_path / FILE).execute("PRAGMA integrity_check").fetchone() == ("ok",)

@@ -45,7 +45,7 @@ class Watch:
         """A phase begins."""
         if self.task is not None:
             self.bar.remove_task(self.task)
-        self.task = self.bar.add_task(phase, total=total or 1.0, completed=0.0 if total else 1.0)
+        self.task = self.bar.add_task(phase, total=total or 1, completed=0 if total else 1)
 
     def advance(self, amount: float) -> None:
         """Some of the phase's work is done."""

@@ -34,12 +34,16 @@ def network() -> nn.Module:
     return model.eval()
 
 
-def photographs() -> tuple[TensorDataset, TensorDataset]:
+class Photographs(TensorDataset):
+    """Crops of photographs, (N, 3, 224, 224)."""
+
+
+def photographs() -> tuple[Photographs, Photographs]:
     """Crops to evaluate on and, disjoint from them, crops to calibrate on; (N, 3, 224, 224)."""
     crops = torch.stack([crop for picture in _pictures() for crop in _crops(picture)])
     # Every fourth crop estimates ranges; the others are looked at.
     held = torch.arange(len(crops)) % 4 == 3
-    return TensorDataset(crops[~held]), TensorDataset(crops[held])
+    return Photographs(crops[~held]), Photographs(crops[held])
 
 
 def _pictures() -> list[np.ndarray]:

@@ -206,7 +206,7 @@ def test_a_plan_decides_layer_by_layer() -> None:
     plain = study()
     changed = found.frame()["noise"].to_numpy() != plain.frame()["noise"].to_numpy()
     assert set(found.frame()["name"][changed]) == {"stem.0", "left"}
-    with pytest.raises(qp.QuantopsyError, match="plan layer 'lefft'.*nearest are left"):
+    with pytest.raises(qp.QuantopsyError, match=r"plan layer 'lefft'.*nearest are left"):
         study(plan={"layers": {"lefft": {"weight": {"bits": 4}}}})
 
 

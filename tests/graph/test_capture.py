@@ -173,13 +173,13 @@ def test_the_module_is_left_as_it_was(small, images) -> None:
 
 
 def test_refusals_name_thing_reason_and_remedy(tmp_path, images) -> None:
-    with pytest.raises(QuantopsyError, match="no such file; give FILE.pt2"):
+    with pytest.raises(QuantopsyError, match=r"no such file; give FILE.pt2"):
         load(str(tmp_path / "absent.pt2"))
     broken = tmp_path / "broken.pt2"
     broken.write_bytes(b"PK nonsense")
     with pytest.raises(QuantopsyError, match="does not load"):
         load(broken)
-    with pytest.raises(QuantopsyError, match="nearest are .*Linear"):
+    with pytest.raises(QuantopsyError, match=r"nearest are .*Linear"):
         load("torch.nn:Linaer")
     with pytest.raises(QuantopsyError, match="has no layer that can be quantized"):
         capture(nn.Softmax(dim=1), (images[:2].flatten(1),))

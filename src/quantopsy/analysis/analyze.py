@@ -402,7 +402,7 @@ def _describe(store: Store, experiment: Experiment, model: Any, data: Any, calib
             "samples": len(experiment.order),
             "calibration": "the evaluation images"
             if calibration is None
-            else (calibration if isinstance(calibration, str) else "given images"),
+            else (calibration if isinstance(calibration, str) else type(calibration).__name__),
             "calibration_samples": experiment.calibration.images,
             "metric": experiment.metric.name,
             "tile": experiment.tile,

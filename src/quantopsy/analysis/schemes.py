@@ -55,10 +55,12 @@ def full_plan(network: Network, specs: Grids, override: Any = None) -> Plan:
     if override is None:
         return plan
     plan = Plan.from_json(override, network.names, plan)
-    for site in plan:
-        if site.role == "weight" and network.layer(site.layer).weight is None:
-            raise QuantopsyError(f"plan layer {site.layer!r}", "it has no weight", "give its input and output")
-    return plan
+    weightless = {layer.name for layer in network.layers if layer.weight is None}
+    for name, roles in override["layers"].items():
+        if name in weightless and roles.get("weight") is not None:
+            raise QuantopsyError(f"plan layer {name!r}", "it has no weight", "give its input and output")
+    # A pattern that also matches layers without weights means those that have one.
+    return Plan(tuple((s, spec) for s, spec in plan.sites if s.role != "weight" or s.layer not in weightless))
 
 
 def at_bits(plan: Plan, bits: int) -> Plan:

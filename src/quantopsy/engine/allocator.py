@@ -27,4 +27,5 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     settings = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_TOP_PAD, 1 << 26))
-    return all([bool(mallopt(option, value)) for option, value in settings])
+    worked = [bool(mallopt(option, value)) for option, value in settings]  # all of them, in any case
+    return all(worked)

@@ -71,7 +71,7 @@ def calibrate(
     program: Program,
     batches: Iterable[Sequence[Tensor] | Mapping[str, Tensor]],
     wanted: Mapping[tuple[str, Hashable], Spec],
-    advance: Callable[[int], None] = lambda images: None,
+    advance: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Observe ``wanted`` in one float pass over ``batches``."""
     calibration = Calibration({key: observer(spec) for key, spec in wanted.items()})
@@ -101,5 +101,6 @@ def calibrate(
                 look(name, values[name], name)
             program.forward(values, observe)
             calibration.images += size
-            advance(size)
+            if advance is not None:
+                advance(size)
     return calibration

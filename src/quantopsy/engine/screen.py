@@ -145,7 +145,7 @@ class ScreenEngine:
                 if layer is not None and name in layer.inputs:
                     self._score_input(local, name, passed, scores, candidates, moved, known)
                 gradients[name] = _added(gradients.get(name), passed)
-        return {key: value for key, value in scores.items()}
+        return scores
 
     def _through(
         self, local: _Local, arriving: list[Tensor | None], scores: Scores, candidates: Candidates
@@ -270,13 +270,11 @@ def _leaf(value: Any) -> Any:
 
 def _signs(like: Tensor, images: np.ndarray, seed: int) -> Tensor:
     """Random signs (B, ...), each image's from its own seed: tiles and order do not matter."""
-    rows = [np.random.Philox(key=[seed, int(image)]) for image in images]
     size = like[0].numel()
-    signs = np.stack(
-        [np.unpackbits(np.frombuffer(row.random_raw((size + 63) // 64).tobytes(), np.uint8))[:size] for row in rows]
-    )
-    tensor = torch.from_numpy(signs.astype(np.float32) * 2 - 1).reshape(like.shape).to(like)
-    return tensor
+    words = (size + 63) // 64
+    bits = [np.random.Philox(key=[seed, int(image)]).random_raw(words).view(np.uint8) for image in images]
+    signs = np.unpackbits(np.stack(bits), axis=1, count=size).astype(np.float32) * 2 - 1
+    return torch.from_numpy(signs).reshape(like.shape).to(like)
 
 
 def _dots(gradients: Iterable[Tensor | None], change: Tensor) -> Tensor:

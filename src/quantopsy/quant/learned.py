@@ -73,7 +73,9 @@ def _fit(spec: Spec, _: Sample, low: Tensor, high: Tensor) -> LevelsQParams:
         grid = uniform.from_range(spec, low, high, axis=0)
         codes = torch.arange(grid.qmin, grid.qmax + 1, device=low.device)
         levels = grid.decode(codes.expand(len(low), -1))
-        levels = torch.where(((low != 0) | (high != 0))[:, None], levels, 0.0)
+        # A range too small for a normal step has been given the step 1.
+        degenerate = grid.scale > high.clamp(min=0) - low.clamp(max=0)
+        levels = torch.where(degenerate[:, None], 0.0, levels)
     gates = torch.ones(spec.bits, device=low.device)
     gates[int(QUANTIZER.option(spec, "open_gates")) or spec.bits :] = 0
     return own_tables(compose(levels.double(), gates))

@@ -1,4 +1,4 @@
-"""Plotly figures of an analysis. What each shows is computed in ``grid``, ``tables`` and ``distributions``."""
+"""Plotly figures of an analysis; what each shows is computed in ``grid`` and ``distributions``."""
 
 from __future__ import annotations
 

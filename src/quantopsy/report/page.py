@@ -82,8 +82,9 @@ def _variables(light: Palette, dark: Palette) -> str:
 
 
 def _sentence(sentence: str) -> str:
-    """Escaped, layer names set as code, and able to break inside long ones."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(sentence, quote=False))
+    """Escaped, layer names set as code, no line break between a number and its percent sign."""
+    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(sentence, quote=False))
+    return re.sub(r"(\d) %", r"\1&nbsp;%", text)
 
 
 def _facts(results: Results) -> str:

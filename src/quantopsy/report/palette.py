@@ -56,7 +56,7 @@ DARK = Palette(
 )
 
 STRONG_FROM = 0.7
-"""Share of full colour from which text takes ``strong`` instead of ``ink``: the better contrast of the two."""
+"""Share of full colour from which text takes ``strong`` instead of ``ink``, which reads better from there."""
 
 # Linear sRGB -> cone responses -> OKLab.
 _TO_CONES = np.array(

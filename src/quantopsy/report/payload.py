@@ -31,31 +31,21 @@ def payload(results: Results) -> dict[str, Any]:
     """All that the interactive part of the page needs; no value is NaN or infinite."""
     bottom, top = noise_limits(results)
     limit = degradation_limit(results)
+    places = max(0, -math.floor(math.log10(limit)))
     return {
         "metric": results.metric,
         "unit": degradation_unit(results),
+        "suffix": f" {results.unit}" if results.unit else "",
         "bits": sorted(results.bits, reverse=True),
         "start": _start(results),
         "limits": {
-            "degradation": [
-                f"{fixed(-limit, _places(limit))}",
-                "0",
-                f"{fixed(limit, _places(limit))} or more",
-            ],
-            "noise": [
-                significant(10**bottom, 2),
-                significant(10 ** ((bottom + top) / 2), 2),
-                significant(10**top, 2),
-            ],
+            "degradation": [fixed(-limit, places), "0", f"{fixed(limit, places)} or more"],
+            "noise": [significant(10**power, 2) for power in (bottom, (bottom + top) / 2, top)],
         },
         "robust": results.unit != "points",
         "layers": [_layer(row, results) for _, row in results.layers.iterrows()],
         "cells": _cells(results, limit, bottom, top),
     }
-
-
-def _places(limit: float) -> int:
-    return max(0, -math.floor(math.log10(limit)))
 
 
 def _start(results: Results) -> dict[str, int]:

@@ -81,7 +81,7 @@ def verdict_lines(results: Results) -> Table:
 def worst_table(results: Results, bits: int, width: int, worst: int = _WORST) -> Table:
     """The ``worst`` layers at ``bits``, fitted to ``width`` columns; guilty ones in red."""
     decimals, wide = degradation_decimals(results), width >= _WIDE
-    room = max(12, (width - 68) // 2 if wide else width - 56)
+    room = max(12, (width - 68) // 2 if wide else width - 54)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("#", justify="right", style="dim", no_wrap=True)
     table.add_column("layer", no_wrap=True)

@@ -74,6 +74,11 @@ class _Writer:
         """A degradation with its unit."""
         return f"{fixed(value, self.decimals)}{self.unit}"
 
+    def lost(self, row: Any) -> str:
+        """A row's degradation and its interval."""
+        low, high = row["degradation_low"], row["degradation_high"]
+        return with_interval(row["degradation"], low, high, self.decimals)
+
     def level(self, value: float) -> str:
         """A value of the metric."""
         return f"{fixed(value, self.decimals)}{self.percent}"
@@ -145,18 +150,14 @@ def _guilty_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: A
         yield f"No layer has been measured exactly at {bits} bits, so none can be called guilty."
         return
     if guilty.empty:
-        sentence = f"No single layer costs {results.metric} beyond its interval at {bits} bits"
-        if len(judged) < len(results.layers):
-            sentence = f"None of the {len(judged)} layers measured exactly at {bits} bits costs {results.metric}"
-            sentence += " beyond its interval"
+        every = len(judged) == len(results.layers)
+        which = "No single layer" if every else f"None of the {count(len(judged), 'layer')} measured exactly"
+        sentence = f"{which} costs {results.metric} beyond its interval at {bits} bits"
         if whole is not None and whole["degradation_low"] > 0:
             sentence += "; the loss appears only when layers are quantized together"
         yield sentence + "."
         return
-    listed = "; ".join(
-        f"{_layer(cell)} {with_interval(cell['degradation'], cell['degradation_low'], cell['degradation_high'], write.decimals)}"
-        for _, cell in guilty.head(_NAMED).iterrows()
-    )
+    listed = "; ".join(f"{_layer(cell)} {write.lost(cell)}" for _, cell in guilty.head(_NAMED).iterrows())
     of = f"{len(guilty)} of {count(len(judged), 'layer')}"
     more = f"; and {len(guilty) - _NAMED} more" if len(guilty) > _NAMED else ""
     verb = "costs" if len(guilty) == 1 else "cost"

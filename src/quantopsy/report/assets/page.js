@@ -87,7 +87,7 @@
         }
         const loud = share !== null && Math.abs(share) >= DATA.strong ? " strong" : "";
         if (cell && cell.screened) {
-          const n = Math.min(7, g.width * 0.6);
+          const n = Math.min(5, g.width * 0.6);
           plot.push(svg("path", { class: "notch" + loud, d: `M${x + gap / 2} ${y + 0.5}h${n}l${-n} ${n}z` }));
         }
         const label = cell && share !== null ? cell.texts[text] : "";
@@ -103,7 +103,7 @@
 
   function linearTicks(low, high, wanted) {
     const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
-    const step = [1, 2, 5, 10].map((s) => s * power).find((s) => s >= raw * 0.999);
+    const step = [1, 2, 5, 10].map((s) => s * power).find((s) => s >= raw * 0.7);
     const ticks = [];
     for (let i = Math.ceil(low / step); i * step <= high + step * 1e-6; i++) ticks.push(i * step);
     return ticks;
@@ -158,7 +158,7 @@
       const longest = Math.min(24, Math.max(...layers.map((layer) => layer.name.length)));
       const plot = layers.map((layer, c) => svg("text", { class: chosen(layer), "data-layer": layer.layer, "text-anchor": "end",
         transform: `translate(${(c + 0.5) * g.width + 4} 8) rotate(-90)` }, elide(layer.name, 24)));
-      return band(g, longest * 5.9 + 14, [], plot);
+      return band(g, longest * 6.6 + 12, [], plot);
     }
     const plot = layers.filter((layer, c) => c % 10 === 0).map((layer) =>
       svg("text", { x: (column.get(layer.layer) + 0.5) * g.width, y: 14, "text-anchor": "middle" }, String(layer.layer)));
@@ -192,10 +192,10 @@
     if (DATA.cells.some((cell) => cell.screened)) {
       parts.push(html("span", { class: "key" },
         svg("svg", { width: 14, height: 14 }, svg("rect", { width: 14, height: 14, rx: 2, style: "fill:var(--zero)" }),
-          svg("path", { class: "notch", d: "M0 0h7l-7 7z" })),
+          svg("path", { class: "notch", d: "M0 0h5l-5 5z" })),
         "screened: predicted, not measured"));
     }
-    if (DATA.cells.length < layers.length * DATA.bits.length || DATA.cells.some((cell) => cell.tint === null))
+    if (DATA.cells.length < layers.length * DATA.bits.length || DATA.cells.some((cell) => cell[noise ? "noise_tint" : "tint"] === null))
       parts.push(html("span", { class: "key" }, svg("svg", { width: 14, height: 14 },
         svg("rect", { class: "absent", x: 1, y: 1, width: 12, height: 12 })), "not known"));
     byId("legend").replaceChildren(...parts);
