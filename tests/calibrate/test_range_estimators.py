@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +135,7 @@ def reference_divergence(counts: np.ndarray, threshold: int, levels: int) -> flo
     P = counts[:threshold].astype(float)
     Q = np.zeros(threshold)
     edges = [-(-threshold * k // levels) for k in range(levels + 1)]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         part = P[start:stop]
         if (part > 0).any():
             Q[start:stop][part > 0] = part.sum() / (part > 0).sum()

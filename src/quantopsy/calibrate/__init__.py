@@ -6,6 +6,7 @@ from quantopsy.calibrate.fit import fit, realise
 from quantopsy.calibrate.observer import Observer, observer
 from quantopsy.calibrate.registry import check, summaries
 from quantopsy.calibrate.several_tensors import fake_quantize_several, fit_several
+from quantopsy.calibrate.weights import quantized_weight
 
 __all__ = [
     "Observer",
@@ -16,6 +17,7 @@ __all__ = [
     "fit",
     "fit_several",
     "observer",
+    "quantized_weight",
     "realise",
     "split_channels",
     "summaries",

@@ -11,6 +11,8 @@ from quantopsy.core.errors import QuantopsyError
 
 MIN_BITS, MAX_BITS = 2, 16
 
+CORRECTIONS = ("none", "mean_variance")
+
 _GRANULARITY = re.compile(r"per_tensor|per_channel|per_group:[1-9]\d*|per_group:pwlq")
 
 Scalar = bool | int | float | str
@@ -36,6 +38,11 @@ class Spec:
     ``range_estimator``
         how the range is found, with a parameter behind a colon where it takes one:
         ``min_max``, ``percentile:99.99``, ``sigma:3``, ...
+    ``correction``
+        of weights: ``none``, or ``mean_variance``, after which every channel has the mean and variance
+        it had in float (PWLQ section 5.1.2).
+    ``tensors``
+        of weights: a hard one as the sum of so many on grids of their own (LBQ, Choukroun et al. 2019).
     ``options``
         what only this kind understands, as sorted (name, value) pairs.
     """
@@ -47,6 +54,8 @@ class Spec:
     narrow: bool = False
     granularity: str = "per_tensor"
     range_estimator: str = "min_max"
+    correction: str = "none"
+    tensors: int = 1
     options: tuple[tuple[str, Scalar], ...] = ()
 
     def __post_init__(self) -> None:
@@ -59,6 +68,10 @@ class Spec:
         for name in ("kind", "range_estimator"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise _refuse(name, getattr(self, name), "give a name, see `quantopsy quantizers`")
+        if isinstance(self.tensors, bool) or not isinstance(self.tensors, int) or not 1 <= self.tensors <= 4:
+            raise _refuse("tensors", self.tensors, "give a whole number from 1 to 4")
+        if self.correction not in CORRECTIONS:
+            raise _refuse("correction", self.correction, f"give {' or '.join(CORRECTIONS)}")
         for name in ("symmetric", "narrow"):
             if not isinstance(getattr(self, name), bool):
                 raise _refuse(name, getattr(self, name), "give true or false")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quantopsy.calibrate import fit
+from quantopsy.calibrate import quantized_weight
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration
@@ -130,7 +130,7 @@ class ExactEngine:
         # From the tensor as the network has it: memory format must not decide the order of sums.
         weight = self.program.network.tensors[layer.weight]
         try:
-            quantized = fake_quantize(weight, fit(spec, weight, axis=layer.weight_axis))
+            quantized = quantized_weight(spec, weight, axis=layer.weight_axis)
         except QuantopsyError as error:
             raise QuantopsyError(f"weight of layer {layer.name!r}", error.reason, error.remedy) from error
         quantized = channels_last(quantized.to(self.program.device))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantopsy.calibrate import fit
+from quantopsy.calibrate import quantized_weight
 from quantopsy.core import Site, Spec
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration
@@ -251,7 +251,7 @@ class ScreenEngine:
     def _weight_change(self, site: Site, specs: tuple[Spec, ...], layer: Any) -> Tensor:
         if (site, specs) not in self._weights:
             weight = self.program.network.tensors[layer.weight]
-            moved = [fake_quantize(weight, fit(spec, weight, axis=layer.weight_axis)) - weight for spec in specs]
+            moved = [quantized_weight(spec, weight, axis=layer.weight_axis) - weight for spec in specs]
             self._weights[site, specs] = torch.stack(moved).to(self.program.device)
         return self._weights[site, specs]
 

@@ -14,7 +14,7 @@ from quantopsy.analysis.results import Results
 from quantopsy.core.errors import QuantopsyError
 from quantopsy.report.distributions import channels, histogram, layer_row, ranges
 from quantopsy.report.grid import Grid, cell_text, degradation_limit, grid, noise_limits, sqnr_text
-from quantopsy.report.palette import LIGHT, ramp
+from quantopsy.report.palette import LIGHT, ramp, strong_from
 from quantopsy.report.wording import (
     degradation_decimals,
     degradation_unit,
@@ -44,12 +44,12 @@ def heatmap(results: Results, view: View = "degradation") -> go.Figure:
     cells = grid(results)
     trace, numbers = _degradation_trace(results, cells) if view == "degradation" else _noise_trace(results, cells)
     columns = list(range(len(cells.layers)))
-    rows = [str(bits) for bits in cells.bits]
+    rows = list(range(len(cells.bits)))
     trace.update(x=columns, y=rows, hovertext=_hover(results, cells), hoverinfo="text", xgap=1, ygap=1)
-    if len(columns) <= _TEXT_UP_TO:
-        trace.update(text=numbers, texttemplate="%{text}", textfont_size=11)
     figure = go.Figure(trace)
-    figure.add_trace(_screened_marks(cells, rows))
+    if len(columns) <= _TEXT_UP_TO:
+        figure.add_trace(_numbers(trace, numbers, LIGHT.worse if view == "degradation" else LIGHT.noise))
+    figure.add_trace(_screened_marks(cells))
     figure.update_layout(
         title=f"{results.model}: {view} of single layers" if results.model else None,
         template="plotly_white",
@@ -59,8 +59,9 @@ def heatmap(results: Results, view: View = "degradation") -> go.Figure:
     )
     figure.update_xaxes(showgrid=False, zeroline=False, title="layer, in topological order", **_names_axis(cells))
     figure.update_yaxes(
-        showgrid=False, type="category", categoryarray=rows[::-1], categoryorder="array", title="weight bits"
+        autorange="reversed", tickvals=rows, ticktext=[str(bits) for bits in cells.bits], title="weight bits"
     )
+    figure.update_yaxes(showgrid=False, zeroline=False)
     return figure
 
 
@@ -106,7 +107,7 @@ def layer_bars(results: Results, bits: int) -> go.Figure:
     )
     figure.update_layout(title=f"Single layers at {bits} bits", template="plotly_white", showlegend=False, height=520)
     figure.update_yaxes(title=f"degradation{degradation_unit(results)}", row=1, col=1)
-    figure.update_yaxes(title="noise", type="log", row=2, col=1)
+    figure.update_yaxes(title="noise", type="log", dtick=1, row=2, col=1)
     figure.update_xaxes(showgrid=False, **_names_axis(cells))
     return figure
 
@@ -119,9 +120,11 @@ def weight_histogram(results: Results, layer: str | int) -> go.Figure:
     )
     for edge in (shown.low, shown.high):
         figure.add_vline(edge, line={"dash": "dashdot", "color": LIGHT.worse, "width": 1.5})
-    figure.update_layout(title=_title(results, layer), template="plotly_white", bargap=0, showlegend=False)
+    figure.update_layout(title=_title(results, layer), template="plotly_white", height=360, showlegend=False)
     figure.update_xaxes(title="weight")
-    figure.update_yaxes(title="count", type="log")
+    # From half a count, so that a bin with one weight in it, an outlier, shows.
+    top = math.log10(max(float(shown.counts.max()), 1.0)) + 0.2
+    figure.update_yaxes(title="count", type="log", dtick=1, range=[math.log10(0.5), top])
     return figure
 
 
@@ -138,7 +141,7 @@ def channel_ranges(results: Results, layer: str | int) -> go.Figure:
             marker_color=LIGHT.accent,
         )
     )
-    figure.update_layout(title=_title(results, layer), template="plotly_white")
+    figure.update_layout(title=_title(results, layer), template="plotly_white", height=360)
     figure.update_xaxes(title="output channel")
     figure.update_yaxes(title="weight, lowest to highest")
     return figure
@@ -172,7 +175,7 @@ def _degradation_trace(results: Results, cells: Grid) -> tuple[go.Heatmap, list[
         zmax=limit,
         colorscale=ramp(LIGHT.better, LIGHT.zero, LIGHT.worse),
         colorbar={
-            "title": f"degradation{degradation_unit(results)}{scale}",
+            "title": {"text": f"degradation{degradation_unit(results)}{scale}", "side": "right"},
             "tickvals": [-limit, -limit / 2, 0, limit / 2, limit],
             "ticktext": [
                 f"{fixed(-limit, 0) if limit >= 1 else significant(-limit)} or less",
@@ -190,7 +193,8 @@ def _noise_trace(results: Results, cells: Grid) -> tuple[go.Heatmap, list[list[s
     bottom, top = noise_limits(results)
     with np.errstate(divide="ignore"):
         logarithm = np.log10(cells.noise)
-    ticks = np.unique(np.linspace(math.ceil(bottom), math.floor(top), 5).round()).tolist()
+    first, last = math.ceil(bottom), math.floor(top)
+    ticks = list(range(first, last + 1, max(1, (last - first) // 4)))
     trace = go.Heatmap(
         # No noise at all has no logarithm; it belongs at the quiet end, not among the unmeasured.
         z=np.where(np.isneginf(logarithm), bottom, logarithm),
@@ -198,22 +202,41 @@ def _noise_trace(results: Results, cells: Grid) -> tuple[go.Heatmap, list[list[s
         zmax=top,
         colorscale=ramp(LIGHT.zero, LIGHT.noise),
         colorbar={
-            "title": "noise",
+            "title": {"text": "noise", "side": "right"},
             "tickvals": ticks,
-            "ticktext": [significant(10**tick, 1) for tick in ticks],
+            "ticktext": [significant(10.0**tick, 1) for tick in ticks],
         },
     )
     return trace, [[sqnr_text(value) for value in row] for row in cells.sqnr_db]
 
 
-def _screened_marks(cells: Grid, rows: list[str]) -> go.Scatter:
-    row, column = np.nonzero(cells.screened)
+def _numbers(trace: go.Heatmap, numbers: list[list[str]], full: str) -> go.Scatter:
+    """The numbers in the cells, each in the colour that its cell allows; plotly's own choice is at times unreadable."""
+    depth = {full: strong_from(LIGHT, full), LIGHT.better: strong_from(LIGHT, LIGHT.better)}
+    row, column = np.nonzero(np.isfinite(trace.z))
+    # A diverging scale has its zero in the middle, the other one at its low end.
+    zero = 0.0 if trace.zmin == -trace.zmax else trace.zmin
+    share = np.clip((trace.z[row, column] - zero) / (trace.zmax - zero), -1, 1)
+    turn = np.where(share < 0, depth[LIGHT.better], depth[full])
     return go.Scatter(
         x=column,
-        y=[rows[index] for index in row],
+        y=row,
+        mode="text",
+        text=[numbers[r][c] for r, c in zip(row, column, strict=True)],
+        textfont={"size": 11, "color": np.where(np.abs(share) >= turn, LIGHT.strong, LIGHT.faint)},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _screened_marks(cells: Grid) -> go.Scatter:
+    row, column = np.nonzero(cells.screened)
+    return go.Scatter(
+        x=column - 0.36,
+        y=row - 0.3,
         mode="markers",
-        marker={"symbol": "line-ne-open", "size": 9, "line": {"width": 1, "color": LIGHT.ink}},
-        opacity=0.45,
+        marker={"symbol": "circle", "size": 4, "color": LIGHT.ink},
+        opacity=0.6,
         name="screened: predicted, not measured",
         hoverinfo="skip",
         showlegend=bool(len(row)),

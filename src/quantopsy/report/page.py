@@ -17,7 +17,7 @@ from string import Template
 from typing import Any
 
 from quantopsy.analysis.results import Results
-from quantopsy.report.palette import DARK, LIGHT, STRONG_FROM, Palette
+from quantopsy.report.palette import DARK, LIGHT, Palette, strong_from
 from quantopsy.report.payload import payload
 from quantopsy.report.tables import whole_network
 from quantopsy.report.verdict import cautions, statements
@@ -45,7 +45,7 @@ def write(results: Results, path: str | Path) -> Path:
 def render(results: Results) -> str:
     """The report as a complete HTML document without a reference to anything outside it."""
     lead, *rest = statements(results)
-    data = {**payload(results), "strong": STRONG_FROM}
+    data = {**payload(results), "strong": _strong()}
     return Template(_asset("page.html")).substitute(
         title=escape(f"{results.model}: quantization report" if results.model else "Quantization report"),
         model=escape(results.model or "Network"),
@@ -79,6 +79,15 @@ def _variables(light: Palette, dark: Palette) -> str:
         return "".join(f"--{name}:{colour};" for name, colour in asdict(palette).items())
 
     return f":root{{{declared(light)}}}@media (prefers-color-scheme:dark){{:root{{{declared(dark)}}}}}"
+
+
+def _strong() -> dict[str, list[float]]:
+    """From which share of each colour its text turns, in the light and in the dark scheme."""
+    schemes = (LIGHT, DARK)
+    return {
+        name: [strong_from(palette, getattr(palette, name)) for palette in schemes]
+        for name in ("worse", "better", "noise")
+    }
 
 
 def _sentence(sentence: str) -> str:

@@ -13,7 +13,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Palette:
-    """One colour scheme. ``zero`` is a cell that costs nothing; ``strong`` text stands on full colour."""
+    """One colour scheme.
+
+    ``zero`` is a cell that costs nothing. Numbers in cells are ``faint`` on pale colour and ``strong`` on
+    full colour: black and white, because only they reach a contrast of 4.5 on every mixture between.
+    """
 
     page: str
     surface: str
@@ -25,6 +29,7 @@ class Palette:
     worse: str
     better: str
     noise: str
+    faint: str
     strong: str
 
 
@@ -39,6 +44,7 @@ LIGHT = Palette(
     worse="#b3001b",
     better="#2158c9",
     noise="#4b2a7b",
+    faint="#000000",
     strong="#ffffff",
 )
 DARK = Palette(
@@ -52,11 +58,9 @@ DARK = Palette(
     worse="#ff6a5c",
     better="#6aa5ff",
     noise="#bd9bfa",
-    strong="#121316",
+    faint="#ffffff",
+    strong="#000000",
 )
-
-STRONG_FROM = 0.7
-"""Share of full colour from which text takes ``strong`` instead of ``ink``, which reads better from there."""
 
 # Linear sRGB -> cone responses -> OKLab.
 _TO_CONES = np.array(
@@ -115,3 +119,13 @@ def contrast(first: str, second: str) -> float:
     weights = np.array([0.2126, 0.7152, 0.0722])
     dark, light = sorted(float(weights @ linear_rgb(colour)) for colour in (first, second))
     return (light + 0.05) / (dark + 0.05)
+
+
+def strong_from(palette: Palette, full: str) -> float:
+    """Share of the ``full`` colour from which ``strong`` text reads better than ``faint`` text."""
+    shares = (step / 100 for step in range(101))
+    return next(share for share in shares if _strong_wins(palette, mix(palette.zero, full, share)))
+
+
+def _strong_wins(palette: Palette, colour: str) -> bool:
+    return contrast(palette.strong, colour) >= contrast(palette.faint, colour)

@@ -57,7 +57,7 @@ def print_results(results: Results, console: Console, worst: int = _WORST) -> No
         ("", verdict_lines(results)),
         (f"Worst layers at {bits} bits", worst_table(results, bits, console.width, worst)),
         (f"Degradation of single layers{degradation_unit(results)}", heat_strip(results, console.width)),
-        ("Whole network", whole_table(results)),
+        ("Whole network, beside the sum of its single layers", whole_table(results)),
     )
     for heading, part in parts:
         console.print()
@@ -151,7 +151,7 @@ def whole_table(results: Results) -> Table:
     for heading in (results.metric, "degradation"):
         table.add_column(Text(elide(heading, 12)), justify="right", no_wrap=True)
     table.add_column("95 %", style="dim", no_wrap=True)
-    for heading in ("sum of layers", "noise", "sum"):
+    for heading in ("sum", "noise", "sum"):
         table.add_column(heading, justify="right", no_wrap=True)
     level = fixed(results.float_value, decimals)
     span = interval(results.float_low, results.float_high, decimals)

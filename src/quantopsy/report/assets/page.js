@@ -51,7 +51,7 @@
     const room = byId("chart").clientWidth - GUTTER - 16;
     const least = byId("numbers").checked || layers.length <= 30 ? 34 : 6;
     const width = Math.min(60, Math.max(least, room / layers.length));
-    return { width, total: width * layers.length, text: width >= 21 };
+    return { width, total: width * layers.length, text: width >= 19 };
   }
 
   function band(g, height, gutter, plot, title) {
@@ -85,14 +85,17 @@
         } else {
           plot.push(svg("rect", { ...box, class: "cell", style: fillOf(share, share < 0 ? "better" : strong) }));
         }
-        const loud = share !== null && Math.abs(share) >= DATA.strong ? " strong" : "";
+        const turns = DATA.strong[share < 0 ? "better" : strong];
+        const loud = share === null ? "" : (Math.abs(share) >= turns[0] ? " in-light" : "") + (Math.abs(share) >= turns[1] ? " in-dark" : "");
         if (cell && cell.screened) {
           const n = Math.min(5, g.width * 0.6);
           plot.push(svg("path", { class: "notch" + loud, d: `M${x + gap / 2} ${y + 0.5}h${n}l${-n} ${n}z` }));
         }
         const label = cell && share !== null ? cell.texts[text] : "";
-        if (g.text && label.length * 6.3 + 2 <= g.width)
-          plot.push(svg("text", { class: "value" + loud + (cell.screened ? " screened" : ""), x: x + g.width / 2, y: y + row / 2 + 4 }, label));
+        const size = Math.min(11, (g.width - 2) / (0.58 * label.length));
+        if (g.text && label && size >= 7.4)
+          plot.push(svg("text", { class: "value" + loud + (cell.screened ? " screened" : ""), x: x + g.width / 2, y: y + row / 2 + 4,
+            style: `font-size:${size.toFixed(1)}px` }, label));
       });
     });
     const height = row * DATA.bits.length;

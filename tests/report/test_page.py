@@ -1,0 +1,149 @@
+"""The page: one file, no requests, nothing of the user's run as markup, and a script that runs."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from made_up import NASTY, make_results, nasty_results, screened_results
+
+from quantopsy.report.page import render, write
+from quantopsy.report.payload import payload
+
+CHROMIUM = shutil.which("chromium")
+
+
+class Tags(HTMLParser):
+    """Every tag with its attributes, and the text that stands outside scripts and styles."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text, self.body = [], [], {}
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "body":
+            self.body = dict(attrs)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def parsed(document):
+    tags = Tags()
+    tags.feed(document)
+    return tags
+
+
+def shown(path, fragment=""):
+    """The document after its script ran in headless Chromium."""
+    profile = path.parent / "profile"
+    command = [
+        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *(f"--user-data-dir={profile}", "--window-size=1280,2000", "--dump-dom", f"{path.as_uri()}{fragment}"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return parsed(done.stdout)
+
+
+def test_nothing_is_loaded_from_anywhere(results):
+    document = render(results)
+    for tag, attributes in parsed(document).tags:
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base")
+        assert "src" not in attributes
+        assert attributes.get("href", "#").startswith("#")
+    assert "default-src 'none'" in document
+    assert "@import" not in document
+    assert "url(" not in document
+
+
+def test_the_page_is_light():
+    assert len(render(make_results(150)).encode()) < 1_000_000
+
+
+def test_the_users_text_is_never_markup():
+    hostile, plain = parsed(render(nasty_results())), parsed(render(make_results()))
+    assert [tag for tag, _ in hostile.tags].count("script") == [tag for tag, _ in plain.tags].count("script")
+    assert NASTY in "".join(hostile.text)
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path):
+    first, second = write(make_results(), tmp_path / "a.html"), write(make_results(), str(tmp_path / "b.html"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_verdict_stands_first_in_words(results):
+    document = render(results)
+    assert document.index("costs 72.1 points of top-1") < document.index('id="chart"')
+    assert "<code>features.1.block.0.conv</code>" in document
+
+
+def test_what_stays_float_is_listed_with_operator_and_source(results):
+    text = " ".join(parsed(render(results)).text)
+    assert "aten.softmax.int" in text
+    assert "models/mobilenet.py:88" in text
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_the_payload_is_strict_json(results, broken):
+    cells = results.cells.assign(sqnr_db=broken, degradation_low=np.nan, agreement=np.nan)
+    layers = results.layers.assign(source=None, macs=broken, parameters=broken)
+    json.dumps(payload(replace(results, cells=cells, layers=layers)), allow_nan=False)
+
+
+def test_the_payload_has_every_cell_as_measured(results):
+    data = payload(results)
+    assert data["start"] == {"bits": 8, "layer": 5}
+    assert len(data["cells"]) == 120
+    guilty = next(cell for cell in data["cells"] if (cell["layer"], cell["bits"]) == (5, 8))
+    assert (guilty["degradation"], guilty["low"], guilty["high"]) == (54.1, 50.2, 58.0)
+    assert (guilty["tint"], guilty["rank"], guilty["guilty"]) == (1.0, 0, True)
+    assert data["layers"][5]["channels"]["text"].startswith("Channel 3 of 8 reaches farthest")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+class TestInABrowser:
+    def test_the_script_runs_and_opens_the_worst_layer(self, tmp_path, results):
+        page = shown(write(results, tmp_path / "page.html"))
+        assert page.body.get("data-ready") == "true"
+        assert "data-error" not in page.body
+        cells = [attributes for tag, attributes in page.tags if tag == "rect" and attributes.get("class") == "cell"]
+        assert len(cells) == 120
+        assert any("features.1.block.0.conv, 8 bits; degradation 54.1" in text for text in page.text)
+
+    def test_the_address_chooses_layer_bits_and_view(self, tmp_path):
+        page = shown(write(make_results(150), tmp_path / "page.html"), "#layer=70&bits=4&view=noise")
+        assert "data-error" not in page.body
+        assert any(re.match(r"features\.17\.block\.1\.depthwise, 4 bits;", text) for text in page.text)
+        assert any("SQNR in dB" in text for text in page.text)
+
+    def test_hostile_names_and_missing_numbers_draw(self, tmp_path):
+        nasty = nasty_results()
+        holes = replace(nasty, cells=nasty.cells[nasty.cells["layer"] != 2].assign(degradation_high=np.nan))
+        page = shown(write(holes, tmp_path / "page.html"), "#layer=5&bits=99")
+        assert page.body.get("data-ready") == "true"
+        assert "data-error" not in page.body
+        assert NASTY in page.text
+
+    def test_screened_cells_are_marked(self, tmp_path):
+        page = shown(write(screened_results(), tmp_path / "page.html"))
+        notches = [a for tag, a in page.tags if tag == "path" and "notch" in a.get("class", "")]
+        assert len(notches) == 100 + 1  # and one in the legend
+        assert "data-error" not in page.body
+
+    def test_a_run_that_measured_nothing_draws(self, tmp_path, results):
+        empty = replace(
+            results,
+            cells=results.cells.iloc[:0],
+            whole=results.whole.iloc[:0][[]],
+            distributions={},
+            complete=False,
+        )
+        page = shown(write(empty, tmp_path / "page.html"))
+        assert page.body.get("data-ready") == "true"
+        assert "data-error" not in page.body

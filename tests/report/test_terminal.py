@@ -1,0 +1,77 @@
+"""The terminal at the widths that people have."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from made_up import make_results, nasty_results, quiet_results, screened_results
+from rich.console import Console
+
+from quantopsy.report.terminal import print_results, settings_table, shade
+from quantopsy.report.verdict import verdict
+
+
+def printed(results, width=80, encoding="utf-8", **options):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    print_results(results, Console(file=stream, width=width, **options))
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("made", [make_results, nasty_results, quiet_results, screened_results])
+def test_no_line_is_wider_than_the_terminal(made, width):
+    assert max(map(len, printed(made(), width).splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_guilty_layer_has_all_its_numbers(results, width):
+    line = next(line for line in printed(results, width).splitlines() if line.startswith("  5 "))
+    for part in ("features.1.block.0.conv", "99 %", "54.1", "50.2 to 58.0"):
+        assert part in line
+
+
+def test_the_verdict_is_the_pages(results):
+    words = " ".join(printed(results, 400).split())
+    for sentence in verdict(results):
+        assert sentence.replace("`", "") in words
+
+
+@pytest.mark.parametrize(("width", "bands"), [(80, 3), (160, 1)])
+def test_the_strip_has_a_character_per_layer(width, bands):
+    rows = [line[8:] for line in printed(make_results(150), width).splitlines() if line.startswith(" 8 bits")]
+    assert len(rows) == bands
+    strip = "".join(rows)
+    assert len(strip) == 150
+    assert strip[5] == "█"
+    assert strip[9] == "-"
+
+
+def test_shades_grow_with_the_degradation():
+    assert [shade(value, 5)[0] for value in (0, 0.4, 1, 3, 4, 5, 99)] == list("··░▒▓██")
+    assert shade(-2, 5) == ("-", "bold blue")
+    assert shade(float("nan"), 5)[0] == " "
+
+
+def test_without_colour_there_are_no_escapes(results):
+    assert "\x1b" not in printed(results)
+    assert "\x1b[" in printed(results, force_terminal=True, color_system="truecolor")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_unicode_gets_substitutes(encoding):
+    rows = [line for line in printed(make_results(), encoding=encoding).splitlines() if line.startswith(" 8 bits")]
+    assert rows == [" 8 bits " + (".....#...-.........." if encoding == "ascii" else rows[0][8:])]
+    assert rows[0][13] == "#"
+
+
+def test_an_unfinished_run_prints(results):
+    empty = replace(results, cells=results.cells.iloc[:0], whole=results.whole.iloc[:0][[]], complete=False)
+    assert "stopped before" in printed(empty)
+
+
+def test_settings_are_one_a_line():
+    console = Console(width=80, file=io.StringIO())
+    console.print(settings_table({"bits": [8, 4], "changes": {"range": "[red]min_max[/red]"}}))
+    assert "changes.range" in console.file.getvalue()
+    assert "[red]min_max[/red]" in console.file.getvalue()
