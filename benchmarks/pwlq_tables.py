@@ -77,9 +77,7 @@ def measure(name: str, images: int) -> dict[tuple[str, str], float]:
     activation = Spec(range_estimator="topk_median:10")
     plans: dict[tuple[str, str], Plan] = {}
     for row, column, weight in variants():
-        plans[row, column] = full_plan(
-            program.network, {"weight": weight, "input": activation, "output": activation}
-        )
+        plans[row, column] = full_plan(program.network, {"weight": weight, "input": activation, "output": activation})
     seen = ((x,) for x, _ in batches(zoo.images(name, calibration, 256)))
     ranges = calibrate(program, seen, wanted_statistics(program.network, plans.values()))
     engine = ExactEngine(program, ranges)
@@ -93,7 +91,8 @@ def measure(name: str, images: int) -> dict[tuple[str, str], float]:
     found = dict(zip(plans, top1[:-1], strict=True))
     found["float", ""] = top1[-1]
     interval = proportion(int(correct[-1]), total)
-    print(f"\n**{name}**: float {top1[-1]:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f}), {total} images\n")
+    low, high = 100 * interval.low, 100 * interval.high
+    print(f"\n**{name}**: float {top1[-1]:.1f} ({low:.1f} to {high:.1f}), {total} images\n")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from conftest import SmallNet, randomise_norms
+from small_net import SmallNet, randomise_norms
 from torch import nn
 from torch.utils.data import TensorDataset
 

@@ -172,11 +172,11 @@ def test_misuse_is_explained() -> None:
         observer(Spec(granularity="per_channel"), axis=3).update(torch.ones(3, 4, 5))
 
 
-@pytest.mark.parametrize("shape", [(7,), (7, 3), (7, 3, 5), (7, 3, 2, 2, 2), (2, 40_000)])
+@pytest.mark.parametrize("shape", [(7,), (7, 3), (7, 3, 5), (7, 3, 2, 2, 2), (2, 4_000)])
 def test_any_rank_of_activation_is_observed(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(6))
     for granularity in GRANULARITIES[: min(len(shape), 2)]:
-        spec = Spec(range_estimator="mse", granularity=granularity)
+        spec = Spec(range_estimator="percentile:100", granularity=granularity)
         result = fake_quantize(x, realise(spec, watched(spec, x)))
         assert (result - x).square().mean() < 1e-3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import randomise_norms
+from small_net import randomise_norms
 from torch import nn
 
 from quantopsy.core import QuantopsyError

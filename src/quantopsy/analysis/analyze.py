@@ -21,8 +21,8 @@ from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.results import Distribution, Results
 from quantopsy.analysis.schemes import at_bits, full_plan, grids, single_layer
 from quantopsy.analysis.summary import distribution_json, summarise
-from quantopsy.calibrate import check
-from quantopsy.core import Plan, QuantopsyError, Role
+from quantopsy.calibrate import check, quantized_weight
+from quantopsy.core import Plan, QuantopsyError, Role, Site
 from quantopsy.data import Batch, Images, evenly_spaced_order, open_data, prefetch
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
@@ -444,5 +444,10 @@ def _distribution(experiment: Experiment, layer: Layer) -> Distribution:
         return Distribution(input_ranges=inputs, output_range=output)
     values = weight.detach().float().cpu()
     counts, edges = np.histogram(values.numpy(), bins=96)
+    spec = experiment.full.get(Site(layer.name, "weight"))
+    grid = None
+    if spec is not None:
+        low, high = quantized_weight(spec, values, axis=layer.weight_axis).aminmax()
+        grid = float(low), float(high)
     by_channel = values.movedim(layer.weight_axis, 0).flatten(1)
-    return Distribution(edges, counts, by_channel.amin(1).numpy(), by_channel.amax(1).numpy(), inputs, output)
+    return Distribution(edges, counts, grid, by_channel.amin(1).numpy(), by_channel.amax(1).numpy(), inputs, output)

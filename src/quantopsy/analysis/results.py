@@ -26,6 +26,22 @@ CELL_COLUMNS = (
     "seconds",
 )
 
+WHOLE_COLUMNS = (
+    "bits",
+    "noise",
+    "noise_sum",
+    "noise_stderr",
+    "sqnr_db",
+    "value",
+    "degradation",
+    "degradation_low",
+    "degradation_high",
+    "degradation_sum",
+    "agreement",
+    "samples",
+    "seconds",
+)
+
 
 @dataclass(frozen=True)
 class Distribution:
@@ -33,6 +49,7 @@ class Distribution:
 
     weight_edges: np.ndarray | None = None  # (bins + 1,) histogram edges of the folded weight
     weight_counts: np.ndarray | None = None  # (bins,)
+    weight_range: tuple[float, float] | None = None  # ends of the grid that the plan puts the weight on
     channel_low: np.ndarray | None = None  # (C_out,) per output channel
     channel_high: np.ndarray | None = None
     input_ranges: tuple[tuple[float, float], ...] = ()  # calibrated range of each quantized input
@@ -48,8 +65,7 @@ class Results:
     outputs; ``source`` is ``file:line`` or None). ``cells`` has the columns of
     :data:`CELL_COLUMNS`; a layer without weights has the same measurement in every row of bits.
     ``whole`` has a row per bit-width, the network with every layer quantized beside the sum of the
-    single layers: ``bits, noise, noise_sum, sqnr_db, value, degradation, degradation_low,
-    degradation_high, degradation_sum, agreement, samples, seconds``.
+    single layers, with the columns of :data:`WHOLE_COLUMNS`.
     """
 
     model: str

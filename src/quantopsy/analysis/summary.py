@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from quantopsy.analysis import significance
-from quantopsy.analysis.results import CELL_COLUMNS, Distribution, Results
+from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Distribution, Results
 from quantopsy.metrics import Metric, chance_level, is_at_chance
 from quantopsy.study import FLOAT, RunResult, Store
 
@@ -62,7 +62,8 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
             }
             for entry in store.noted("whole", [])
             if (measured := _measured(store, metric, entry["run"], reference, wanted)) is not None
-        ]
+        ],
+        columns=list(WHOLE_COLUMNS),
     )
     interval = significance.metric_interval(metric, reference.statistics)
     runs = {entry["run"] for entry in (*store.noted("cells", []), *store.noted("whole", []))}
@@ -154,6 +155,7 @@ def distribution_json(distribution: Distribution) -> dict[str, Any]:
     return {
         "weight_edges": numbers(distribution.weight_edges),
         "weight_counts": numbers(distribution.weight_counts),
+        "weight_range": None if distribution.weight_range is None else list(distribution.weight_range),
         "channel_low": numbers(distribution.channel_low),
         "channel_high": numbers(distribution.channel_high),
         "input_ranges": [list(pair) for pair in distribution.input_ranges],
@@ -170,6 +172,7 @@ def distribution_from_json(data: Mapping[str, Any]) -> Distribution:
     return Distribution(
         array("weight_edges"),
         array("weight_counts"),
+        None if data["weight_range"] is None else tuple(data["weight_range"]),
         array("channel_low"),
         array("channel_high"),
         tuple((low, high) for low, high in data["input_ranges"]),

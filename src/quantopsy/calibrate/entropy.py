@@ -13,7 +13,7 @@ from quantopsy.core import Spec
 from quantopsy.quant import Sample
 
 BINS = 2048
-_THRESHOLDS = 128  # tried, evenly spaced
+_THRESHOLDS = 64  # tried, evenly spaced
 
 
 def magnitudes(sample: Sample) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ class Histogram:
     def of(cls, rows: Tensor, reach: Tensor, bins: int) -> Histogram:
         """The histogram of ``rows`` (R, n) float32, |rows| <= ``reach`` (R,), with ``bins`` = B."""
         exponent = (torch.frexp(reach).exponent - (bins.bit_length() - 1)).clamp(min=_SMALLEST_EXPONENT)
+        exponent = torch.where(reach > 0, exponent, _SMALLEST_EXPONENT)
         inverse_width = torch.ldexp(torch.ones_like(reach), -exponent)
         # Multiplying by a power of two is exact, so every value has one bin, whatever came with it.
         index = (rows * inverse_width[:, None]).floor_().to(torch.int32)

@@ -20,7 +20,8 @@ _CENTRAL = 0.99
 class Histogram:
     """Bars of shape (bins,), the range from ``low`` to ``high``, and how much of it is in use.
 
-    ``low`` and ``high`` are the smallest and largest weight, zero included: a grid always represents it.
+    ``low`` and ``high`` are the ends of the weight's grid; where they are not known, the smallest and
+    largest weight, zero included: a grid always represents it.
     ``central_share`` is the part of that range that the central 99 % of the weights take up.
     """
 
@@ -60,7 +61,7 @@ def histogram_of(distribution: Distribution) -> Histogram | None:
     if edges is None or counts is None:
         return None
     edges, counts = np.asarray(edges, dtype=float), np.asarray(counts, dtype=float)
-    low, high = min(0.0, float(edges[0])), max(0.0, float(edges[-1]))
+    low, high = distribution.weight_range or (min(0.0, float(edges[0])), max(0.0, float(edges[-1])))
     reached = np.concatenate([[0.0], np.cumsum(counts)]) / max(counts.sum(), 1.0)
     tail = (1 - _CENTRAL) / 2
     inner = np.interp([tail, 1 - tail], reached, edges)
