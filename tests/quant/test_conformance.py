@@ -140,7 +140,7 @@ def test_other_floats_are_computed_wide_and_returned_as_they_came(base: Spec, dt
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_memory_format_is_kept_and_of_no_consequence(base: Spec, memory_format: torch.memory_format) -> None:
-    x = torch.randn(8, 9, 70, 70, generator=torch.Generator().manual_seed(10))
+    x = torch.randn(16, 9, 130, 130, generator=torch.Generator().manual_seed(10))
     for granularity in ("per_tensor", "per_channel"):
         qparams = fit(replace(base, bits=4, granularity=granularity), x[:1], axis=1)
         laid = x.contiguous(memory_format=memory_format)

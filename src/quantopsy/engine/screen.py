@@ -10,6 +10,7 @@ B images of a tile, P probes, K specs at a site.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,7 @@ class ScreenEngine:
         self.margin = margin
         self.seed = seed
         self._weights: dict[tuple[Site, tuple[Spec, ...]], Tensor] = {}
+        self._readers = Counter(name for step in program.steps for name in step.reads)
 
     def run_tile(self, inputs: Any, images: np.ndarray, candidates: Candidates) -> Screened:
         """Score every spec of ``candidates`` on one tile; ``images`` (B,) seed their own probes."""
@@ -207,14 +209,6 @@ class ScreenEngine:
             if self._readers[name] == 1 and name not in self.program.outputs:
                 known[key] = found  # the producer's output moves on this one way only
                 moved.pop(key, None)
-
-    @property
-    def _readers(self) -> Mapping[str, int]:
-        counts: dict[str, int] = {}
-        for step in self.program.steps:
-            for name in step.reads:
-                counts[name] = counts.get(name, 0) + 1
-        return counts
 
     def _score_weight(
         self, local: _Local, gradients: list[Tensor | None], specs: tuple[Spec, ...], scores: Scores
