@@ -2,8 +2,9 @@
 
     python benchmarks/quantizers.py
 
-Ratios below the limit are within budget. Rounds alternate between the two sides, so that a busy machine
-slows both.
+Ratios below the limit are within budget. Rounds alternate between the two sides. Where other processes want
+the cores, every operation waits for its slowest thread, and whoever has more operations loses: then measure
+with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations

@@ -149,6 +149,7 @@ def analyze(
         list[str] | None, typer.Option(help="NAME=VALUE of the weight quantizer; may be repeated")
     ] = None,
     correction: Annotated[str | None, typer.Option(help="Of quantized weights: none, mean_variance")] = None,
+    split_channels: Annotated[float, typer.Option(help="Share of input channels split in two (OCS)")] = 0.0,
     weight_range: Annotated[str | None, typer.Option(help="Range estimator of weights")] = None,
     activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
     plan: Annotated[Path | None, typer.Option(help="JSON plan laid over the scheme, layer by layer")] = None,
@@ -174,6 +175,7 @@ def analyze(
         scheme=scheme,
         activation_bits=activation_bits,
         changes=changes(quantizer, granularity, weight_range, activation_range, correction, parse_options(option)),
+        split_channels=split_channels,
         plan=None if plan is None else read_json(plan, "plan"),
         layers=tuple(layers or ("*",)),
         samples=samples,

@@ -33,6 +33,7 @@ from quantopsy.graph.execute import Program, compile_network
 from quantopsy.graph.network import Layer, Network
 from quantopsy.metrics import Agreement, Metric, logits, measure, resolve_metric
 from quantopsy.study import FLOAT, Store, TileResult, open_or_create
+from quantopsy.transforms.channel_splitting import split_outlier_channels
 
 FOLD_TOLERANCE = 1e-4  # relative l2 distance per image; rounding of deep float32 networks stays below 1e-5
 DEFAULT_BITS = (3, 4, 5, 6, 7, 8)
@@ -46,6 +47,7 @@ class Settings:
     scheme: str = "per-tensor"
     activation_bits: int = 8
     changes: Mapping[Role, Mapping[str, Any]] = field(default_factory=dict)  # fields of the scheme's specs
+    split_channels: float = 0.0  # share of input channels split in two (OCS) before all else
     plan: Mapping[str, Any] | None = None  # JSON plan laid over the scheme
     layers: tuple[str, ...] = ("*",)
     samples: int | None = None
@@ -115,6 +117,8 @@ def analyze(
     module = load(model)
     example = images.batch([0, min(1, len(images) - 1)])
     network = capture(module, example.inputs)
+    if settings.split_channels:
+        network = split_outlier_channels(network, settings.split_channels, bits=max(settings.bits))
     progress.say(coverage_line(network))
     program = compile_network(network, device)
     check_folded(module, program, example, images)
@@ -397,7 +401,7 @@ def _describe(store: Store, experiment: Experiment, model: Any, data: Any, calib
     store.note(
         "settings",
         {
-            **{key: value for key, value in asdict(settings).items() if value not in (None, {}, ("*",))},
+            **{key: value for key, value in asdict(settings).items() if value not in (None, {}, ("*",), 0.0)},
             "bits": list(settings.bits),
             "samples": len(experiment.order),
             "calibration": "the evaluation images"
