@@ -14,6 +14,9 @@ from torch import nn
 
 ZOO = Path(os.environ.get("QUANTOPSY_ZOO", Path(__file__).parents[1].parent / "shared" / "zoo"))
 
+# Small tensors: a second thread only waits, and on a busy machine it waits long.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def zoo() -> ModuleType:
