@@ -45,7 +45,7 @@ def test_a_layer_knows_its_size_and_source(small, images) -> None:
     assert depthwise.groups == 8
     assert depthwise.macs == 5 * 5 * 8 * 9
     assert stem.source is not None
-    assert "conftest.py:" in stem.source
+    assert "small_net.py:" in stem.source
 
 
 def test_folded_equals_float_at_any_batch_size(small, images) -> None:

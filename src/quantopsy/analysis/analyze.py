@@ -454,4 +454,12 @@ def _distribution(experiment: Experiment, layer: Layer) -> Distribution:
         low, high = quantized_weight(spec, values, axis=layer.weight_axis).aminmax()
         grid = float(low), float(high)
     by_channel = values.movedim(layer.weight_axis, 0).flatten(1)
-    return Distribution(edges, counts, grid, by_channel.amin(1).numpy(), by_channel.amax(1).numpy(), inputs, output)
+    return Distribution(
+        weight_edges=edges,
+        weight_counts=counts,
+        channel_low=by_channel.amin(1).numpy(),
+        channel_high=by_channel.amax(1).numpy(),
+        input_ranges=inputs,
+        output_range=output,
+        weight_range=grid,
+    )

@@ -49,11 +49,11 @@ class Distribution:
 
     weight_edges: np.ndarray | None = None  # (bins + 1,) histogram edges of the folded weight
     weight_counts: np.ndarray | None = None  # (bins,)
-    weight_range: tuple[float, float] | None = None  # ends of the grid that the plan puts the weight on
     channel_low: np.ndarray | None = None  # (C_out,) per output channel
     channel_high: np.ndarray | None = None
     input_ranges: tuple[tuple[float, float], ...] = ()  # calibrated range of each quantized input
     output_range: tuple[float, float] | None = None
+    weight_range: tuple[float, float] | None = None  # ends of the grid that the plan puts the weight on
 
 
 @dataclass(frozen=True)

@@ -172,9 +172,9 @@ def distribution_from_json(data: Mapping[str, Any]) -> Distribution:
     return Distribution(
         array("weight_edges"),
         array("weight_counts"),
-        None if data["weight_range"] is None else tuple(data["weight_range"]),
         array("channel_low"),
         array("channel_high"),
         tuple((low, high) for low, high in data["input_ranges"]),
         None if data["output_range"] is None else tuple(data["output_range"]),
+        None if data["weight_range"] is None else tuple(data["weight_range"]),
     )
