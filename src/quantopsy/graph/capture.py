@@ -396,6 +396,8 @@ def _source(node: fx.Node) -> str | None:
         return None
     file, line = frames[-1]
     path = Path(file)
+    if "site-packages" in path.parts:
+        return f"{'/'.join(path.parts[path.parts.index('site-packages') + 1 :])}:{line}"
     if path.is_relative_to(Path.cwd()):
         return f"{path.relative_to(Path.cwd())}:{line}"
     return f"{'/'.join(path.parts[-2:])}:{line}"
