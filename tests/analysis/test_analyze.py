@@ -223,6 +223,14 @@ def test_the_module_is_left_as_it_was() -> None:
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
+@pytest.mark.parametrize("scheme", ["per-tensor", "per-channel"])
+def test_an_affine_layer_has_a_vector_for_a_weight(scheme) -> None:
+    module = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.ReLU(), torch.nn.Conv2d(3, 5, 3)).eval()
+    found = qp.analyze(module, sample_models.unlabelled(), bits=(4,), scheme=scheme)
+    assert found.frame()["op"].tolist() == ["batch_norm", "conv2d"]
+    assert found.results.distributions["0"].channel_low.shape == (3,)
+
+
 def test_a_guilty_layer_of_a_real_network_is_found(zoo, tmp_path) -> None:
     found = qp.analyze(
         zoo.network("mobilenet_v2_10"),

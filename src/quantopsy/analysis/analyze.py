@@ -453,7 +453,7 @@ def _distribution(experiment: Experiment, layer: Layer) -> Distribution:
     if spec is not None:
         low, high = quantized_weight(spec, values, axis=layer.weight_axis).aminmax()
         grid = float(low), float(high)
-    by_channel = values.movedim(layer.weight_axis, 0).flatten(1)
+    by_channel = values.movedim(layer.weight_axis, 0).reshape(values.shape[layer.weight_axis], -1)
     return Distribution(
         weight_edges=edges,
         weight_counts=counts,
