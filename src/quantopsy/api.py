@@ -72,6 +72,7 @@ def analyze(
     preprocess: Any = None,
     skip_bad: bool = False,
     fresh: bool = False,
+    loss: Any = None,
     progress: Progress | None = None,
     **settings: Any,
 ) -> Study:
@@ -85,11 +86,13 @@ def analyze(
     ``metric``
         ``top1``, ``top5``, ``agreement``, a ``torchmetrics.Metric``, or a callable
         ``(outputs, labels) -> scores (B,)``.
+    ``loss``
+        a differentiable ``(outputs, labels) -> (B,)``; the screen then predicts its change.
     ``out``
         the study folder; without it the study lives in a temporary one.
     ``settings``
-        fields of :class:`quantopsy.analysis.analyze.Settings`: ``scheme``, ``activation_bits``,
-        ``samples``, ``layers``, ``device``, ...
+        fields of :class:`quantopsy.analysis.analyze.Settings`: ``mode``, ``budget``, ``scheme``,
+        ``activation_bits``, ``samples``, ``layers``, ``device``, ...
 
     Raises :class:`QuantopsyError` for whatever the caller can mend.
     """
@@ -105,6 +108,7 @@ def analyze(
         preprocess=preprocess,
         skip_bad=skip_bad,
         fresh=fresh,
+        loss=loss,
         settings=Settings(bits=tuple(bits), **settings),
         progress=progress,
     )

@@ -157,6 +157,23 @@ def analyze(
     calibration: Annotated[str | None, typer.Option(help="Images for the ranges  [default: those of --data]")] = None,
     calibration_samples: Annotated[int | None, typer.Option(help="At most so many images for the ranges")] = None,
     samples: Annotated[int | None, typer.Option(help="An evenly spaced subset; more can follow later")] = None,
+    mode: Annotated[
+        str,
+        typer.Option(help="screen: predict all cells; exact: run them; auto: predict, then run what decides"),
+    ] = "auto",
+    budget: Annotated[
+        str | None, typer.Option(help="Of auto: a time (90s, 10m, 1h) or a number of passes  [default: 30]")
+    ] = None,
+    level: Annotated[float, typer.Option(help="Confidence level of intervals and verdicts")] = 0.95,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Loss that a harmless layer may have  [default: 1 point, or 1 % of the metric]")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="package.module:callable (outputs, labels) -> (B,), screened instead of margins")
+    ] = None,
+    probes: Annotated[int, typer.Option(help="Random probes of the screen")] = 1,
+    seed: Annotated[int, typer.Option(help="Of probes, drawn images and checks")] = 0,
+    engine: Annotated[str, typer.Option(help="local, ray, or ray:ADDRESS")] = "local",
     preprocess: Annotated[
         Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
     ] = None,
@@ -180,6 +197,13 @@ def analyze(
         layers=tuple(layers or ("*",)),
         samples=samples,
         calibration_samples=calibration_samples,
+        mode=mode,
+        budget=budget,
+        level=level,
+        tolerance=tolerance,
+        noise_probes=probes,
+        seed=seed,
+        engine=engine,
         device=device,
         tile=tile,
         max_memory=max_memory,
@@ -195,6 +219,7 @@ def analyze(
         preprocess=preprocess,
         skip_bad=skip_bad,
         fresh=fresh,
+        loss=loss,
     )
 
 

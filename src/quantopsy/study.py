@@ -22,7 +22,7 @@ from quantopsy.core import Plan, QuantopsyError
 
 FILE = "study.sqlite"
 FLOAT = 0  # the run of the float network
-_VERSION = 1
+_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -40,6 +40,33 @@ CREATE TABLE tile (
     seconds REAL NOT NULL
 );
 CREATE INDEX tile_of_run ON tile (run);
+CREATE TABLE runner_up (
+    images BLOB NOT NULL,       -- int32 (n,)
+    gaps BLOB NOT NULL,         -- float32 (n, M): of the float network's largest score to the next ones
+    statistics BLOB NOT NULL    -- float64 (n, K): the metric's, had the second largest been the largest
+);
+CREATE TABLE screen (
+    id INTEGER PRIMARY KEY,
+    design TEXT NOT NULL UNIQUE -- JSON: columns and probes
+);
+CREATE TABLE screen_tile (
+    screen INTEGER NOT NULL REFERENCES screen (id),
+    images BLOB NOT NULL,       -- int32 (n,)
+    margins BLOB NOT NULL,      -- float32 (n, M), of the decision probe
+    e BLOB NOT NULL,            -- float32 (S, n, P); P counts a decision probe only where M > 0
+    kind TEXT NOT NULL
+);
+CREATE TABLE draw (
+    run INTEGER PRIMARY KEY REFERENCES run (id),
+    images BLOB NOT NULL,        -- int32 (n,): all that could be drawn
+    probabilities BLOB NOT NULL, -- float64 (n,): with which each was, or not
+    seed INTEGER NOT NULL
+);
+CREATE TABLE cost (
+    phase TEXT NOT NULL,
+    images INTEGER NOT NULL,
+    seconds REAL NOT NULL
+);
 """
 
 
@@ -71,6 +98,39 @@ class RunResult:
         return RunResult(
             self.images[rows], self.energy[rows], self.agreement[rows], self.statistics[rows], self.seconds
         )
+
+
+@dataclass(frozen=True)
+class RunnerUp:
+    """How far the float network's decisions are from the next best, and what the metric says of those.
+
+    ``gaps`` (n, M): distances of the largest score to the next ones, ascending; M = 0 for maps and for
+    outputs that are no scores. ``statistics`` (n, K): the metric's had the two largest scores changed
+    places (in every pixel of a map); K = 0 where there are none.
+    """
+
+    images: np.ndarray
+    gaps: np.ndarray
+    statistics: np.ndarray
+
+
+@dataclass(frozen=True)
+class ScreenTile:
+    """What the screen found on one tile: see :class:`quantopsy.engine.screen.Screened`."""
+
+    images: np.ndarray  # (n,) int
+    margins: np.ndarray  # (n, M), M = 0 without a decision probe
+    e: np.ndarray  # (S, n, P)
+    kind: str
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The images that a run could be measured on, and with which probability each is drawn, by ``seed``."""
+
+    images: np.ndarray  # (n,), ascending
+    probabilities: np.ndarray  # (n,)
+    seed: int = 0
 
 
 class Store:
@@ -122,26 +182,34 @@ class Store:
         found = self._connection.execute("SELECT id FROM run WHERE fingerprint = ?", (plan.fingerprint,))
         return int(found.fetchone()[0])
 
+    def plan(self, run: int) -> Plan:
+        """The plan that ``run`` measures."""
+        row = self._connection.execute("SELECT plan FROM run WHERE id = ?", (run,)).fetchone()
+        return Plan.recorded(json.loads(row[0]))
+
     def find(self, plan: Plan) -> int | None:
         """The id of the run that measures ``plan``, or None."""
         row = self._connection.execute("SELECT id FROM run WHERE fingerprint = ?", (plan.fingerprint,)).fetchone()
         return None if row is None else int(row[0])
 
-    def append(self, results: Iterable[TileResult]) -> None:
+    def append(self, results: Iterable[TileResult], runner_up: RunnerUp | None = None) -> None:
         """Commit what the runs gave on one tile of images, all or nothing."""
         rows = [
             (
                 result.run,
-                np.ascontiguousarray(result.images, dtype=np.int32).tobytes(),
-                np.ascontiguousarray(result.energy, dtype=np.float64).tobytes(),
-                np.ascontiguousarray(result.agreement, dtype=np.float64).tobytes(),
-                np.ascontiguousarray(result.statistics, dtype=np.float64).tobytes(),
+                _int32(result.images),
+                _float64(result.energy),
+                _float64(result.agreement),
+                _float64(result.statistics),
                 result.seconds,
             )
             for result in results
         ]
         with self._transaction() as connection:
             connection.executemany("INSERT INTO tile VALUES (?, ?, ?, ?, ?, ?)", rows)
+            if runner_up is not None:
+                row = (_int32(runner_up.images), _float32(runner_up.gaps), _float64(runner_up.statistics))
+                connection.execute("INSERT INTO runner_up VALUES (?, ?, ?)", row)
 
     def images(self, run: int) -> np.ndarray:
         """Images that ``run`` has been measured on, ascending."""
@@ -169,6 +237,80 @@ class Store:
             statistics[order],
             float(sum(row[4] for row in rows)),
         )
+
+    def runner_up(self) -> RunnerUp | None:
+        """All of it, images in ascending order; None where the float network has not been run."""
+        rows = self._connection.execute("SELECT images, gaps, statistics FROM runner_up").fetchall()
+        if not rows:
+            return None
+        images = np.concatenate([np.frombuffer(row[0], dtype=np.int32) for row in rows])
+        gaps = np.concatenate([np.frombuffer(row[1], dtype=np.float32).reshape(len(row[0]) // 4, -1) for row in rows])
+        statistics = np.concatenate([np.frombuffer(row[2]).reshape(len(row[0]) // 4, -1) for row in rows])
+        order = np.argsort(images, kind="stable")
+        return RunnerUp(images[order], gaps[order], statistics[order])
+
+    def screen(self, design: Mapping[str, Any]) -> int:
+        """The id of the screen with this ``design``, made where there is none."""
+        text = json.dumps(design, sort_keys=True)
+        with self._transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO screen (design) VALUES (?)", (text,))
+        return int(self._connection.execute("SELECT id FROM screen WHERE design = ?", (text,)).fetchone()[0])
+
+    def screen_design(self, screen: int) -> dict[str, Any]:
+        """The design that :meth:`screen` was given."""
+        found = self._connection.execute("SELECT design FROM screen WHERE id = ?", (screen,)).fetchone()
+        design: dict[str, Any] = json.loads(found[0])
+        return design
+
+    def append_screened(self, screen: int, tile: ScreenTile) -> None:
+        """Commit one tile of a screen."""
+        row = (screen, _int32(tile.images), _float32(tile.margins), _float32(tile.e), tile.kind)
+        with self._transaction() as connection:
+            connection.execute("INSERT INTO screen_tile VALUES (?, ?, ?, ?, ?)", row)
+
+    def screened(self, screen: int) -> list[ScreenTile]:
+        """All tiles of a screen, in the order in which they came."""
+        rows = self._connection.execute(
+            "SELECT images, margins, e, kind FROM screen_tile WHERE screen = ? ORDER BY rowid", (screen,)
+        )
+        width = len(self.screen_design(screen)["columns"])
+        tiles = []
+        for images, margins, e, kind in rows:
+            n = len(images) // 4
+            tiles.append(
+                ScreenTile(
+                    np.frombuffer(images, dtype=np.int32),
+                    np.frombuffer(margins, dtype=np.float32).reshape(n, -1),
+                    np.frombuffer(e, dtype=np.float32).reshape(width, n, -1),
+                    kind,
+                )
+            )
+        return tiles
+
+    def set_draw(self, run: int, draw: Draw) -> None:
+        """Remember with which probabilities the images of ``run`` are drawn; the newest counts."""
+        row = (run, _int32(draw.images), _float64(draw.probabilities), draw.seed)
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO draw VALUES (?, ?, ?, ?)", row)
+
+    def forget_draw(self, run: int) -> None:
+        """From now on ``run`` is asked for on all images."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM draw WHERE run = ?", (run,))
+
+    def draw(self, run: int) -> Draw | None:
+        """The draw of ``run``'s images, or None where it is measured on all it is asked for."""
+        row = self._connection.execute("SELECT images, probabilities, seed FROM draw WHERE run = ?", (run,)).fetchone()
+        return None if row is None else Draw(np.frombuffer(row[0], dtype=np.int32), np.frombuffer(row[1]), row[2])
+
+    def spend(self, phase: str, images: int, seconds: float) -> None:
+        """Remember what a tile of ``phase`` took."""
+        with self._transaction() as connection:
+            connection.execute("INSERT INTO cost VALUES (?, ?, ?)", (phase, images, seconds))
+
+    def costs(self) -> list[tuple[str, int, float]]:
+        """(phase, images, seconds) of every tile."""
+        return self._connection.execute("SELECT phase, images, seconds FROM cost ORDER BY rowid").fetchall()
 
 
 def create(folder: Path, identity: Mapping[str, Any]) -> Store:
@@ -249,6 +391,18 @@ def _connect(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise QuantopsyError(f"study {str(path)!r}", f"cannot be opened ({error})", "give another --out") from error
     return connection
+
+
+def _int32(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values, dtype=np.int32).tobytes()
+
+
+def _float32(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values, dtype=np.float32).tobytes()
+
+
+def _float64(values: np.ndarray) -> bytes:
+    return np.ascontiguousarray(values, dtype=np.float64).tobytes()
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,26 +15,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quantopsy.analysis import significance
+from quantopsy.analysis.assessment import tolerance_of
+from quantopsy.analysis.auto import Cells, measure_what_decides
+from quantopsy.analysis.budget import Budget, pass_seconds
+from quantopsy.analysis.phases import Measuring, measure_float, measure_plans, pieces, screen
 from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.results import Distribution, Results
 from quantopsy.analysis.schemes import at_bits, full_plan, grids, single_layer
 from quantopsy.analysis.summary import distribution_json, summarise
+from quantopsy.analysis.work import Done, Setup, Task, Worker, check_finite
 from quantopsy.calibrate import check, quantized_weight
-from quantopsy.core import Plan, QuantopsyError, Role, Site
+from quantopsy.core import Plan, QuantopsyError, Role, Site, Spec, names
+from quantopsy.core.imports import imported
 from quantopsy.data import Batch, Images, evenly_spaced_order, open_data, prefetch
 from quantopsy.engine.allocator import keep_freed_memory
-from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
-from quantopsy.engine.exact import ExactEngine, output_tensors, squared_norms
-from quantopsy.engine.memory import bytes_per_image, choose_tile
+from quantopsy.engine.calibration import calibrate, wanted_statistics
+from quantopsy.engine.exact import output_tensors, squared_norms
+from quantopsy.engine.memory import bytes_per_image, choose_tile, screen_bytes_per_image
+from quantopsy.engine.pool import LocalPool, Pool, parse_engine
 from quantopsy.graph.capture import capture, load
 from quantopsy.graph.execute import Program, compile_network
 from quantopsy.graph.network import Layer, Network
-from quantopsy.metrics import Agreement, Metric, logits, measure, resolve_metric
-from quantopsy.study import FLOAT, Store, TileResult, open_or_create
+from quantopsy.metrics import Metric, resolve_metric
+from quantopsy.study import FLOAT, Store, open_or_create
 from quantopsy.transforms.channel_splitting import split_outlier_channels
+
+MODES = ("auto", "screen", "exact")
+DEFAULT_BUDGET = Budget(passes=30.0)
+SCREEN_PASSES = 8.0
+"""What the screen takes, about."""
 
 FOLD_TOLERANCE = 1e-4  # relative l2 distance per image; rounding of deep float32 networks stays below 1e-5
 DEFAULT_BITS = (3, 4, 5, 6, 7, 8)
@@ -52,6 +65,13 @@ class Settings:
     layers: tuple[str, ...] = ("*",)
     samples: int | None = None
     calibration_samples: int | None = None
+    mode: str = "auto"  # or screen, exact
+    budget: str | None = None  # of auto: a time such as 10m, or a number of passes
+    level: float = 0.95  # of intervals; verdicts are corrected for the number of cells
+    tolerance: float | None = None  # loss of the metric that is accepted; None: 1 point, or 1 % of the float value
+    noise_probes: int = 1  # random probes of the screen
+    seed: int = 0
+    engine: str = "local"
     device: str = "cpu"
     tile: int | None = None
     max_memory: float = 4.0  # GiB
@@ -63,25 +83,21 @@ class Settings:
             if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
                 raise QuantopsyError(f"bit-width {bits!r}", "out of range", "give whole numbers from 2 to 16")
         object.__setattr__(self, "bits", tuple(sorted(set(self.bits))))
-        for name in ("samples", "calibration_samples", "tile"):
+        if self.mode not in MODES:
+            raise names.unknown(self.mode, MODES, "mode")
+        if self.budget is not None:
+            Budget.parse(self.budget)
+            if self.mode != "auto":
+                raise QuantopsyError(f"budget {self.budget}", f"mode {self.mode} has none", "leave out one of the two")
+        if not 0.5 <= self.level < 1.0:
+            raise QuantopsyError(f"level {self.level:g}", "out of range", "give a share from 0.5 to below 1, say 0.95")
+        if self.tolerance is not None and not self.tolerance >= 0.0:
+            raise QuantopsyError(f"tolerance {self.tolerance:g}", "must not be negative", "give the loss you accept")
+        parse_engine(self.engine)
+        for name in ("samples", "calibration_samples", "tile", "noise_probes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise QuantopsyError(f"{name} {value}", "must be positive", "give at least 1, or leave it out")
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Everything that measuring needs, ready: the network, its images, its ranges, its plans."""
-
-    network: Network
-    program: Program
-    images: Images
-    order: np.ndarray
-    metric: Metric
-    calibration: Calibration
-    full: Plan
-    settings: Settings
-    tile: int
 
 
 def analyze(
@@ -94,13 +110,14 @@ def analyze(
     preprocess: Any = None,
     skip_bad: bool = False,
     fresh: bool = False,
+    loss: Any = None,
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Measure every single-layer quantized network (layer-wise paper, Algorithm 1) and the whole one.
 
-    ``model``, ``data``, ``calibration``, ``preprocess`` and ``metric`` as the command line takes them
-    or as Python objects; ``out`` is the study folder, in which an interrupted analysis goes on.
+    ``model``, ``data``, ``calibration``, ``preprocess``, ``metric`` and ``loss`` as the command line takes
+    them or as Python objects; ``out`` is the study folder, in which an interrupted analysis goes on.
     Raises :class:`QuantopsyError` for whatever the user can mend, before the study is touched.
     """
     settings = settings or Settings()
@@ -113,6 +130,7 @@ def analyze(
         images if calibration is None else open_data(calibration, preprocess=preprocess, skip_bad=skip_bad)
     )
     chosen = resolve_metric(metric, images.has_labels)
+    loss = imported(loss, "loss") if isinstance(loss, str) else loss
     device = _device(settings.device)
     module = load(model)
     example = images.batch([0, min(1, len(images) - 1)])
@@ -127,7 +145,8 @@ def analyze(
         check(spec)
     selected = network.match(settings.layers)
     order = evenly_spaced_order(len(images))[: settings.samples]
-    tile = choose_tile(program, settings.max_memory, settings.tile, len(order))
+    tile = choose_tile(bytes_per_image(program), settings.max_memory, settings.tile, len(order))
+    screen_tile = choose_tile(screen_bytes_per_image(program), settings.max_memory, settings.tile, len(order))
     calibration_order = np.sort(evenly_spaced_order(len(calibration_images))[: settings.calibration_samples])
 
     store = open_or_create(
@@ -139,20 +158,32 @@ def analyze(
         progress.start("calibration", len(calibration_order))
         ranges = calibrate(
             program,
-            _inputs(prefetch(calibration_images, _pieces(calibration_order, tile))),
+            (batch.inputs for batch in prefetch(calibration_images, pieces(calibration_order, tile))),
             wanted_statistics(network, [full]),
             progress.advance,
         )
-        experiment = Experiment(network, program, images, order, chosen, ranges, full, settings, tile)
-        _describe(store, experiment, model, data, calibration)
-        progress.say(settings_line(experiment))
+        setup = Setup(
+            network=network,
+            calibration=ranges,
+            images=images,
+            metric=chosen,
+            candidates=candidates(full, selected, settings.bits),
+            device=settings.device,
+            noise_probes=settings.noise_probes,
+            loss=loss,
+            seed=settings.seed,
+        )
+        _describe(store, setup, full, settings, order, tile, model, data, calibration)
+        progress.say(settings_line(setup, settings, order, tile if settings.mode == "exact" else screen_tile, program))
         stopped = False
-        try:
-            measure_float(experiment, store, progress)
-            progress.say(float_line(experiment, store))
-            sweep(experiment, selected, store, progress)
-        except KeyboardInterrupt:
-            stopped = True
+        with _pool(setup, program, settings.engine) as (pool, worker):
+            measuring = Measuring(setup, program, pool, worker, order, tile, screen_tile, store, progress)
+            try:
+                measure_float(measuring)
+                progress.say(float_line(measuring, settings.level))
+                _measure(measuring, full, selected, settings, begin)
+            except KeyboardInterrupt:
+                stopped = True
         spent = time.perf_counter() - begin
         store.note("seconds", store.noted("seconds", 0.0) + spent)
         if len(store.images(FLOAT)) == 0:
@@ -160,109 +191,100 @@ def analyze(
         return summarise(store, chosen, complete=not stopped)
 
 
-def measure_float(experiment: Experiment, store: Store, progress: Progress) -> None:
-    """The float network on every image, before anything else."""
-    done = store.images(FLOAT)
-    todo = experiment.order[~np.isin(experiment.order, done)]
-    progress.start("float baseline", len(todo))
-    engine = ExactEngine(experiment.program, experiment.calibration)
-    for batch in prefetch(experiment.images, _pieces(todo, experiment.tile)):
-        outputs, seconds = engine.float_pass(batch.inputs)
-        _check_finite(outputs, batch, experiment.images)
-        store.note("classes", classes(outputs))
-        store.append([_measured(experiment, FLOAT, batch, outputs, outputs, seconds)])
-        progress.advance(len(batch.indices))
+def _measure(measuring: Measuring, full: Plan, selected: Sequence[Layer], settings: Settings, begin: float) -> None:
+    """Every (layer, bits) cell, and the whole network at each bit-width, in the way that ``settings.mode`` says."""
+    store = measuring.store
+    cells = _cells(store, full, selected, settings.bits)
+    runs = {**cells.plans, **cells.whole_plans}
+    if settings.mode == "exact":
+        for run in runs:
+            store.forget_draw(run)
+        measure_plans(measuring, runs)
+        return
+    budget = Budget.parse(settings.budget) if settings.budget else DEFAULT_BUDGET
+    if settings.mode == "auto":
+        _check_budget(budget, measuring, time.perf_counter() - begin)
+    screen(measuring)
+    if settings.mode == "auto":
+        result = store.result(FLOAT)
+        assert result is not None
+        tolerance = settings.tolerance
+        if tolerance is None:
+            tolerance = tolerance_of(measuring.metric, measuring.metric.value(result.statistics))
+        measure_what_decides(measuring, cells, budget, begin, level=settings.level, tolerance=tolerance)
 
 
-def sweep(experiment: Experiment, selected: Sequence[Layer], store: Store, progress: Progress) -> None:
-    """Every (layer, bits) cell, and the whole network at each bit-width, exactly."""
+def _cells(store: Store, full: Plan, selected: Sequence[Layer], widths: Sequence[int]) -> Cells:
+    """The runs of every cell and whole network, noted in the study."""
     plans: dict[int, Plan] = {}
-    cells: list[dict[str, int]] = []
-    whole: list[dict[str, int]] = []
-    for bits in experiment.settings.bits:
-        at = at_bits(experiment.full, bits)
+    whole_plans: dict[int, Plan] = {}
+    bits_of: dict[int, tuple[int, ...]] = {}
+    cells, whole = [], {}
+    ladders: dict[str, list[int]] = {}
+    for bits in widths:
+        at = at_bits(full, bits)
         for layer in selected:
             plan = single_layer(at, layer)
-            if not plan:
-                continue
-            run = store.run(plan)
-            plans[run] = plan
-            cells.append({"layer": layer.index, "bits": bits, "run": run})
-        run = store.run(at)
-        plans[run] = at
-        whole.append({"bits": bits, "run": run})
+            if plan:
+                run = store.run(plan)
+                plans[run] = plan
+                bits_of[run] = (*bits_of.get(run, ()), bits)
+                cells.append({"layer": layer.index, "bits": bits, "run": run})
+                ladders.setdefault(layer.name, []).append(run)
+        whole[bits] = store.run(at)
+        whole_plans[whole[bits]] = at
     store.note("cells", cells)
-    store.note("whole", whole)
-    measure_plans(experiment, plans, store, progress)
+    store.note("whole", [{"bits": bits, "run": run} for bits, run in whole.items()])
+    return Cells(plans, bits_of, list(ladders.values()), whole, whole_plans)
 
 
-def measure_plans(experiment: Experiment, plans: Mapping[int, Plan], store: Store, progress: Progress) -> None:
-    """Measure ``plans`` (by run) on every image they have not been measured on, tile by tile."""
-    engine = ExactEngine(experiment.program, experiment.calibration)
-    prepared = {run: engine.prepare(plan) for run, plan in plans.items()}
-    missing = {run: ~np.isin(experiment.order, store.images(run)) for run in plans}
-    # Runs that lack the same images go together; after a kill that is one group, after --bits two.
-    groups: dict[bytes, list[int]] = {}
-    for run, mask in missing.items():
-        groups.setdefault(mask.tobytes(), []).append(run)
-    costs = {run: len(prepared[run].schedule) for run in plans}
-    progress.start("layers", sum(costs[run] * int(mask.sum()) for run, mask in missing.items()))
-    for runs in groups.values():
-        todo = experiment.order[missing[runs[0]]]
-        for batch in prefetch(experiment.images, _pieces(todo, experiment.tile)):
-            results: list[TileResult] = []
-            reference: tuple[Any, ...] = ()
-            for measured in engine.run_tile(batch.inputs, [prepared[run] for run in runs]):
-                if measured.run < 0:
-                    reference = measured.outputs
-                    continue
-                run = runs[measured.run]
-                results.append(_measured(experiment, run, batch, measured.outputs, reference, measured.seconds))
-                progress.advance(costs[run] * len(batch.indices))
-            store.append(results)
+def candidates(full: Plan, selected: Sequence[Layer], widths: Sequence[int]) -> dict[Site, list[Spec]]:
+    """The specs of every site of ``selected`` layers that the cells need, weights at each of ``widths``."""
+    layers = {layer.name for layer in selected}
+    return {
+        site: list(dict.fromkeys(spec.with_bits(bits) for bits in widths)) if site.role == "weight" else [spec]
+        for site, spec in full.sites
+        if site.layer in layers
+    }
 
 
-def _measured(
-    experiment: Experiment,
-    run: int,
-    batch: Batch,
-    outputs: tuple[Any, ...],
-    reference: tuple[Any, ...],
-    seconds: float,
-) -> TileResult:
-    begin = time.perf_counter()
-    network = experiment.network
-    energy = squared_norms(outputs) if run == FLOAT else squared_norms(outputs, reference)
-    whole, float_whole = network.unflatten(outputs), network.unflatten(reference)
-    statistics = measure(
-        experiment.metric,
-        whole,
-        _to(batch.labels, experiment.program.device),
-        float_whole,
-        lambda row: experiment.images.name(int(batch.indices[row])),
+def _check_budget(budget: Budget, measuring: Measuring, spent: float) -> None:
+    """Raise where not even the screen fits, saying what it needs."""
+    unit = pass_seconds(measuring.store)
+    number = measuring.store.noted("screen")
+    images = (
+        len(measuring.order) - sum(len(tile.images) for tile in measuring.store.screened(number))
+        if number
+        else (len(measuring.order))
     )
-    return TileResult(
-        run=run,
-        images=batch.indices,
-        energy=energy.cpu().numpy(),
-        agreement=_agreement(whole, float_whole),
-        statistics=statistics,
-        seconds=seconds + time.perf_counter() - begin,
-    )
+    needed = SCREEN_PASSES * images / len(measuring.order)
+    if budget.passes is not None and budget.passes < needed:
+        raise QuantopsyError(
+            f"budget of {budget}", f"the screen alone takes about {needed:.0f} passes", "give more, or --mode screen"
+        )
+    if budget.seconds is not None and unit is not None:
+        seconds = spent + unit * len(measuring.order) * needed
+        if budget.seconds < seconds:
+            raise QuantopsyError(
+                f"budget of {budget}",
+                f"up to the end of the screen it takes about {Budget(seconds=seconds)}",
+                "give more, or fewer --samples",
+            )
 
 
-def classes(outputs: Sequence[Any]) -> int | None:
-    """Number of classes where the first output is scores of classes (B, C, ...)."""
-    scores = outputs[0]
-    return int(scores.shape[1]) if isinstance(scores, Tensor) and scores.dim() >= 2 else None
+@contextmanager
+def _pool(setup: Setup, program: Program, engine: str) -> Iterator[tuple[Pool[Task, Done], Worker | None]]:
+    """Where tasks run, and the worker of this process if that is where."""
+    place = parse_engine(engine)
+    if place.kind == "local":
+        worker = Worker(setup, program)
+        with LocalPool(worker) as pool:
+            yield pool, worker
+        return
+    from quantopsy.engine.ray import RayPool
 
-
-def _agreement(outputs: Any, reference: Any) -> np.ndarray:
-    """(B,) share of decisions that equal the float network's; NaN where the outputs are no scores."""
-    scores = logits(reference)
-    if not scores.is_floating_point() or scores.dim() < 2 or scores.shape[1] < 2:
-        return np.full(len(scores), np.nan)
-    return Agreement().per_image(outputs, None, reference)[:, 0].cpu().numpy()
+    with RayPool(Worker, setup, address=place.address, threads=torch.get_num_threads()) as remote:
+        yield remote, None
 
 
 def check_folded(module: nn.Module, program: Program, example: Batch, images: Images) -> None:
@@ -273,7 +295,7 @@ def check_folded(module: nn.Module, program: Program, example: Batch, images: Im
         folded = program.network.unflatten(program.forward(program.place(inputs)))
     float_outputs = output_tensors(torch.utils._pytree.tree_leaves(raw))
     folded_outputs = [tensor.cpu() for tensor in output_tensors(torch.utils._pytree.tree_leaves(folded))]
-    _check_finite(folded_outputs, example, images)
+    check_finite(folded_outputs, example, images)
     distance = squared_norms(folded_outputs, float_outputs).sqrt()
     relative = float((distance / squared_norms(float_outputs).sqrt().clamp(min=1e-12)).max())
     if relative > FOLD_TOLERANCE:
@@ -297,47 +319,27 @@ def coverage_line(network: Network) -> str:
     return line
 
 
-def settings_line(experiment: Experiment) -> str:
+def settings_line(setup: Setup, settings: Settings, order: np.ndarray, tile: int, program: Program) -> str:
     """What is about to be measured, with which settings, in a sentence."""
-    settings = experiment.settings
-    memory = experiment.tile * bytes_per_image(experiment.program) / 2**30
+    per_image = bytes_per_image(program) if settings.mode == "exact" else screen_bytes_per_image(program)
     return (
-        f"{settings.scheme}, weights at {', '.join(map(str, settings.bits))} bits, activations at "
-        f"{settings.activation_bits}; {len(experiment.order)} of {experiment.images.describe()}; ranges from "
-        f"{experiment.calibration.images} images; {experiment.tile} images at once on {settings.device} "
-        f"(about {memory:.1f} GiB), {torch.get_num_threads()} threads"
+        f"{settings.mode}: {settings.scheme}, weights at {', '.join(map(str, settings.bits))} bits, "
+        f"activations at {settings.activation_bits}; {len(order)} of {setup.images.describe()}; ranges from "
+        f"{setup.calibration.images} images; {tile} images at once on {settings.device} "
+        f"(about {tile * per_image / 2**30:.1f} GiB), {torch.get_num_threads()} threads"
     )
 
 
-def float_line(experiment: Experiment, store: Store) -> str:
+def float_line(measuring: Measuring, level: float) -> str:
     """The float network's metric, measured before anything else."""
-    result = store.result(FLOAT)
+    result = measuring.store.result(FLOAT)
     assert result is not None
-    found = significance.metric_interval(experiment.metric, result.statistics)
-    return f"float {experiment.metric.name} {found.value:.4g} (95 % interval {found.low:.4g} to {found.high:.4g})"
-
-
-def _check_finite(outputs: Iterable[Any], batch: Batch, images: Images) -> None:
-    for tensor in output_tensors(list(outputs)):
-        bad = ~torch.isfinite(tensor).flatten(1).all(1).cpu().numpy()
-        if bad.any():
-            raise QuantopsyError(
-                f"float network's output for {images.name(int(batch.indices[bad][0]))}",
-                "has NaN or infinite values",
-                "check the model and the preprocessing with that image",
-            )
-
-
-def _to(labels: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if labels is None else labels.to(device)
-
-
-def _inputs(batches: Iterator[Batch]) -> Iterator[Any]:
-    return (batch.inputs for batch in batches)
-
-
-def _pieces(indices: np.ndarray, size: int) -> list[np.ndarray]:
-    return [indices[start : start + size] for start in range(0, len(indices), size)]
+    found = significance.metric_interval(measuring.metric, result.statistics, level=level)
+    unit = pass_seconds(measuring.store) or float("nan")
+    return (
+        f"float {measuring.metric.name} {found.value:.4g} ({level:.0%} interval {found.low:.4g} to {found.high:.4g}); "
+        f"a pass takes {unit * len(measuring.order):.2g} s"
+    )
 
 
 def _device(name: str) -> torch.device:
@@ -393,32 +395,42 @@ def _identity(
     }
 
 
-def _describe(store: Store, experiment: Experiment, model: Any, data: Any, calibration: Any) -> None:
+def _describe(
+    store: Store,
+    setup: Setup,
+    full: Plan,
+    settings: Settings,
+    order: np.ndarray,
+    tile: int,
+    model: Any,
+    data: Any,
+    calibration: Any,
+) -> None:
     """Note all that the tables and pictures need beside the measurements."""
-    network, settings = experiment.network, experiment.settings
+    network = setup.network
     store.note("model", model if isinstance(model, str) else _described(model))
-    store.note("data", data if isinstance(data, str) else experiment.images.describe())
+    store.note("data", data if isinstance(data, str) else setup.images.describe())
     store.note(
         "settings",
         {
             **{key: value for key, value in asdict(settings).items() if value not in (None, {}, ("*",), 0.0)},
             "bits": list(settings.bits),
-            "samples": len(experiment.order),
+            "samples": len(order),
             "calibration": "the evaluation images"
             if calibration is None
             else (calibration if isinstance(calibration, str) else type(calibration).__name__),
-            "calibration_samples": experiment.calibration.images,
-            "metric": experiment.metric.name,
-            "tile": experiment.tile,
+            "calibration_samples": setup.calibration.images,
+            "metric": setup.metric.name,
+            "tile": tile,
             "threads": torch.get_num_threads(),
         },
     )
-    store.note("order", [int(index) for index in experiment.order])
+    store.note("order", [int(index) for index in order])
     store.note("layers", [asdict(layer) for layer in network.layers])
     store.note("unquantized", [asdict(item) for item in network.unquantized])
     store.note("coverage", network.coverage)
-    store.note("labelled", experiment.images.has_labels)
-    store.note("bad", list(map(str, experiment.images.bad)))
+    store.note("labelled", setup.images.has_labels)
+    store.note("bad", list(map(str, setup.images.bad)))
     store.note(
         "provenance",
         {
@@ -431,7 +443,7 @@ def _describe(store: Store, experiment: Experiment, model: Any, data: Any, calib
     )
     store.note(
         "distributions",
-        {layer.name: distribution_json(_distribution(experiment, layer)) for layer in network.layers},
+        {layer.name: distribution_json(_distribution(setup, full, layer)) for layer in network.layers},
     )
 
 
@@ -439,16 +451,16 @@ def _described(model: Any) -> str:
     return str(model) if isinstance(model, Path) else type(model).__name__
 
 
-def _distribution(experiment: Experiment, layer: Layer) -> Distribution:
-    ranges = experiment.calibration
+def _distribution(setup: Setup, full: Plan, layer: Layer) -> Distribution:
+    ranges = setup.calibration
     inputs = tuple(ranges.range(value) for value in layer.inputs if ranges.has(value))
     output = ranges.range(layer.output) if ranges.has(layer.output) else None
-    weight = experiment.network.weight(layer)
+    weight = setup.network.weight(layer)
     if weight is None:
         return Distribution(input_ranges=inputs, output_range=output)
     values = weight.detach().float().cpu()
     counts, edges = np.histogram(values.numpy(), bins=96)
-    spec = experiment.full.get(Site(layer.name, "weight"))
+    spec = full.get(Site(layer.name, "weight"))
     grid = None
     if spec is not None:
         low, high = quantized_weight(spec, values, axis=layer.weight_axis).aminmax()

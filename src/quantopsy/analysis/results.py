@@ -22,7 +22,12 @@ CELL_COLUMNS = (
     "degradation_high",
     "agreement",  # share of images whose decision equals the float network's, NaN where there is none
     "samples",
-    "method",  # "exact" or "screened"
+    "method",  # "exact" or "screened": then all figures are predictions from gradients
+    "verdict",  # "hurts", "harmless" or "undecided", corrected for looking at many cells
+    "linear",  # False where the noise is too large for a first-order prediction; None without a screen
+    "screened_noise",  # the prediction, beside what was measured
+    "screened_degradation",
+    "loss_change",  # of the user's loss, predicted; NaN without one
     "seconds",
 )
 
@@ -37,6 +42,7 @@ WHOLE_COLUMNS = (
     "degradation_low",
     "degradation_high",
     "degradation_sum",
+    "noise_predicted",  # by the screen, with the interactions of all layers
     "agreement",
     "samples",
     "seconds",
@@ -54,6 +60,19 @@ class Distribution:
     input_ranges: tuple[tuple[float, float], ...] = ()  # calibrated range of each quantized input
     output_range: tuple[float, float] | None = None
     weight_range: tuple[float, float] | None = None  # ends of the grid that the plan puts the weight on
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far the screen was from what was then run exactly."""
+
+    cells: int  # measured exactly and in the linear regime
+    random: int  # of all measured cells, those that were drawn at random for this check
+    noise_ratio: tuple[float, float, float]  # predicted over measured: 10 %, 50 % and 90 % quantile over ``cells``
+    noise_rank: float  # Spearman's correlation over ``cells``
+    degradation_error: float  # mean distance of predicted from measured over all measured cells, the metric's unit
+    random_degradation_error: float  # the same over the random ones
+    covered: float  # share of ``cells`` whose noise lies within 1.96 standard errors of the prediction
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,10 @@ class Results:
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)  # versions, hashes, machine
     warnings: tuple[str, ...] = ()
+    level: float = 0.95  # of intervals
+    tolerance: float = 0.0  # loss that a harmless cell may have, in the metric's unit
+    check: Check | None = None  # None where nothing was both screened and run
+    open_cells: int = 0  # whose verdict more measuring could change
     passes: float = 0.0
     seconds: float = 0.0
     complete: bool = True  # False where the run was stopped before every cell had every image

@@ -181,17 +181,17 @@ def corrected_level(level: float, m: int) -> float:
     return 1.0 - (1.0 - level) / m
 
 
-def verdict(interval: Interval, margin: float = 0.0) -> Verdict:
-    """What an interval of a degradation says about ``margin``, the loss that is accepted, in its units.
+def verdict(interval: Interval, tolerance: float = 0.0) -> Verdict:
+    """What an interval of a degradation says, ``tolerance`` being the loss that is accepted, in its units.
 
-    ``hurts`` where all of it is above, ``harmless`` where none of it is, else ``undecided``. For a
-    verdict among many cells give intervals of :func:`corrected_level`.
+    ``harmless`` where no more than that is possible, ``hurts`` where some loss is certain, else
+    ``undecided``. For a verdict among many cells give intervals of :func:`corrected_level`.
     """
-    if margin < 0.0:
-        raise ValueError(f"margin must not be negative, it is {margin}")
-    if interval.low > margin:
-        return "hurts"
-    return "harmless" if interval.high <= margin else "undecided"
+    if tolerance < 0.0:
+        raise ValueError(f"tolerance must not be negative, it is {tolerance}")
+    if interval.high <= tolerance:
+        return "harmless"
+    return "hurts" if interval.low > 0.0 else "undecided"
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from quantopsy.analysis import significance
-from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Distribution, Results
+from quantopsy.analysis.assessment import Assessment, assess, tolerance_of, within
+from quantopsy.analysis.budget import passes_spent
+from quantopsy.analysis.phases import scores_of
+from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Check, Distribution, Results
+from quantopsy.analysis.verdicts import Measured
 from quantopsy.metrics import Metric, chance_level, is_at_chance
 from quantopsy.study import FLOAT, RunResult, Store
 
@@ -29,45 +34,54 @@ LAYER_COLUMNS = (
 def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
     """The tables of a study, from what it holds so far.
 
-    A cell appears once it has been measured on at least one image; its numbers are of the images
-    that both it and the float network were measured on, within the samples last asked for.
+    A cell appears once it has been measured on at least one image, or screened; its numbers are of the
+    images that both it and the float network were measured on, within the samples last asked for.
     """
+    settings = store.noted("settings", {})
+    level = settings.get("level", 0.95)
     wanted = np.sort(np.asarray(store.noted("order", []), dtype=np.int64))
-    reference = _within(store.result(FLOAT), wanted)
+    reference = within(store.result(FLOAT), wanted)
     assert reference is not None
+    interval = significance.metric_interval(metric, reference.statistics, level=level)
+    tolerance = settings.get("tolerance")
+    if tolerance is None:
+        tolerance = tolerance_of(metric, interval.value)
     layers = pd.DataFrame(store.noted("layers", [])).rename(columns={"index": "layer"})
     layers = layers.reindex(columns=list(LAYER_COLUMNS))
-    settings = store.noted("settings", {})
+    runs = {cell["run"] for cell in store.noted("cells", [])}
+    whole_runs = {entry["bits"]: entry["run"] for entry in store.noted("whole", [])}
+    plans = {run: store.plan(run) for run in runs | set(whole_runs.values())}
+    ladders: dict[int, list[int]] = {}
+    for cell in sorted(store.noted("cells", []), key=lambda cell: cell["bits"]):
+        ladders.setdefault(cell["layer"], []).append(cell["run"])
+    state = assess(store, metric, plans, list(ladders.values()), level=level, tolerance=tolerance)
     rows = [
         {
             "layer": cell["layer"],
             "name": layers["name"][cell["layer"]],
             "op": layers["op"][cell["layer"]],
             "bits": cell["bits"],
-            **measured,
-            "method": "exact",
+            **found,
         }
         for cell in store.noted("cells", [])
-        if (measured := _measured(store, metric, cell["run"], reference, wanted)) is not None
+        if (found := _cell(state, cell["run"])) is not None
     ]
     cells = pd.DataFrame(rows, columns=list(CELL_COLUMNS)).sort_values(["layer", "bits"], ignore_index=True)
-    sums = cells.groupby("bits")[["noise", "degradation"]].sum()
+    sums = cells.groupby("bits")[["noise", "degradation"]].sum(min_count=1)
     whole = pd.DataFrame(
         [
             {
-                "bits": entry["bits"],
-                **measured,
-                "noise_sum": sums["noise"].get(entry["bits"], np.nan),
-                "degradation_sum": sums["degradation"].get(entry["bits"], np.nan),
+                "bits": bits,
+                **_measured(state.measured[run], state.results[run].seconds),
+                "noise_sum": sums["noise"].get(bits, np.nan),
+                "degradation_sum": sums["degradation"].get(bits, np.nan),
+                "noise_predicted": state.expected[run].noise if run in state.expected else np.nan,
             }
-            for entry in store.noted("whole", [])
-            if (measured := _measured(store, metric, entry["run"], reference, wanted)) is not None
+            for bits, run in whole_runs.items()
+            if run in state.measured
         ],
         columns=list(WHOLE_COLUMNS),
     )
-    interval = significance.metric_interval(metric, reference.statistics)
-    runs = {entry["run"] for entry in (*store.noted("cells", []), *store.noted("whole", []))}
-    enough = all(len(store.images(run)) >= len(wanted) for run in runs) and bool(runs)
     return Results(
         model=store.noted("model", ""),
         data=store.noted("data", ""),
@@ -87,48 +101,96 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
         settings=settings,
         provenance=store.noted("provenance", {}),
         warnings=_warnings(store, metric, reference, settings),
-        passes=_passes(store, runs, reference),
+        level=level,
+        tolerance=tolerance,
+        check=_check(state, runs, set(store.noted("checks", []))),
+        open_cells=sum(state.open(run) for run in runs),
+        passes=passes_spent(store, len(reference.images)),
         seconds=store.noted("seconds", 0.0),
-        complete=complete and enough,
+        complete=complete and _finished(store, runs | set(whole_runs.values()), wanted, settings),
     )
 
 
-def _within(result: RunResult | None, wanted: np.ndarray) -> RunResult | None:
-    if result is None:
+def _cell(state: Assessment, run: int) -> dict[str, Any] | None:
+    """A cell's figures, measured where they are, else predicted."""
+    expected = state.expected.get(run)
+    beside = {
+        "linear": expected.linear if expected else None,
+        "screened_noise": expected.noise if expected else np.nan,
+        "screened_degradation": expected.degradation.value if expected else np.nan,
+        "loss_change": expected.loss_change if expected else np.nan,
+        "verdict": state.verdict(run),
+    }
+    if run in state.measured:
+        return {**_measured(state.measured[run], state.results[run].seconds), "method": "exact", **beside}
+    if expected is None or not np.isfinite(expected.noise):
         return None
-    common = np.intersect1d(result.images, wanted)
-    return result.on(common) if len(common) else None
-
-
-def _measured(
-    store: Store, metric: Metric, run: int, reference: RunResult, wanted: np.ndarray
-) -> dict[str, Any] | None:
-    result = _within(store.result(run), wanted)
-    if result is None:
-        return None
-    on = reference.on(result.images)
-    degradation = significance.degradation(metric, on.statistics, result.statistics)
-    noise, stderr = significance.mean_stderr(result.energy)
-    signal = float(on.energy.mean())
     return {
-        "noise": noise,
-        "noise_stderr": stderr,
-        "sqnr_db": 10 * np.log10(signal / noise) if noise > 0 and signal > 0 else np.inf,
-        "value": metric.value(result.statistics),
-        "degradation": degradation.value,
-        "degradation_low": degradation.low,
-        "degradation_high": degradation.high,
-        "agreement": float(result.agreement.mean()),
-        "samples": len(result.images),
-        "seconds": result.seconds,
+        "noise": expected.noise,
+        "noise_stderr": expected.noise_stderr,
+        "sqnr_db": _sqnr_db(expected.signal, expected.noise),
+        "degradation": expected.degradation.value,
+        "degradation_low": expected.degradation.low,
+        "degradation_high": expected.degradation.high,
+        "agreement": expected.agreement,
+        "samples": len(expected.outlook.flips),
+        "method": "screened",
+        "seconds": 0.0,
+        **beside,
     }
 
 
-def _passes(store: Store, runs: set[int], reference: RunResult) -> float:
-    """Seconds in runs over seconds of one float forward of the same images."""
-    per_image = reference.seconds / len(reference.images)
-    total = sum(result.seconds for run in runs if (result := store.result(run)) is not None)
-    return total / (per_image * len(reference.images)) if per_image > 0 else float("nan")
+def _measured(found: Measured, seconds: float) -> dict[str, Any]:
+    return {
+        "noise": found.noise,
+        "noise_stderr": found.noise_stderr,
+        "sqnr_db": _sqnr_db(found.signal, found.noise),
+        "value": found.value,
+        "degradation": found.degradation.value,
+        "degradation_low": found.degradation.low,
+        "degradation_high": found.degradation.high,
+        "agreement": found.agreement,
+        "samples": found.samples,
+        "seconds": seconds,
+    }
+
+
+def _sqnr_db(signal: float, noise: float) -> float:
+    return float(10 * np.log10(signal / noise)) if noise > 0 and signal > 0 else float("inf")
+
+
+def _check(state: Assessment, runs: Iterable[int], drawn: set[int]) -> Check | None:
+    """The screen against all cells that were run exactly."""
+    both = [run for run in runs if run in state.measured and run in state.expected]
+    if not both:
+        return None
+    linear = [run for run in both if state.expected[run].linear and state.measured[run].noise > 0]
+    predicted = np.array([state.expected[run].noise for run in linear])
+    found = np.array([state.measured[run].noise for run in linear])
+    stderr = np.array([state.expected[run].noise_stderr for run in linear])
+    low, middle, high = np.quantile(predicted / found, (0.1, 0.5, 0.9)) if linear else (np.nan,) * 3
+
+    def error(some: list[int]) -> float:
+        distances = [abs(state.expected[run].degradation.value - state.measured[run].degradation.value) for run in some]
+        return float(np.mean(distances)) if distances else float("nan")
+
+    return Check(
+        cells=len(linear),
+        random=len(drawn & set(both)),
+        noise_ratio=(float(low), float(middle), float(high)),
+        noise_rank=float(spearmanr(predicted, found).statistic) if len(linear) > 2 else float("nan"),
+        degradation_error=error(both),
+        random_degradation_error=error([run for run in both if run in drawn]),
+        covered=float(np.mean(np.abs(predicted - found) <= 1.96 * stderr)) if linear else float("nan"),
+    )
+
+
+def _finished(store: Store, runs: Iterable[int], wanted: np.ndarray, settings: Mapping[str, Any]) -> bool:
+    """Whether everything that the mode asks for is there."""
+    if settings.get("mode") == "exact":
+        return all(len(np.intersect1d(store.images(run), wanted)) == len(wanted) for run in runs) and bool(runs)
+    screened = scores_of(store)
+    return screened is not None and bool(np.isin(wanted, screened.images).all())
 
 
 def _warnings(store: Store, metric: Metric, reference: RunResult, settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -10,3 +10,7 @@ class QuantopsyError(Exception):
     def __init__(self, thing: str, reason: str, remedy: str) -> None:
         self.thing, self.reason, self.remedy = thing, reason, remedy
         super().__init__(" ".join(f"{thing}: {reason}; {remedy}".split()))
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        # What an exception is pickled with is its message; this one is made of three.
+        return type(self), (self.thing, self.reason, self.remedy)

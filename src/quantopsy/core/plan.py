@@ -68,6 +68,17 @@ class Plan(Mapping[Site, Spec]):
         return {"layers": layers}
 
     @classmethod
+    def recorded(cls, data: Mapping[str, Any]) -> Plan:
+        """The inverse of :meth:`to_json`, names taken as they are."""
+        return cls.of(
+            {
+                Site(layer, role): Spec.from_json(spec)
+                for layer, roles in data["layers"].items()
+                for role, spec in roles.items()
+            }
+        )
+
+    @classmethod
     def from_json(cls, data: Any, names: Sequence[str], base: Mapping[Site, Spec] | None = None) -> Plan:
         """Read :meth:`to_json`'s form, in which a layer may be a pattern such as ``features.*``.
 

@@ -20,27 +20,31 @@ from quantopsy.quant import QParams
 class Calibration:
     """What was seen of every value that a plan wants quantized; turns specs into qparams.
 
+    ``origins`` as of :attr:`Network.origins`: a value re-arranged is on the grid of the value it was.
     Picklable: carries observers (statistics), no activations.
     """
 
     observers: dict[tuple[str, Hashable], Observer] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
     images: int = 0
     _realised: dict[tuple[str, Spec], QParams] = field(default_factory=dict, repr=False)
 
     def qparams(self, value: str, spec: Spec) -> QParams:
         """The qparams that ``spec`` means for ``value``: the same object for the same question."""
-        key = (value, spec)
+        key = (self.origins.get(value, value), spec)
         if key not in self._realised:
-            self._realised[key] = realise(spec, self.observers[value, observer(spec).key])
+            self._realised[key] = realise(spec, self.observers[key[0], observer(spec).key])
         return self._realised[key]
 
     def range(self, value: str) -> tuple[float, float]:
         """Least and greatest number seen in ``value``."""
+        value = self.origins.get(value, value)
         seen = next(statistics for (name, _), statistics in self.observers.items() if name == value)
         return float(seen.low), float(seen.high)
 
     def has(self, value: str) -> bool:
         """Whether anything was observed of ``value``."""
+        value = self.origins.get(value, value)
         return any(name == value for name, _ in self.observers)
 
 
@@ -63,7 +67,7 @@ def wanted_statistics(network: Network, plans: Iterable[Plan]) -> dict[tuple[str
         for spec in specs:
             key = observer(spec).key
             for value in edges(by_name[name], role):
-                wanted.setdefault((value, key), spec)
+                wanted.setdefault((network.origins.get(value, value), key), spec)
     return wanted
 
 
@@ -74,7 +78,7 @@ def calibrate(
     advance: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Observe ``wanted`` in one float pass over ``batches``."""
-    calibration = Calibration({key: observer(spec) for key, spec in wanted.items()})
+    calibration = Calibration({key: observer(spec) for key, spec in wanted.items()}, program.network.origins)
     by_value: dict[str, list[Observer]] = {}
     for (value, _), statistics in calibration.observers.items():
         by_value.setdefault(value, []).append(statistics)

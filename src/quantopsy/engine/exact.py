@@ -12,14 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from quantopsy.calibrate import quantized_weight
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration
-from quantopsy.graph.execute import Overlay, Program, Step, Values, channels_last
+from quantopsy.graph.execute import Lookup, Overlay, Program, Step, Values, channels_last
 from quantopsy.graph.network import Layer
 from quantopsy.quant import QParams, fake_quantize
 
@@ -92,6 +94,8 @@ class ExactEngine:
                 output = quantizers[step.index].output
                 if output is not None:
                     on_grid[step.writes] = output
+            elif step.writes in program.network.origins and step.reads[0] in on_grid:
+                on_grid[step.writes] = on_grid[step.reads[0]]
         if not schedule:
             raise ValueError("an empty plan is the float network")
         last = {name: index for index in schedule for name in program.steps[index].reads}
@@ -147,10 +151,13 @@ class ExactEngine:
             begin = self._now()
             return self.program.forward(values), self._now() - begin
 
-    def run_tile(self, inputs: Any, prepared: Sequence[Prepared]) -> Iterator[Measured]:
+    def run_tile(
+        self, inputs: Any, prepared: Sequence[Prepared], rows: Sequence[np.ndarray | None] | None = None
+    ) -> Iterator[Measured]:
         """Every prepared plan on one tile, in order of its first quantized layer.
 
-        The float network comes first, as run -1.
+        The float network comes first, as run -1. With ``rows`` a plan runs on those images of the tile only
+        (positions; ``None``: on all of them).
         """
         program = self.program
         with torch.inference_mode():
@@ -158,6 +165,9 @@ class ExactEngine:
             begin = self._now()
             outputs = program.forward(values, keep=True)
             yield Measured(-1, outputs, self._now() - begin)
+            images = len(values[program.network.input_names[0]])
+            counts = {len(kept) for kept in rows or () if kept is not None}
+            numbers = {count: _numbers(program, values, images, count) for count in counts}
             starts: dict[int, list[int]] = {}
             for run, plan in enumerate(prepared):
                 starts.setdefault(plan.start, []).append(run)
@@ -166,13 +176,18 @@ class ExactEngine:
                 inputs_on_grid: dict[tuple[str, int], Tensor] = {}
                 for run in starts.get(step.index, ()):
                     begin = self._now()
-                    outputs = self._run(prepared[run], values, inputs_on_grid)
+                    kept = None if rows is None else rows[run]
+                    if kept is None:
+                        outputs = self._run(prepared[run], values, inputs_on_grid)
+                    else:
+                        some = torch.from_numpy(kept).to(program.device)
+                        outputs = self._run(prepared[run], _Rows(values, some, images, numbers[len(kept)]), None)
                     yield Measured(run, outputs, self._now() - begin)
                 for name in step.reads:
                     if program.last_reader[name] == step.index:
                         del values[name]
 
-    def _run(self, prepared: Prepared, values: Values, shared: dict[tuple[str, int], Tensor]) -> tuple[Any, ...]:
+    def _run(self, prepared: Prepared, values: Lookup, shared: dict[tuple[str, int], Tensor] | None) -> tuple[Any, ...]:
         """One plan from its first quantized layer on.
 
         ``shared`` keeps the first layer's quantized inputs for the next plan that starts there.
@@ -188,14 +203,14 @@ class ExactEngine:
                 local[step.writes] = self._quantized(step, quantizers, local, values, shared if position == 0 else None)
             for name in released:
                 del local[name]
-        return tuple(local.get(name, values.get(name)) for name in program.outputs)
+        return tuple(local[name] if name in local else values[name] for name in program.outputs)
 
     def _quantized(
         self,
         step: Step,
         quantizers: LayerQuantizers,
         local: Values,
-        values: Values,
+        values: Lookup,
         shared: dict[tuple[str, int], Tensor] | None,
     ) -> Tensor:
         over: Values = {}  # for this layer's use only: other readers of an input get it as it was
@@ -218,6 +233,40 @@ class ExactEngine:
         if self.program.device.type == "cuda":
             torch.cuda.synchronize(self.program.device)
         return time.perf_counter()
+
+
+class _Rows:
+    """Look-up of some of a tile's images, each value taken out once; what is not by image stays whole.
+
+    ``numbers`` are the values that are no tensors, for so many images.
+    """
+
+    def __init__(self, values: Values, rows: Tensor, images: int, numbers: Values) -> None:
+        self._values, self._rows, self._images = values, rows, images
+        self._taken = dict(numbers)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._taken:
+            self._taken[name] = pytree.tree_map_only(Tensor, self._take, self._values[name])
+        return self._taken[name]
+
+    def _take(self, value: Tensor) -> Tensor:
+        by_image = value.dim() > 0 and len(value) == self._images
+        return channels_last(value.index_select(0, self._rows)) if by_image else value
+
+
+def _numbers(program: Program, values: Values, images: int, count: int) -> Values:
+    """The values that are numbers, such as sizes, were there ``count`` images in place of ``images``."""
+
+    def fewer(value: Tensor) -> Tensor:
+        return value[:count] if value.dim() > 0 and len(value) == images else value
+
+    found: Values = {}
+    for step in program.steps:
+        if isinstance(values[step.writes], int | float):
+            reads = {name: found.get(name, pytree.tree_map_only(Tensor, fewer, values[name])) for name in step.reads}
+            found[step.writes] = step.compute(Overlay(reads, program.constants))
+    return found
 
 
 def output_tensors(outputs: Sequence[Any]) -> list[Tensor]:

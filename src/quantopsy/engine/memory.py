@@ -21,9 +21,18 @@ def bytes_per_image(program: Program) -> int:
     return BYTES * (sum(sizes) + 4 * max(sizes) + sum(prod(shape) for shape in program.network.input_shapes))
 
 
-def choose_tile(program: Program, max_memory: float, tile: int | None, images: int) -> int:
-    """Images per tile: what was asked for, else as many as are comfortable within ``max_memory`` GiB."""
-    per_image = bytes_per_image(program)
+def screen_bytes_per_image(program: Program) -> int:
+    """Memory that one image takes while it is screened: every value stays until the way back has passed it,
+    there with a gradient for two probes, and the largest layer's weight gradients."""
+    layers = program.network.layers
+    sizes = [prod(layer.output_shape) for layer in layers]
+    values = sum(sizes) + sum(prod(shape) for shape in program.network.input_shapes)
+    weights = max((prod(layer.weight_shape) for layer in layers if layer.weight_shape is not None), default=0)
+    return BYTES * round(1.5 * values + 8 * max(sizes) + 2 * weights)
+
+
+def choose_tile(per_image: int, max_memory: float, tile: int | None, images: int) -> int:
+    """Images per tile of ``per_image`` bytes: as asked for, else what is comfortable within ``max_memory`` GiB."""
     if tile is None:
         tile = max(1, min(LARGEST_TILE, COMFORTABLE_BYTES // per_image, int(max_memory * GIB) // per_image))
     if tile * per_image > max_memory * GIB:

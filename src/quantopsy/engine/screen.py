@@ -1,259 +1,430 @@
 """Every (site, spec) scored to first order from one forward and one backward per probe.
 
 A quantizer Q at a site with tensor t perturbs it by d = Q(t) - t; to first order the output moves by
-J d. With a probe v of random signs, E[(v . J d)^2] = ||J d||^2 and g = J^T v comes for all sites from
-one backward pass, so e = <g, d> per image gives noise = mean(e^2). With the probe e_top1 - e_top2 the
-same e is the change of the image's margin (DESIGN, section 5; Zhou et al. 2017).
+J d. With a probe v of random signs, E[(v . J d)^2] = ||J d||^2, and g = J^T v comes for all sites from
+one backward pass, so e = <g, d> per image gives noise = mean(e^2) (DESIGN, section 5; M. Hutchinson,
+Communications in Statistics 19 (1990) 433-450). A last probe is of the decision instead: see
+:mod:`quantopsy.engine.probes`.
 
-B images of a tile, P probes, K specs at a site.
+B images of a tile, P probes, K specs at a site, S columns of scores.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from quantopsy.calibrate import quantized_weight
-from quantopsy.core import Site, Spec
+from quantopsy.core import Role, Site, Spec
 from quantopsy.engine.allocator import keep_freed_memory
-from quantopsy.engine.calibration import Calibration
-from quantopsy.engine.weight_gradients import per_sample_gradient, supported
+from quantopsy.engine.calibration import Calibration, edges
+from quantopsy.engine.exact import WEIGHT_CACHE_BYTES
+from quantopsy.engine.probes import Kind, Loss, decision_probe, loss_probe, random_signs
+from quantopsy.engine.weight_gradients import per_sample_gradients, supported
 from quantopsy.graph.execute import Overlay, Program, Step, Values
-from quantopsy.quant import QParams, fake_quantize
+from quantopsy.graph.network import Layer, Network
+from quantopsy.graph.operators import CLIPS, CONVOLUTIONS, LINEARS, SIZES, STEPWISE, Clip, pads_with
 
 Candidates = Mapping[Site, Sequence[Spec]]
-Scores = dict[tuple[Site, Spec], Tensor]
+Gradients = list[Tensor | None]  # of one value, one entry a probe; None where it is zero
 
-# A per-sample gradient costs about two layer forwards a probe, a candidate's forward with its dot
-# products about one and a third: from so many candidates on, gradients are the cheaper way.
-GRADIENT_FORWARDS, CANDIDATE_FORWARDS = 2.0, 1.3
+# Which way a weight's candidates are scored, in products per element of the weight and image; a forward
+# takes as many as it has output pixels. A per-sample gradient costs about two forwards and then a dot
+# product a candidate, a candidate's own forward with the dot products of its output one and a third.
+GRADIENT_FORWARDS, CANDIDATE_FORWARDS, DOT_PRODUCTS = 2.0, 1.3, 4.0
+
+# Values that are put on a grid and multiplied at a time on a CPU: they stay in cache.
+_CACHED = 2**19
+
+# Elements of a layer's candidate weights in memory at a time.
+_LARGEST_CHANGE = 2**26
+
+_LINEAR = {*CONVOLUTIONS, *LINEARS}
+_PRIME = 7919  # keeps the seeds of probes apart
+_ROLES: tuple[Role, ...] = ("input", "weight", "output")
+
+
+class Column(NamedTuple):
+    """What a column of scores is of: one value put on its grid at one site.
+
+    ``value`` is the weight's tensor, or the activation (by its origin, see :attr:`Network.origins`).
+    A layer with two inputs has two columns a spec. Columns of equal spec and value are the very same
+    perturbation, once leaving its producer and once entering a reader.
+    """
+
+    site: Site
+    spec: Spec
+    value: str
 
 
 @dataclass(frozen=True)
 class Screened:
-    """A tile's scores: ``e`` (B, P) float64 by site and spec, and the float network's outputs.
+    """A tile's scores.
 
-    The first ``noise_probes`` columns are random probes; where ``margin`` (B,) is given, the last is
-    the change of the margin between the two largest outputs.
+    ``e`` (S, B, P) float32: by column, the change of what every probe looks at; the first probes are
+    random, the last is the decision's where ``margins`` has columns. NaN in columns of layers that
+    ``hidden`` names, with the operator that lets no gradient through to them.
+    ``margins`` (B, M) float64: see :class:`quantopsy.engine.probes.DecisionProbe`.
     """
 
-    e: Scores
+    columns: tuple[Column, ...]
+    e: np.ndarray
+    margins: np.ndarray
+    kind: Kind
     outputs: tuple[Any, ...]
-    noise_probes: int
-    margin: Tensor | None
+    hidden: Mapping[str, str]
 
 
 @dataclass
 class _Local:
-    """One step of the forward pass with what its backward needs."""
+    """One step of the forward pass with what its backward needs.
+
+    ``clip`` where the activation has been applied in place: ``raw`` then only carries the tape.
+    """
 
     step: Step
     inputs: Values
     raw: Any
     result: Any
+    clip: Clip | None
+
+
+@dataclass
+class _Walk:
+    """What the walk back has found so far, by value where nothing else is said."""
+
+    candidates: Candidates
+    gradients: dict[str, Gradients]
+    probes: int
+    reached: set[str]  # the outputs, and what they are computed from
+    blocked: dict[str, str] = field(default_factory=dict)  # the operator behind it that has no gradient
+    owned: set[str] = field(default_factory=set)  # its gradients may be overwritten
+    hidden: dict[str, str] = field(default_factory=dict)  # by layer
+    scores: dict[Column, Tensor] = field(default_factory=dict)  # (B, P)
+    # e of a value on a grid, from the readers that have been passed: <g, d> is linear in g, so that
+    # the sum over all readers is what the value's producer would find.
+    passed: dict[tuple[str, Spec], Tensor] = field(default_factory=dict)
+    readers: dict[tuple[str, Spec], set[int]] = field(default_factory=dict)
+
+    def add(self, column: Column, e: Tensor) -> None:
+        self.scores[column] = self.scores[column] + e if column in self.scores else e
+
+    def pass_on(self, name: str, spec: Spec, e: Tensor, reader: int) -> None:
+        key = name, spec
+        self.passed[key] = self.passed[key] + e if key in self.passed else e
+        self.readers.setdefault(key, set()).add(reader)
+
+
+def columns(network: Network, candidates: Candidates) -> tuple[Column, ...]:
+    """The columns of ``candidates``, layer by layer in topological order."""
+    found: dict[Column, None] = {}
+    for layer in network.layers:
+        for role in _ROLES:
+            site = Site(layer.name, role)
+            for spec in candidates.get(site, ()):
+                if role == "weight":
+                    assert layer.weight is not None
+                    found[Column(site, spec, layer.weight)] = None
+                else:
+                    for value in edges(layer, role):
+                        found[Column(site, spec, network.origins.get(value, value))] = None
+    return tuple(found)
 
 
 class ScreenEngine:
-    """Scores candidates tile by tile. Holds the program, the ranges and the perturbed weights."""
+    """Scores candidates tile by tile. Holds the program, the ranges and the perturbed weights.
+
+    ``noise_probes`` random probes, and one of the decision unless ``decision`` is false: the margin, or
+    a user's ``loss``. ``seed`` is of the random ones.
+    """
 
     def __init__(
-        self, program: Program, calibration: Calibration, *, noise_probes: int = 1, margin: bool = True, seed: int = 0
+        self,
+        program: Program,
+        calibration: Calibration,
+        *,
+        noise_probes: int = 1,
+        decision: bool = True,
+        loss: Loss | None = None,
+        seed: int = 0,
     ) -> None:
         keep_freed_memory()
         self.program = program
         self.calibration = calibration
         self.noise_probes = noise_probes
-        self.margin = margin
+        self.decision = decision
+        self.loss = loss
         self.seed = seed
         self._weights: dict[tuple[Site, tuple[Spec, ...]], Tensor] = {}
-        self._readers = Counter(name for step in program.steps for name in step.reads)
+        self._weight_bytes = 0
+        self._readers: dict[str, set[int]] = {}
+        for step in program.steps:
+            for name in step.reads:
+                self._readers.setdefault(name, set()).add(step.index)
 
-    def run_tile(self, inputs: Any, images: np.ndarray, candidates: Candidates) -> Screened:
+    def run_tile(
+        self, inputs: Any, images: np.ndarray, candidates: Candidates, labels: Tensor | None = None
+    ) -> Screened:
         """Score every spec of ``candidates`` on one tile; ``images`` (B,) seed their own probes."""
-        with torch.enable_grad():
-            trace, outputs = self._forward(self.program.place(inputs))
+        trace, outputs = self._forward(self.program.place(inputs))
+        walk, margins, kind = self._start(outputs, images, labels, candidates)
         with torch.no_grad():
-            gradients, margin = self._probes(outputs, images)
-        return Screened(self._backward(trace, gradients, candidates), tuple(outputs), self.noise_probes, margin)
+            while trace:
+                self._back(trace.pop(), walk)
+        wanted = columns(self.program.network, candidates)
+        nothing = torch.zeros(len(images), walk.probes, device=self.program.device)
+        e = torch.stack([walk.scores.get(column, nothing) for column in wanted]).cpu().numpy()
+        for row, column in enumerate(wanted):
+            if column.site.layer in walk.hidden:
+                e[row] = np.nan
+        return Screened(wanted, e, margins.double().cpu().numpy(), kind, tuple(outputs), walk.hidden)
 
     def _forward(self, values: Values) -> tuple[list[_Local], list[Any]]:
         """Every step on detached inputs, so that each can be differentiated on its own."""
         trace: list[_Local] = []
-        for step in self.program.steps:
-            inputs = {name: _leaf(values[name]) for name in step.reads}
-            raw = step.operation(Overlay(inputs, self.program.constants))
-            result = raw if step.activate is None else step.activate(self.program.constants, raw)
-            trace.append(_Local(step, inputs, raw, result))
-            values[step.writes] = result.detach() if isinstance(result, Tensor) else result
-            for name in step.reads:
-                if self.program.last_reader[name] == step.index:
-                    del values[name]
+        with torch.enable_grad():
+            for step in self.program.steps:
+                inputs = {name: _leaf(values[name]) for name in step.reads}
+                raw = step.operation(Overlay(inputs, self.program.constants))
+                clip = _clip(step)
+                if clip is not None:
+                    result = clip.apply(raw.detach())
+                else:
+                    result = raw if step.activate is None else step.activate(self.program.constants, raw)
+                trace.append(_Local(step, inputs, raw, result, clip))
+                values[step.writes] = result.detach() if isinstance(result, Tensor) else result
+                for name in step.reads:
+                    if self.program.last_reader[name] == step.index:
+                        del values[name]
         return trace, [values[name] for name in self.program.outputs]
 
-    def _probes(
-        self, outputs: Sequence[Any], images: np.ndarray
-    ) -> tuple[dict[str, list[Tensor | None]], Tensor | None]:
-        """Gradients that start at the outputs, by value; one entry a probe."""
-        started: dict[str, list[Tensor | None]] = {}
+    def _start(
+        self, outputs: Sequence[Any], images: np.ndarray, labels: Tensor | None, candidates: Candidates
+    ) -> tuple[_Walk, Tensor, Kind]:
+        """The gradients that start at the outputs, and the margins."""
+        kind: Kind = "none"
+        last: tuple[Tensor | None, ...] = ()
+        margins = torch.empty(len(images), 0)
+        if self.loss is not None:
+            leaves = [_leaf(output) for output in outputs]
+            with torch.enable_grad():
+                found = loss_probe(self.loss, self.program.network.unflatten(leaves), leaves, labels)
+            kind, last, margins = found.kind, found.gradients, found.margins
+        elif self.decision:
+            found = decision_probe(outputs, images, self.seed + _PRIME * (self.noise_probes + 1))
+            kind, last, margins = found.kind, found.gradients, found.margins
+        started: dict[str, Gradients] = {}
         for position, (name, output) in enumerate(zip(self.program.outputs, outputs, strict=True)):
             if isinstance(output, Tensor) and output.is_floating_point():
-                started[name] = [
-                    _signs(output, images, self.seed + 7919 * (probe + 101 * position))
+                probes: Gradients = [
+                    random_signs(output, images, self.seed + _PRIME * (probe + 101 * position))
                     for probe in range(self.noise_probes)
                 ]
-        margin = None
-        scores = outputs[0]
-        if self.margin and isinstance(scores, Tensor) and scores.dim() == 2 and scores.shape[1] > 1:
-            top = scores.topk(2, dim=1)
-            probe = torch.zeros_like(scores).scatter_(
-                1, top.indices, scores.new_tensor([[1.0, -1.0]]).expand(len(scores), 2)
-            )
-            margin = (top.values[:, 0] - top.values[:, 1]).double()
-            for name, probes in started.items():
-                probes.append(probe if name == self.program.outputs[0] else None)
-        return started, margin
+                started[name] = _added(started.get(name), probes + ([] if kind == "none" else [last[position]]))
+        walk = _Walk(candidates, started, self.noise_probes + (kind != "none"), set(started))
+        return walk, margins, kind
 
-    def _backward(
-        self, trace: list[_Local], gradients: dict[str, list[Tensor | None]], candidates: Candidates
-    ) -> Scores:
-        """Walk back once; at every layer score its sites with the gradients that pass through it."""
-        scores: Scores = {}
-        moved: dict[tuple[str, int], Tensor] = {}  # Q(x) - x by value and grid, until its producer is passed
-        known: dict[tuple[str, int], Tensor] = {}  # e at a value that one layer alone reads
-        while trace:
-            local = trace.pop()
-            step, layer = local.step, local.step.layer
-            arriving = gradients.pop(step.writes, None)
-            if arriving is None or not isinstance(local.result, Tensor) or not local.result.requires_grad:
-                continue
-            if layer is not None:
-                for spec in candidates.get(Site(layer.name, "output"), ()):
-                    qparams = self.calibration.qparams(layer.output, spec)
-                    key = (layer.output, id(qparams))
-                    found = known.pop(key, None)
-                    if found is None:
-                        found = _dots(arriving, self._moved(moved, local.result.detach(), key, qparams))
-                    scores[Site(layer.name, "output"), spec] = found
-            for key in [key for key in moved if key[0] == step.writes]:
-                del moved[key]
-            through = self._through(local, arriving, scores, candidates)
-            for name, passed in through.items():
-                if layer is not None and name in layer.inputs:
-                    self._score_input(local, name, passed, scores, candidates, moved, known)
-                gradients[name] = _added(gradients.get(name), passed)
-        return scores
-
-    def _through(
-        self, local: _Local, arriving: list[Tensor | None], scores: Scores, candidates: Candidates
-    ) -> dict[str, list[Tensor | None]]:
-        """Gradients at the step's inputs; scores its weight on the way."""
+    def _back(self, local: _Local, walk: _Walk) -> None:
+        """Walk back over one step; score the sites of its layer with the gradients that pass."""
         step, layer = local.step, local.step.layer
-        wanted = {name: x for name, x in local.inputs.items() if isinstance(x, Tensor) and x.requires_grad}
-        behind: list[Tensor | None] = []
-        for position, gradient in enumerate(arriving):
-            if gradient is None or step.activate is None:
-                behind.append(gradient)
-            else:
-                keep = position < len(arriving) - 1
-                behind.append(torch.autograd.grad(local.result, local.raw, gradient, retain_graph=keep)[0])
+        if step.writes not in walk.reached:
+            return
+        arriving = walk.gradients.pop(step.writes, None)
+        blocked = walk.blocked.pop(step.writes, None)
+        differentiable = isinstance(local.raw, Tensor) and local.raw.requires_grad
+        moving = [name for name, value in local.inputs.items() if isinstance(value, Tensor) and value.requires_grad]
+        hides = isinstance(local.result, Tensor) and moving and (not differentiable or step.target in STEPWISE)
+        if blocked is None and hides:
+            blocked = str(step.target).removeprefix("aten.").partition(".")[0]
+        walk.reached.update(step.reads)
+        if blocked is not None:
+            walk.blocked.update(dict.fromkeys(step.reads, blocked))
+            if layer is not None:
+                walk.hidden[layer.name] = blocked
+            return
+        if arriving is None or not differentiable:
+            return
+        if layer is not None:
+            self._score_output(local, arriving, walk)
+        else:
+            self._pass_through(step, walk)
+        behind = _behind_activation(local, arriving, step.writes in walk.owned)
         if layer is not None and layer.weight is not None:
-            specs = tuple(candidates.get(Site(layer.name, "weight"), ()))
-            if specs:
-                self._score_weight(local, behind, specs, scores)
-        through: dict[str, list[Tensor | None]] = {name: [] for name in wanted}
-        names = [
-            name for name in wanted if name not in self.program.network.input_names or self._scored(layer, candidates)
-        ]
+            self._score_weight(local, layer, behind, walk)
+        through = self._through(local, moving, behind, walk)
+        for name, gradients in through.items():
+            if layer is not None and name in layer.inputs:
+                self._score_input(local, layer, name, gradients, walk)
+            there = walk.gradients.get(name)
+            # New memory that nothing else reads: what a linear operation makes, and sums.
+            new = step.target in _LINEAR if there is None else None not in (*there, *gradients)
+            (walk.owned.add if new else walk.owned.discard)(name)
+            walk.gradients[name] = _added(there, gradients)
+
+    def _score_output(self, local: _Local, arriving: Gradients, walk: _Walk) -> None:
+        layer = local.step.layer
+        assert layer is not None
+        site = Site(layer.name, "output")
+        for spec in walk.candidates.get(site, ()):
+            e = self._known(layer.output, spec, walk)
+            if e is None:
+                e = self._on_grid(local.result.detach(), layer.output, spec, arriving)
+            walk.add(Column(site, spec, layer.output), e)
+
+    def _score_input(self, local: _Local, layer: Layer, name: str, gradients: Gradients, walk: _Walk) -> None:
+        site = Site(layer.name, "input")
+        for spec in walk.candidates.get(site, ()):
+            e = self._on_grid(local.inputs[name].detach(), name, spec, gradients)
+            walk.add(Column(site, spec, self.program.network.origins.get(name, name)), e)
+            walk.pass_on(name, spec, e, local.step.index)
+
+    def _pass_through(self, step: Step, walk: _Walk) -> None:
+        """A value that is only re-arranged moves on its origin's grid: what readers found holds before it."""
+        if step.writes not in self.program.network.origins:
+            return
+        for name, spec in [key for key in walk.passed if key[0] == step.writes]:
+            e = self._known(name, spec, walk)
+            if e is not None:
+                walk.pass_on(step.reads[0], spec, e, step.index)
+
+    def _known(self, name: str, spec: Spec, walk: _Walk) -> Tensor | None:
+        """e of a value on a grid where every way it takes has been scored already."""
+        key = name, spec
+        e, readers = walk.passed.pop(key, None), walk.readers.pop(key, set())
+        silent = {index for index in self._readers.get(name, ()) if not self._carries(index, walk)}
+        whole = name not in self.program.outputs and readers | silent >= self._readers.get(name, set())
+        return e if whole else None
+
+    def _carries(self, index: int, walk: _Walk) -> bool:
+        """Whether a step leads to the outputs with more than sizes."""
+        writes = self.program.steps[index].writes
+        return writes in walk.reached and self.program.steps[index].target not in SIZES
+
+    def _through(self, local: _Local, moving: Sequence[str], behind: Gradients, walk: _Walk) -> dict[str, Gradients]:
+        """Gradients at the step's inputs. Those that nothing precedes are passed only where a forward is dearer."""
+        step, layer, network = local.step, local.step.layer, self.program.network
+        names = [name for name in moving if network.origins.get(name, name) not in network.input_names]
+        for name in moving:
+            if name not in names and layer is not None and name in layer.inputs:
+                specs = walk.candidates.get(Site(layer.name, "input"), ())
+                if step.target in _LINEAR and len(specs) <= len(behind):
+                    self._score_input_forward(local, layer, name, specs, behind, walk)
+                elif specs:
+                    names.append(name)
+        through: dict[str, Gradients] = {name: [] for name in names}
+        arguments = step.arguments(Overlay(local.inputs, self.program.constants))
+        pad = arguments[1] if pads_with(step.target, arguments) is not None and min(arguments[1]) >= 0 else None
         for position, gradient in enumerate(behind):
             found: Sequence[Tensor | None] = [None] * len(names)
-            if gradient is not None and names:
+            if gradient is not None and pad is not None and names:
+                found = [_unpadded(gradient, pad)]
+            elif gradient is not None and names:
                 found = torch.autograd.grad(
                     local.raw,
-                    [wanted[name] for name in names],
+                    [local.inputs[name] for name in names],
                     gradient,
                     retain_graph=position < len(behind) - 1,
                     allow_unused=True,
                 )
             for name, value in zip(names, found, strict=True):
                 through[name].append(value)
-        return {name: values for name, values in through.items() if values}
+        return through
 
-    @staticmethod
-    def _scored(layer: Any, candidates: Candidates) -> bool:
-        return layer is not None and Site(layer.name, "input") in candidates
-
-    def _score_input(
-        self,
-        local: _Local,
-        name: str,
-        passed: list[Tensor | None],
-        scores: Scores,
-        candidates: Candidates,
-        moved: dict[tuple[str, int], Tensor],
-        known: dict[tuple[str, int], Tensor],
+    def _score_input_forward(
+        self, local: _Local, layer: Layer, name: str, specs: Sequence[Spec], behind: Gradients, walk: _Walk
     ) -> None:
-        layer = local.step.layer
-        assert layer is not None
+        """<g, op(d, W)>: of a network's input one forward a spec, where no gradient is wanted further back."""
+        x = local.inputs[name].detach()
         site = Site(layer.name, "input")
-        for spec in candidates.get(site, ()):
-            qparams = self.calibration.qparams(name, spec)
-            key = (name, id(qparams))
-            found = _dots(passed, self._moved(moved, local.inputs[name].detach(), key, qparams))
-            scores[site, spec] = found if (site, spec) not in scores else scores[site, spec] + found
-            if self._readers[name] == 1 and name not in self.program.outputs:
-                known[key] = found  # the producer's output moves on this one way only
-                moved.pop(key, None)
+        for spec in specs:
+            moved = self.calibration.qparams(name, spec).snap(x).sub_(x)
+            over = Overlay({name: moved}, Overlay(local.inputs, self.program.constants))
+            e = _inner(behind, self._linear(local.step, layer, over))
+            walk.add(Column(site, spec, self.program.network.origins.get(name, name)), e)
 
-    def _score_weight(
-        self, local: _Local, gradients: list[Tensor | None], specs: tuple[Spec, ...], scores: Scores
-    ) -> None:
-        step, layer = local.step, local.step.layer
-        assert layer is not None
-        assert step.weight is not None
+    def _score_weight(self, local: _Local, layer: Layer, gradients: Gradients, walk: _Walk) -> None:
+        step = local.step
         site = Site(layer.name, "weight")
-        change = self._weight_change(site, specs, layer)  # (K, *W.shape)
+        specs = tuple(walk.candidates.get(site, ()))
+        present = [gradient for gradient in gradients if gradient is not None]
+        if not specs or not present:
+            return
+        assert step.weight is not None
+        assert layer.weight is not None
         over = Overlay(local.inputs, self.program.constants)
         arguments = step.arguments(over)
         images = local.raw.shape[0]
-        with torch.no_grad():
-            by_gradient = supported(step.target, arguments, images) and (
-                GRADIENT_FORWARDS * len(gradients) <= CANDIDATE_FORWARDS * len(specs)
-            )
+        pixels = layer.macs / prod(layer.weight_shape or ())
+        gradient_cost = len(present) * (GRADIENT_FORWARDS * pixels + DOT_PRODUCTS * len(specs))
+        by_gradient = supported(step.target, arguments, images) and gradient_cost <= CANDIDATE_FORWARDS * pixels * len(
+            specs
+        )
+        flat = (
+            [gradient.flatten(1) for gradient in per_sample_gradients(step.target, arguments, present)]
+            if by_gradient
+            else []
+        )
+        for some in self._pieces(layer, specs):
+            change = self._weight_change(site, some, layer)  # (K, *W.shape)
             if by_gradient:
-                flat = change.flatten(1).T
-                columns = [
-                    torch.zeros(images, len(specs))
-                    if gradient is None
-                    else per_sample_gradient(step.target, arguments, arguments[0], gradient).flatten(1) @ flat
-                    for gradient in gradients
+                found = torch.stack([gradient @ change.flatten(1).T for gradient in flat], 2)
+            else:
+                moved = [
+                    _inner(present, self._linear(step, layer, Overlay({step.weight: change[k]}, over)))
+                    for k in range(len(some))
                 ]
-                for k, spec in enumerate(specs):
-                    scores[site, spec] = torch.stack([column[:, k] for column in columns], 1).double()
-                return
-            for k, spec in enumerate(specs):
-                parts = [change[k] if a is arguments[1] else a for a in arguments]
-                if layer.bias is not None and len(parts) > 2:
-                    parts[2] = None
-                scores[site, spec] = _dots(gradients, step.target(*parts))
-
-    def _weight_change(self, site: Site, specs: tuple[Spec, ...], layer: Any) -> Tensor:
-        if (site, specs) not in self._weights:
-            weight = self.program.network.tensors[layer.weight]
-            moved = [quantized_weight(spec, weight, axis=layer.weight_axis) - weight for spec in specs]
-            self._weights[site, specs] = torch.stack(moved).to(self.program.device)
-        return self._weights[site, specs]
+                found = torch.stack(moved, 1)
+            if len(present) < len(gradients):
+                kept = [p for p, gradient in enumerate(gradients) if gradient is not None]
+                found = found.new_zeros(*found.shape[:2], len(gradients)).index_copy_(2, torch.tensor(kept), found)
+            for k, spec in enumerate(some):
+                walk.add(Column(site, spec, layer.weight), found[:, k])
 
     @staticmethod
-    def _moved(moved: dict[tuple[str, int], Tensor], x: Tensor, key: tuple[str, int], qparams: QParams) -> Tensor:
-        if key not in moved:
-            moved[key] = fake_quantize(x, qparams).sub_(x)
-        return moved[key]
+    def _linear(step: Step, layer: Layer, values: Overlay) -> Tensor:
+        """The step's operation without its bias: what is linear in input and weight."""
+        parts = list(step.arguments(values))
+        if layer.bias is not None and len(parts) > 2:
+            parts[2] = None
+        result: Tensor = step.target(*parts)
+        return result
+
+    @staticmethod
+    def _pieces(layer: Layer, specs: tuple[Spec, ...]) -> list[tuple[Spec, ...]]:
+        size = max(1, _LARGEST_CHANGE // prod(layer.weight_shape or ()))
+        return [specs[start : start + size] for start in range(0, len(specs), size)]
+
+    def _weight_change(self, site: Site, specs: tuple[Spec, ...], layer: Layer) -> Tensor:
+        if (site, specs) in self._weights:
+            return self._weights[site, specs]
+        assert layer.weight is not None
+        weight = self.program.network.tensors[layer.weight]
+        moved = [quantized_weight(spec, weight, axis=layer.weight_axis) - weight for spec in specs]
+        change = torch.stack(moved).to(self.program.device)
+        size = change.numel() * change.element_size()
+        if self._weight_bytes + size <= WEIGHT_CACHE_BYTES:
+            self._weights[site, specs] = change
+            self._weight_bytes += size
+        return change
+
+    def _on_grid(self, x: Tensor, name: str, spec: Spec, gradients: Gradients) -> Tensor:
+        """(B, P): <g, Q(x) - x>, in pieces that stay in cache."""
+        qparams = self.calibration.qparams(name, spec)
+        if x.device.type != "cpu":
+            return _inner(gradients, qparams.snap(x).sub_(x))
+        size = max(1, _CACHED // x[0].numel())
+        pieces = []
+        for start in range(0, len(x), size):
+            piece = x[start : start + size]
+            moved = qparams.snap(piece).sub_(piece)
+            pieces.append(_inner([None if g is None else g[start : start + size] for g in gradients], moved))
+        return torch.cat(pieces)
 
 
 def _leaf(value: Any) -> Any:
@@ -262,25 +433,44 @@ def _leaf(value: Any) -> Any:
     return value
 
 
-def _signs(like: Tensor, images: np.ndarray, seed: int) -> Tensor:
-    """Random signs (B, ...), each image's from its own seed: tiles and order do not matter."""
-    size = like[0].numel()
-    words = (size + 63) // 64
-    bits = [np.random.Philox(key=[seed, int(image)]).random_raw(words).view(np.uint8) for image in images]
-    signs = np.unpackbits(np.stack(bits), axis=1, count=size).astype(np.float32) * 2 - 1
-    return torch.from_numpy(signs).reshape(like.shape).to(like)
+def _clip(step: Step) -> Clip | None:
+    """The step's activation, where it can be applied in place without hiding anything from the tape."""
+    if step.layer is None or step.layer.activation is None or step.target not in _LINEAR:
+        return None
+    return CLIPS.get(step.layer.activation)
 
 
-def _dots(gradients: Iterable[Tensor | None], change: Tensor) -> Tensor:
-    """(B, P) float64: <g, change> of every image for every probe."""
-    columns = []
+def _behind_activation(local: _Local, arriving: Gradients, owned: bool) -> Gradients:
+    """Gradients at the operation's result, before the activation function."""
+    if local.step.activate is None:
+        return arriving
+    if local.clip is not None:
+        y = local.result
+        return [g if g is None else local.clip.back(g if owned else g.clone(), y) for g in arriving]
+    # The tape is needed for the next probe, and for the operation in front.
+    return [g if g is None else torch.autograd.grad(local.result, local.raw, g, retain_graph=True)[0] for g in arriving]
+
+
+def _unpadded(t: Tensor, pad: Sequence[int]) -> Tensor:
+    """The part of ``t`` that is not padding, as a view: autograd would copy it."""
+    for dim, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True), start=1):
+        size = t.shape[-dim]
+        t = t.narrow(-dim, before, size - before - after)
+    return t
+
+
+def _inner(gradients: Sequence[Tensor | None], change: Tensor) -> Tensor:
+    """(B, P): <g, change> of every image for every probe."""
     flat = _flat(change)
+    found = []
     for gradient in gradients:
         if gradient is None:
-            columns.append(torch.zeros(len(change), dtype=torch.float64, device=change.device))
+            found.append(flat.new_zeros(len(flat)))
+        elif len(flat) == 1:
+            found.append(torch.dot(_flat(gradient)[0], flat[0]).reshape(1))  # one pass less than a product and its sum
         else:
-            columns.append(torch.linalg.vecdot(_flat(gradient), flat).double())
-    return torch.stack(columns, 1)
+            found.append((_flat(gradient) * flat).sum(1))
+    return torch.stack(found, 1)
 
 
 def _flat(t: Tensor) -> Tensor:
@@ -288,7 +478,7 @@ def _flat(t: Tensor) -> Tensor:
     return t.movedim(1, -1).flatten(1) if t.dim() > 2 else t.flatten(1)
 
 
-def _added(into: list[Tensor | None] | None, passed: list[Tensor | None]) -> list[Tensor | None]:
+def _added(into: Gradients | None, passed: Gradients) -> Gradients:
     if into is None:
         return list(passed)
     return [b if a is None else a if b is None else a + b for a, b in zip(into, passed, strict=True)]

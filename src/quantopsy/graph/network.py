@@ -6,13 +6,17 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from quantopsy.core import QuantopsyError, names
+from quantopsy.graph.operators import keeps_grid
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,20 @@ class Network:
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def origins(self) -> Mapping[str, str]:
+        """For a value that is another one re-arranged (reshaped, padded with zeros, sliced), that other one.
+
+        Such a value lies on its origin's grid wherever that is quantized, so both share one range.
+        """
+        operations = {layer.node for layer in self.layers}
+        found: dict[str, str] = {}
+        for node in self.graph.nodes:
+            if node.op == "call_function" and node.name not in operations and keeps_grid(node):
+                source = next(operand.name for operand in node.all_input_nodes if operand.op != "get_attr")
+                found[node.name] = found.get(source, source)
+        return found
+
     @property
     def coverage(self) -> dict[str, float]:
         """How much of the network can be quantized: layers, and the share of its MACs in them."""
@@ -141,3 +159,33 @@ class Network:
                     "resize the images, or capture the network at that size",
                 )
         return tuple(inputs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Operators, and so graphs, refuse to be pickled: their names travel. Nodes' meta data stays behind.
+        graph = [_portable((node.op, node.target, node.args, node.kwargs, node.name)) for node in self.graph.nodes]
+        return vars(self) | {"graph": graph, "output_tree": self.unflatten(range(self.output_tree.num_leaves))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        graph, nodes = fx.Graph(), dict[str, fx.Node]()
+        for portable in state["graph"]:
+            node = graph.create_node(*map_aggregate(portable, lambda a: a.find(nodes) if isinstance(a, _Named) else a))
+            nodes[node.name] = node
+        vars(self).update(state | {"graph": graph, "output_tree": pytree.tree_structure(state["output_tree"])})
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What stands for a node or an operator in a pickle."""
+
+    kind: type
+    name: str
+
+    def find(self, nodes: Mapping[str, fx.Node]) -> Any:
+        return nodes[self.name] if self.kind is fx.Node else attrgetter(self.name)(torch.ops)
+
+
+def _portable(value: Any) -> Any:
+    def named(a: Any) -> Any:
+        return _Named(type(a), str(a)) if isinstance(a, fx.Node | OpOverload) else a
+
+    return map_aggregate(value, named)

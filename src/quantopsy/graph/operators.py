@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, fx
 
 aten = torch.ops.aten
 
@@ -116,6 +117,51 @@ MOVEMENTS = {
     operator.getitem,
     *(target for name in _MOVEMENTS.split() if hasattr(aten, name) for target in _overloads(name)),
 }
+
+# What looks only at a tensor's shape.
+SIZES = {target for name in ("sym_size", "sym_numel", "sym_stride") for target in _overloads(name)}
+
+# Flat almost everywhere: autograd gives them a gradient of zero, which says nothing about a finite step.
+STEPWISE = {
+    target
+    for name in ("round", "floor", "ceil", "trunc", "sign", "heaviside", "floor_divide", "gt", "lt", "ge", "le", "eq")
+    for target in _overloads(name)
+}
+
+
+def pads_with(target: Any, arguments: Sequence[Any]) -> float | None:
+    """The constant that a call pads its first argument with; None for whatever is no such call."""
+    if target is aten.constant_pad_nd.default:  # (self, pad, value=0)
+        return float(arguments[2]) if len(arguments) > 2 else 0.0
+    if target is aten.pad.default and (len(arguments) < 3 or arguments[2] == "constant"):  # (self, pad, mode, value)
+        return float(arguments[3] or 0.0) if len(arguments) > 3 else 0.0
+    return None
+
+
+def keeps_grid(node: fx.Node) -> bool:
+    """Whether the node's value is one other value re-arranged, with nothing but zeros added."""
+    operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
+    return node.target in MOVEMENTS and len(operands) == 1 and not pads_with(node.target, node.args)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An activation whose derivative is 1 strictly within bounds and 0 elsewhere: its result tells which.
+
+    ``apply(x)`` in place; ``back(g, y)``: the gradient in front from the one behind, in place, and the result.
+    """
+
+    apply: Callable[[Tensor], Tensor]
+    back: Callable[[Tensor, Tensor], Tensor]
+
+
+CLIPS = {
+    "relu": Clip(aten.relu_.default, lambda g, y: aten.threshold_backward.grad_input(g, y, 0, grad_input=g)),
+    "relu6": Clip(
+        lambda x: aten.clamp_.default(x, 0, 6), lambda g, y: aten.hardtanh_backward.grad_input(g, y, 0, 6, grad_input=g)
+    ),
+}
+
 
 # What does nothing at inference, or nothing that matters to a value.
 IDENTITIES = {

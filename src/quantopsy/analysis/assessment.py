@@ -1,0 +1,173 @@
+"""All that a study knows of its cells, measured or expected, with a verdict on each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from quantopsy.analysis import significance
+from quantopsy.analysis.phases import asked_for, scores_of
+from quantopsy.analysis.prediction import Baseline, ErrorModel, Outlook, outlook, predicted_interval, standing_verdict
+from quantopsy.analysis.screening import is_linear
+from quantopsy.analysis.significance import Interval, Verdict, is_binary
+from quantopsy.analysis.verdicts import Measured, measured
+from quantopsy.core import Plan
+from quantopsy.metrics import Metric
+from quantopsy.study import FLOAT, RunResult, Store
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the screen says of a plan on the images it was screened on."""
+
+    noise: float
+    noise_stderr: float
+    signal: float
+    linear: bool  # whether a first-order prediction is to be believed
+    outlook: Outlook
+    degradation: Interval  # between its ends what measuring these images would give, either at 95 %
+    stands: Verdict | None  # the verdict, where measuring could not change it
+    loss_change: float  # of a user's loss, the mean over images; NaN without one
+
+    @property
+    def agreement(self) -> float:
+        """Expected share of unchanged decisions."""
+        return float(1.0 - self.outlook.flips.mean())
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """Every run of a study: what was measured of it, and what the screen expects."""
+
+    reference: RunResult  # the float network on all images asked for
+    measured: Mapping[int, Measured]
+    expected: Mapping[int, Expected]
+    implied: Mapping[int, Verdict]  # by what was found of the same layer at other bit-widths
+    smallest_certain_loss: float  # of the metric, where it cannot be chance among all cells
+    results: Mapping[int, RunResult] = field(repr=False, default_factory=dict)
+
+    def verdict(self, run: int) -> Verdict:
+        """Of what was measured, else what is expected to stand or follows from other bit-widths, else undecided."""
+        if run in self.measured and self.measured[run].settled:
+            return self.measured[run].verdict
+        if run not in self.measured and run in self.expected and self.expected[run].stands is not None:
+            return self.expected[run].stands or "undecided"
+        return self.implied.get(run, "undecided")
+
+    def open(self, run: int) -> bool:
+        """Whether measuring more could change the verdict."""
+        if run in self.measured:
+            return not self.measured[run].settled and run not in self.implied
+        stands = run in self.expected and self.expected[run].stands is not None
+        return not stands and run not in self.implied
+
+
+def assess(
+    store: Store,
+    metric: Metric,
+    plans: Mapping[int, Plan],
+    ladders: Sequence[Sequence[int]],
+    *,
+    level: float,
+    tolerance: float,
+) -> Assessment:
+    """The assessment of ``plans`` (by run).
+
+    ``ladders`` are the runs of each layer from its lowest bit-width up: the cells that are looked at
+    together. What hurts at a bit-width is taken to hurt at every lower one, and what was measured and does
+    not, not at any higher one. Raises ValueError where the float network has not been measured.
+    """
+    cells = max(1, len({run for ladder in ladders for run in ladder}))
+    wanted = np.sort(np.asarray(store.noted("order", []), dtype=np.int64))
+    reference = within(store.result(FLOAT), wanted)
+    if reference is None:
+        raise ValueError("the float network comes first")
+    results = {run: done for run in plans if (done := _finished(store, run, reference.images)) is not None}
+    certain = _smallest_certain_loss(len(reference.images), significance.corrected_level(level, cells)) * metric.scale
+    known = {
+        run: measured(metric, reference, done, level=level, cells=cells, tolerance=tolerance, draw=store.draw(run))
+        for run, done in results.items()
+    }
+    scores = scores_of(store)
+    runner_up = store.runner_up()
+    if scores is None or runner_up is None:
+        return Assessment(reference, known, {}, _implied(ladders, known, {}), certain, results)
+    scores = scores.on(reference.images)
+    baseline = Baseline.of(reference, runner_up, scores.images)
+    outlooks = {run: outlook(scores, plan, baseline, metric) for run, plan in plans.items() if scores.covers(plan)}
+    pairs = [(outlooks[run].lost, known[run].lost) for run in outlooks if run in known]
+    told = np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
+    error = ErrorModel.fit(len(scores.images), told[:, 0], told[:, 1])
+    signal = float(reference.on(scores.images).energy.mean())
+    decides = metric.linear and is_binary(reference.statistics)
+    expected = {}
+    for run, found in outlooks.items():
+        noise, stderr = scores.predicted(plans[run])
+        verdict = (
+            standing_verdict(found, error, metric, len(scores.images), level, cells, tolerance)
+            if decides and noise > 0.0
+            else None
+        )
+        expected[run] = Expected(
+            noise=noise,
+            noise_stderr=stderr,
+            signal=signal,
+            linear=is_linear(noise, signal),
+            outlook=found,
+            degradation=predicted_interval(found, error, metric, len(scores.images)),
+            stands=verdict,
+            loss_change=float(np.nanmean(scores.change(plans[run]))) if scores.kind == "loss" else float("nan"),
+        )
+    return Assessment(reference, known, expected, _implied(ladders, known, expected), certain, results)
+
+
+def _implied(
+    ladders: Sequence[Sequence[int]], known: Mapping[int, Measured], expected: Mapping[int, Expected]
+) -> dict[int, Verdict]:
+    found: dict[int, Verdict] = {}
+    for ladder in ladders:
+        for place, run in enumerate(ladder):
+            own = known[run].verdict if run in known and known[run].settled else None
+            if own is None and run not in known and run in expected:
+                own = expected[run].stands
+            if own == "hurts":
+                found.update(dict.fromkeys(ladder[:place], "hurts"))
+            elif own is not None and run in known:
+                found.update({higher: own for higher in ladder[place + 1 :] if higher != run})
+    return found
+
+
+def _finished(store: Store, run: int, images: np.ndarray) -> RunResult | None:
+    """What ``run`` gave; None while images that were drawn for it by risk are lacking: weights are of them all."""
+    found = within(store.result(run), images)
+    design = store.draw(run)
+    if found is None or design is None or (design.probabilities >= 1.0).all() or len(found.images) == len(images):
+        return found
+    asked = asked_for(store, run, images)
+    drawn = np.intersect1d(asked, found.images)
+    return found.on(drawn) if len(drawn) == len(asked) else None
+
+
+def _smallest_certain_loss(images: int, level: float) -> float:
+    """Share of ``images`` that must be lost, none being gained, for the interval to exclude chance."""
+    low, high = 1, images
+    while low < high:
+        middle = (low + high) // 2
+        certain = significance.paired_proportions(middle, 0, images, level).low > 0.0
+        low, high = (low, middle) if certain else (middle + 1, high)
+    return low / images
+
+
+def within(result: RunResult | None, wanted: np.ndarray) -> RunResult | None:
+    """The part of ``result`` on ``wanted`` images; None where there is none."""
+    if result is None:
+        return None
+    common = np.intersect1d(result.images, wanted)
+    return result.on(common) if len(common) else None
+
+
+def tolerance_of(metric: Metric, float_value: float) -> float:
+    """The loss that is accepted where the user names none: 1 point, or 1 % of the float network's value."""
+    return 1.0 if metric.unit == "points" else 0.01 * abs(float_value)

@@ -1,0 +1,199 @@
+"""What an analysis does in turn, tile by tile, each tile committed to the study as it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from quantopsy.analysis.progress import Progress
+from quantopsy.analysis.screening import Scores, columns_from_json, columns_json
+from quantopsy.analysis.significance import draw as drawn_images
+from quantopsy.analysis.work import BaselineTask, Done, ExactTask, PaceTask, ScreenTask, Setup, Task, Worker
+from quantopsy.core import Plan
+from quantopsy.engine.exact import ExactEngine, Prepared
+from quantopsy.engine.pool import Pool
+from quantopsy.engine.screen import columns
+from quantopsy.graph.execute import Program
+from quantopsy.metrics import Metric
+from quantopsy.study import FLOAT, Store
+
+DECISION_SHARE = 0.5
+"""Share of the images, those of smallest margin, that get the probe of the decision. The others are flipped
+only by perturbations so large that their spread says as much: predictions are as good as with all of
+them, at three quarters of the cost (benchmarks/screen.py)."""
+
+
+QUANTIZER_SHARE = 0.6
+"""What it takes to put every value of a network on its grid, in float passes."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """One analysis in motion: what is measured, where, in tiles of which size, and where it is kept.
+
+    ``worker`` is the one that runs in this process, if any.
+    """
+
+    setup: Setup
+    program: Program
+    pool: Pool[Task, Done]
+    worker: Worker | None
+    order: np.ndarray
+    tile: int
+    screen_tile: int
+    store: Store
+    progress: Progress
+
+    @property
+    def metric(self) -> Metric:
+        """The figure of merit."""
+        return self.setup.metric
+
+
+def measure_float(measuring: Measuring) -> None:
+    """The float network on every image, before anything else."""
+    store, progress = measuring.store, measuring.progress
+    todo = measuring.order[~np.isin(measuring.order, store.images(FLOAT))]
+    progress.start("float baseline", len(todo))
+    for done in measuring.pool.map([BaselineTask(piece) for piece in pieces(todo, measuring.tile)]):
+        if done.classes != store.noted("classes"):
+            store.note("classes", done.classes)
+        store.append(done.results, done.runner_up)
+        progress.advance(len(done.task.images))
+    for done in measuring.pool.map([PaceTask(measuring.order[: measuring.tile])]):
+        store.spend("float", len(done.task.images), done.seconds)
+
+
+def screen(measuring: Measuring) -> Scores:
+    """Every candidate of the set-up scored to first order on every image; what the study holds is not done again."""
+    store, progress, setup = measuring.store, measuring.progress, measuring.setup
+    design = {
+        "columns": columns_json(columns(setup.network, setup.candidates)),
+        "probes": setup.noise_probes,
+        "seed": setup.seed,
+        "loss": getattr(setup.loss, "__qualname__", None) if setup.loss else None,
+    }
+    number = store.screen(design)
+    store.note("screen", number)
+    done_images = [tile.images for tile in store.screened(number)]
+    todo = measuring.order[~np.isin(measuring.order, np.concatenate(done_images) if done_images else [])]
+    at_risk = np.isin(todo, _smallest_margins(measuring))
+    tasks = [
+        ScreenTask(piece, decision)
+        for decision, images in ((True, todo[at_risk]), (False, todo[~at_risk]))
+        for piece in pieces(images, measuring.screen_tile)
+    ]
+    progress.start("screen", len(todo))
+    for done in measuring.pool.map(tasks):
+        assert done.screened is not None
+        if done.hidden:
+            store.note("hidden", dict(done.hidden))
+        store.append_screened(number, done.screened)
+        store.spend("screen", len(done.task.images), done.seconds)
+        progress.advance(len(done.task.images))
+    scores = scores_of(store)
+    assert scores is not None
+    return scores
+
+
+def scores_of(store: Store) -> Scores | None:
+    """The scores of the study's newest screen; None where there is none."""
+    number = store.noted("screen")
+    tiles = store.screened(number) if number is not None else []
+    if not tiles:
+        return None
+    design = store.screen_design(number)
+    return Scores.of_tiles(columns_from_json(design["columns"]), tiles, design["probes"], store.noted("hidden", {}))
+
+
+def _smallest_margins(measuring: Measuring) -> np.ndarray:
+    """The images that are worth a probe of the decision: all, where that is not a margin between classes."""
+    known = measuring.store.runner_up()
+    if known is None or not known.gaps.shape[1] or measuring.setup.loss is not None:
+        return measuring.order
+    mine = np.isin(known.images, measuring.order)
+    images, gaps = known.images[mine], known.gaps[mine, 0]
+    nearest: np.ndarray = images[np.argsort(gaps, kind="stable")][: int(np.ceil(DECISION_SHARE * len(images)))]
+    return nearest
+
+
+def asked_for(store: Store, run: int, order: np.ndarray) -> np.ndarray:
+    """The images that ``run`` is to be measured on: all of ``order``, or those drawn for it."""
+    design = store.draw(run)
+    if design is None:
+        return order
+    kept: np.ndarray = design.images[drawn_images(design.probabilities, design.seed)]
+    return kept
+
+
+def measure_plans(
+    measuring: Measuring,
+    plans: Mapping[int, Plan],
+    go_on: Callable[[], bool] = lambda: True,
+    everywhere: Container[int] = (),
+) -> None:
+    """Measure ``plans`` (by run) on the images that they are asked for and lack, until ``go_on`` says no.
+
+    Runs in ``everywhere`` on all images, whatever was drawn for them.
+    """
+    store, progress, order = measuring.store, measuring.progress, measuring.order
+    engine = ExactEngine(measuring.program, measuring.setup.calibration)
+    costs = {run: len(engine.prepare(plan).schedule) for run, plan in plans.items()}
+    asked = {run: order if run in everywhere else asked_for(store, run, order) for run in plans}
+    missing = {run: np.isin(order, asked[run]) & ~np.isin(order, store.images(run)) for run in plans}
+    tasks = list(_exact_tasks(order, plans, missing, measuring.tile))
+    progress.start("layers", sum(costs[run] * int(mask.sum()) for run, mask in missing.items()))
+    with _listening(measuring.worker, lambda run, images: progress.advance(costs[run] * images)):
+        for done in measuring.pool.map(tasks):
+            store.append(done.results)
+            store.spend("exact", len(done.task.images), done.seconds)
+            if measuring.worker is None:
+                progress.advance(sum(costs[result.run] * len(result.images) for result in done.results))
+            if not go_on():
+                break
+
+
+def _exact_tasks(
+    order: np.ndarray, plans: Mapping[int, Plan], missing: Mapping[int, np.ndarray], tile: int
+) -> Iterator[ExactTask]:
+    """Tiles of the images that any run lacks. Runs that lack all of a tile run on it whole."""
+    wanted = np.logical_or.reduce(list(missing.values())) if missing else np.zeros(len(order), dtype=bool)
+    for positions in pieces(np.flatnonzero(wanted), tile):
+        mine = {run: np.flatnonzero(mask[positions]) for run, mask in missing.items()}
+        yield ExactTask(
+            order[positions],
+            {run: plan for run, plan in plans.items() if len(mine[run])},
+            {run: rows for run, rows in mine.items() if 0 < len(rows) < len(positions)},
+        )
+
+
+@contextmanager
+def _listening(worker: Worker | None, advance: Callable[[int, int], None]) -> Iterator[None]:
+    """While a task runs in this process, hear of each of its runs."""
+    if worker is not None:
+        worker.advance = advance
+    try:
+        yield
+    finally:
+        if worker is not None:
+            worker.advance = None
+
+
+def pieces(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    """``indices`` in pieces of ``size``."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
+def cost_share(program: Program, prepared: Prepared) -> float:
+    """What running a plan costs, in float passes: the share of values that are computed again, and of those
+    that are put on a grid."""
+    sizes = {layer.output: int(np.prod(layer.output_shape)) for layer in program.network.layers}
+    total = sum(sizes.values())
+    again = sum(sizes.get(program.steps[index].writes, 0) for index in prepared.schedule)
+    snapped = sum(
+        sizes.get(program.steps[index].writes, 0) for index, q in prepared.quantizers.items() if q.output is not None
+    )
+    return (again + QUANTIZER_SHARE * snapped) / total

@@ -1,0 +1,185 @@
+"""From the screen to the metric: which images a plan is expected to flip, and what that costs.
+
+n images, M runners-up, K statistics per image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_ndtr, ndtr
+
+from quantopsy.analysis import significance
+from quantopsy.analysis.screening import Scores
+from quantopsy.analysis.significance import Interval, Verdict
+from quantopsy.core import Plan
+from quantopsy.metrics import Metric
+from quantopsy.study import RunnerUp, RunResult
+
+# Before anything has been run exactly: log(measured / predicted) losses. Small losses turn out smaller than
+# predicted, since where margins are wide the runner-up rarely gains all that first order gives it; where
+# more than a tenth of the images is lost, they hardly differ on average and scatter more.
+PRIOR_SHARES = (0.02, 0.05, 0.1, 0.15)  # of the images that are predicted to be lost
+PRIOR_BIAS = (-0.4, -0.35, -0.15, 0.1)
+PRIOR_SPREAD = (0.4, 0.4, 0.45, 0.55)
+PRIOR_WEIGHT = 3.0  # the prior counts as so many measured cells
+
+_NEAR = 0.5  # in log(predicted): how near measured cells must be to count fully
+_SIGMAS = 1.645  # either end of a range holds in 95 of 100 cells
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The float network on n images: its statistics, and those with the runner-up in front."""
+
+    images: np.ndarray
+    statistics: np.ndarray  # (n, K)
+    gaps: np.ndarray  # (n, M)
+    turned: np.ndarray  # (n, K)
+
+    @classmethod
+    def of(cls, result: RunResult, runner_up: RunnerUp, images: np.ndarray) -> Baseline:
+        """What a study holds of ``images`` (ascending, all of them measured)."""
+        rows = np.searchsorted(runner_up.images, images)
+        return cls(images, result.on(images).statistics, runner_up.gaps[rows], runner_up.statistics[rows])
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is expected of one plan on n images.
+
+    ``flips`` (n,): probability that the image's decision changes (of a map: share of its pixels).
+    ``value``: the metric's expected value. ``lost``, ``gained``: expected sums of what images lose and
+    gain of the metric's statistic, in units of one image; NaN for a metric that is not linear.
+    """
+
+    flips: np.ndarray
+    value: float
+    lost: float
+    gained: float
+
+
+@dataclass(frozen=True)
+class ErrorModel:
+    """How measured losses relate to predicted ones of about the same size, on n images.
+
+    log((measured + 1/2) / (predicted + 1/2)) is normal around a bias, both learned from the cells that were
+    run exactly, near ones counting most, and shrunk towards the prior. ``predicted``, ``ratio`` (m,).
+    """
+
+    images: int
+    predicted: np.ndarray
+    ratio: np.ndarray
+
+    @classmethod
+    def fit(cls, images: int, predicted: np.ndarray, measured: np.ndarray) -> ErrorModel:
+        """From losses (m,) of cells that were run exactly. Of a few lost images a ratio says nothing: left out."""
+        telling = np.maximum(predicted, measured) >= 4.0
+        x, y = predicted[telling] + 0.5, measured[telling] + 0.5
+        return cls(images, np.log(x), np.log(y / x))
+
+    def range(self, predicted: float) -> tuple[float, float]:
+        """Bounds that the measured loss keeps below, and above, in 95 of 100 cells each."""
+        at = np.log(predicted + 0.5)
+        share = predicted / self.images
+        near = np.exp(-0.5 * np.square((self.predicted - at) / _NEAR))
+        weight = PRIOR_WEIGHT + near.sum()
+        bias = (PRIOR_WEIGHT * np.interp(share, PRIOR_SHARES, PRIOR_BIAS) + near @ self.ratio) / weight
+        spread = PRIOR_WEIGHT * np.interp(share, PRIOR_SHARES, PRIOR_SPREAD) ** 2
+        spread = np.sqrt((spread + near @ np.square(self.ratio - bias)) / weight)
+        low, high = np.exp(at + bias - _SIGMAS * spread) - 0.5, np.exp(at + bias + _SIGMAS * spread) - 0.5
+        return max(0.0, float(low)), min(float(self.images), float(high))
+
+
+def flip_probabilities(scores: Scores, plan: Plan, gaps: np.ndarray) -> np.ndarray:
+    """(n,) probability that ``plan`` changes each image's decision; NaN where the screen cannot say.
+
+    Of classes: 1 - Phi((m_1 + D) / s) prod_{j > 1} Phi(m_j / s), with the distances m_j of the largest
+    score to the runners-up and the first-order change D of the first of them (0 for images that were not
+    probed: those of large margin). s is D's spread over images, as measure of what the first order leaves
+    out and of the other runners-up. A hard threshold m_1 + D < 0 misses most of what a large perturbation
+    does. Of maps: the mean over pixels of 1 - Phi(m / s), from quantiles of m.
+    """
+    change = scores.change(plan)
+    probed = np.isfinite(change)
+    if scores.kind not in ("margin", "pixel margins") or not probed.any():
+        return np.full(len(scores.images), np.nan)
+    spread = _spread(change)
+    if scores.kind == "pixel margins":
+        return ndtr(-scores.margins / spread).mean(1)
+    first = gaps[:, 0] + np.where(probed, change, 0.0)
+    kept = log_ndtr(first / spread) + log_ndtr(gaps[:, 1:] / spread).sum(1)
+    return -np.expm1(kept)
+
+
+def _spread(change: np.ndarray) -> float:
+    """The standard deviation of changes (n,), NaN left out, from their mean size: few large ones count less."""
+    return max(float(np.sqrt(np.pi / 2) * np.nanmean(np.abs(change))), 1e-30)
+
+
+def outlook(scores: Scores, plan: Plan, baseline: Baseline, metric: Metric) -> Outlook:
+    """What ``plan`` is expected to do to ``metric``.
+
+    A flipped image counts as if its runner-up had won. Where several runners-up are as likely, what it
+    could gain by that is as much less likely.
+    """
+    flips = flip_probabilities(scores, plan, baseline.gaps)
+    nothing = Outlook(flips, np.nan, np.nan, np.nan)
+    if not np.isfinite(flips).all() or not baseline.turned.shape[1]:
+        return nothing
+    if not metric.linear:
+        mixed = baseline.statistics + flips[:, None] * (baseline.turned - baseline.statistics)
+        return Outlook(flips, float(metric.values(mixed, np.ones((1, len(mixed))))[0]), np.nan, np.nan)
+    sign = 1.0 if metric.higher_is_better else -1.0
+    loss = sign * (baseline.statistics - baseline.turned)[:, 0]
+    gained = float(-(flips * np.minimum(loss, 0.0) * _share_of_first(scores, plan, baseline.gaps)).sum())
+    lost = float((flips * np.maximum(loss, 0.0)).sum())
+    value = metric.scale * (baseline.statistics[:, 0].mean() - sign * (lost - gained) / len(flips))
+    return Outlook(flips, float(value), lost, gained)
+
+
+def _share_of_first(scores: Scores, plan: Plan, gaps: np.ndarray) -> np.ndarray:
+    """(n,): how much of a flip goes to the first runner-up."""
+    if scores.kind != "margin":
+        return np.ones(len(gaps))
+    odds = ndtr(-gaps / _spread(scores.change(plan)))
+    total = odds.sum(1)
+    return np.where(total > 0, odds[:, 0] / np.where(total > 0, total, 1.0), 1.0)
+
+
+def predicted_interval(found: Outlook, error: ErrorModel, metric: Metric, images: int) -> Interval:
+    """Between what and what the degradation measured on these images will lie, either end at 95 %."""
+    if np.isnan(found.lost):
+        return Interval(np.nan, np.nan, np.nan)
+    low, high = error.range(found.lost)
+    gain_low, gain_high = error.range(found.gained)
+    factor = metric.scale / images
+    return Interval(
+        factor * (found.lost - found.gained),
+        factor * (low - gain_high),
+        factor * min(high - gain_low, float(images)),
+    )
+
+
+def standing_verdict(
+    found: Outlook, error: ErrorModel, metric: Metric, images: int, level: float, cells: int, tolerance: float
+) -> Verdict | None:
+    """The verdict that measuring every image would give among ``cells``, where there is no doubt; else None.
+
+    For scores of 0 and 1: that of the score interval at both ends of the predicted number of lost images,
+    with the predicted number of gained ones. None for other metrics.
+    """
+    if np.isnan(found.lost):
+        return None
+    low, high = (min(round(end), images) for end in error.range(found.lost))
+    gained = round(found.gained)
+    corrected = significance.corrected_level(level, cells)
+    ends = {
+        significance.verdict(
+            significance.paired_proportions(lost, min(gained, images - lost), images, corrected).scaled(metric.scale),
+            tolerance,
+        )
+        for lost in (low, high)
+    }
+    return ends.pop() if len(ends) == 1 else None

@@ -1,0 +1,163 @@
+"""What the screen says of any plan: noise with its error, interactions, how far it can be believed.
+
+n images, R random probes, S columns of scores, m plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from quantopsy.analysis import significance
+from quantopsy.core import Plan, Site, Spec
+from quantopsy.engine.screen import Column
+from quantopsy.study import ScreenTile
+
+LINEAR_SQNR_DB = 15.0
+"""Where the predicted noise comes closer to the signal than this, a first-order prediction is not
+believed: on the networks of ``benchmarks/screen.py`` it is off by up to 1.7 times just beyond, and by 3
+to 100 times where noise exceeds the signal."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The screen's scores on n images, in ascending order.
+
+    ``noise`` (S, n, R): e of the random probes. ``decision`` (S, n): e of the decision probe, NaN for
+    images without one. ``margins`` (n, M): what the decision's change is compared with, NaN likewise;
+    ``kind`` says of what (:data:`quantopsy.engine.probes.Kind`). ``hidden``: layers that no gradient
+    reaches, with the operator that stops it; their columns are NaN.
+    """
+
+    columns: tuple[Column, ...]
+    images: np.ndarray
+    noise: np.ndarray
+    decision: np.ndarray
+    margins: np.ndarray
+    kind: str
+    hidden: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_tiles(
+        cls,
+        columns: Sequence[Column],
+        tiles: Sequence[ScreenTile],
+        probes: int,
+        hidden: Mapping[str, str],
+    ) -> Scores:
+        """Scores from the tiles of a study, ``probes`` random ones first in each."""
+        images = np.concatenate([tile.images for tile in tiles])
+        order = np.argsort(images, kind="stable")
+        width = max(tile.margins.shape[1] for tile in tiles)
+        margins = [
+            tile.margins if tile.margins.shape[1] else np.full((len(tile.images), width), np.nan) for tile in tiles
+        ]
+        decision = [
+            tile.e[:, :, probes] if tile.e.shape[2] > probes else np.full(tile.e.shape[:2], np.nan) for tile in tiles
+        ]
+        return cls(
+            tuple(columns),
+            images[order],
+            np.concatenate([tile.e[:, :, :probes] for tile in tiles], 1)[:, order],
+            np.concatenate(decision, 1)[:, order],
+            np.concatenate(margins)[order],
+            next((tile.kind for tile in tiles if tile.kind != "none"), "none"),
+            dict(hidden),
+        )
+
+    def on(self, images: np.ndarray) -> Scores:
+        """The part of it on ``images``, as far as they were screened."""
+        kept = np.isin(self.images, images)
+        return Scores(
+            self.columns,
+            self.images[kept],
+            self.noise[:, kept],
+            self.decision[:, kept],
+            self.margins[kept],
+            self.kind,
+            self.hidden,
+        )
+
+    def covers(self, plan: Plan) -> bool:
+        """Whether every site of ``plan`` was scored."""
+        return all(site in self._by_site and spec in self._by_site[site] for site, spec in plan.sites)
+
+    def rows(self, plan: Plan) -> list[int]:
+        """The columns whose sum is the plan's e.
+
+        A value that leaves its producer on a grid enters its readers on it: there it is not perturbed
+        again, as in the network that the plan makes. Raises KeyError for a site that was not scored.
+        """
+        leaving = {
+            (spec, self.columns[row].value)
+            for site, spec in plan.sites
+            if site.role == "output"
+            for row in self._by_site[site][spec]
+        }
+        return [
+            row
+            for site, spec in plan.sites
+            for row in self._by_site[site][spec]
+            if site.role != "input" or (spec, self.columns[row].value) not in leaving
+        ]
+
+    def e(self, plan: Plan) -> np.ndarray:
+        """(n, R): first-order change of every random probe's value under ``plan``."""
+        found: np.ndarray = self.noise[self.rows(plan)].sum(0, dtype=np.float64)
+        return found
+
+    def change(self, plan: Plan) -> np.ndarray:
+        """(n,): first-order change of the decision's value; NaN without its probe."""
+        found: np.ndarray = self.decision[self.rows(plan)].sum(0, dtype=np.float64)
+        return found
+
+    def per_image(self, plan: Plan) -> np.ndarray:
+        """(n,): an unbiased estimate of every image's ||J d||^2, the mean of e^2 over probes."""
+        return np.square(self.e(plan)).mean(1)
+
+    def predicted(self, plan: Plan) -> tuple[float, float]:
+        """Predicted noise of ``plan`` with its cross terms, and its standard error over images and probes."""
+        return significance.mean_stderr(self.per_image(plan))
+
+    def gram(self, plans: Iterable[Plan]) -> np.ndarray:
+        """(m, m): mean over images and probes of e_a e_b, an estimate of <J d_a, J d_b>.
+
+        Its diagonal holds the predicted noises. The noise of several plans together (of disjoint sites)
+        is the sum of all its entries: where entries off the diagonal are large, noises do not add up.
+        """
+        e = np.stack([self.e(plan).ravel() for plan in plans])
+        return e @ e.T / e.shape[1]
+
+    @cached_property
+    def _by_site(self) -> dict[Site, dict[Spec, list[int]]]:
+        found: dict[Site, dict[Spec, list[int]]] = {}
+        for row, column in enumerate(self.columns):
+            found.setdefault(column.site, {}).setdefault(column.spec, []).append(row)
+        return found
+
+
+def is_linear(noise: float, signal: float) -> bool:
+    """Whether a predicted noise is far enough below the mean squared output: :data:`LINEAR_SQNR_DB`.
+
+    A prediction of exactly nothing is not believed either: the gradient may have vanished.
+    """
+    return 0.0 < noise < signal * 10 ** (-LINEAR_SQNR_DB / 10)
+
+
+def columns_json(columns: Iterable[Column]) -> list[Any]:
+    """A JSON form of ``columns``."""
+    return [[c.site.layer, c.site.role, c.spec.to_json(), c.value] for c in columns]
+
+
+def columns_from_json(data: Iterable[Any]) -> tuple[Column, ...]:
+    """The inverse of :func:`columns_json`."""
+    specs: dict[str, Spec] = {}
+
+    def spec(value: Any) -> Spec:
+        return specs.setdefault(str(value), Spec.from_json(value))
+
+    return tuple(Column(Site(layer, role), spec(of), value) for layer, role, of, value in data)
