@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
-from quantopsy.study import FILE, FLOAT, TileResult, create, open_existing, open_or_create
+from quantopsy.study import (
+    FILE,
+    FLOAT,
+    Draw,
+    RunnerUp,
+    ScreenTile,
+    TileResult,
+    create,
+    open_existing,
+    open_or_create,
+)
 
 PLAN = Plan.of({Site("conv", "weight"): Spec(bits=4)})
 
@@ -82,3 +92,89 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path) -> None:
             store.append([tile(run, list(range(1, 20000)), 20)])
         assert store.images(run).tolist()[0] == 0
     assert sqlite3.connect(tmp_path / FILE).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def screen_tile(images: list[int], probes: int = 2, margins: int = 1, kind: str = "margin") -> ScreenTile:
+    """Scores of two columns that say which image, column and probe they are of."""
+    numbers = np.asarray(images, dtype=np.float64)
+    e = numbers[None, :, None] + 1000 * np.arange(2)[:, None, None] + 100 * np.arange(probes)
+    return ScreenTile(np.asarray(images), np.tile(numbers[:, None], margins), e, kind)
+
+
+DESIGN = {"columns": [["a", "weight", {"bits": 4}, "w"], ["b", "weight", {"bits": 4}, "v"]], "probes": 1, "seed": 0}
+
+
+def test_scores_of_the_screen_come_back_tile_by_tile(tmp_path) -> None:
+    with create(tmp_path, {}) as store:
+        number = store.screen(DESIGN)
+        tiles = [screen_tile([5, 1], 2), screen_tile([0, 2, 4], 1, 0, "none"), screen_tile([3], 2, 32, "pixel margins")]
+        for each in tiles:
+            store.append_screened(number, each)
+    with open_existing(tmp_path) as store:
+        assert store.screen_design(number) == DESIGN
+        found = store.screened(number)
+        assert [each.kind for each in found] == ["margin", "none", "pixel margins"]
+        for one, other in zip(found, tiles, strict=True):
+            np.testing.assert_array_equal(one.images, other.images)
+            np.testing.assert_array_equal(one.e, other.e)
+            assert one.e.dtype == np.float32
+            np.testing.assert_array_equal(one.margins, other.margins)
+
+
+def test_a_screen_of_another_design_is_another_screen(tmp_path) -> None:
+    with create(tmp_path, {}) as store:
+        number = store.screen(DESIGN)
+        assert store.screen(dict(reversed(DESIGN.items()))) == number
+        other = store.screen({**DESIGN, "seed": 1})
+        assert other != number
+        store.append_screened(number, screen_tile([0]))
+        assert store.screened(other) == []
+
+
+def test_runners_up_come_back_by_image(tmp_path) -> None:
+    with create(tmp_path, {}) as store:
+        assert store.runner_up() is None
+        for images in ([4, 0], [2]):
+            numbers = np.asarray(images, dtype=np.float64)[:, None]
+            store.append([tile(FLOAT, images)], RunnerUp(np.asarray(images), np.tile(numbers, 3), numbers / 3))
+        found = store.runner_up()
+        assert found.images.tolist() == [0, 2, 4]
+        np.testing.assert_array_equal(found.gaps, np.tile([[0], [2], [4]], 3))
+        np.testing.assert_array_equal(found.statistics[:, 0], np.array([0, 2, 4]) / 3)
+
+
+def test_runners_up_may_have_no_columns_at_all(tmp_path) -> None:
+    with create(tmp_path, {}) as store:
+        store.append([tile(FLOAT, [1, 0])], RunnerUp(np.array([1, 0]), np.empty((2, 0)), np.empty((2, 0))))
+        found = store.runner_up()
+        assert found.images.tolist() == [0, 1]
+        assert found.gaps.shape == found.statistics.shape == (2, 0)
+
+
+def test_of_draws_the_newest_counts_until_it_is_forgotten(tmp_path) -> None:
+    with create(tmp_path, {}) as store:
+        run = store.run(PLAN)
+        assert store.draw(run) is None
+        store.set_draw(run, Draw(np.array([0, 3]), np.array([0.5, 1.0]), 1))
+        store.set_draw(run, Draw(np.array([0, 3, 7]), np.array([0.1, 0.2, 1 / 3]), 2))
+        found = store.draw(run)
+        assert found.images.tolist() == [0, 3, 7]
+        assert found.probabilities.tolist() == [0.1, 0.2, 1 / 3]
+        assert found.seed == 2
+        store.forget_draw(run)
+        store.forget_draw(run)
+        assert store.draw(run) is None
+
+
+def test_costs_are_kept_in_order(tmp_path) -> None:
+    with create(tmp_path, {}) as store:
+        store.spend("float", 32, 0.5)
+        store.spend("screen", 16, 2.0)
+        assert store.costs() == [("float", 32, 0.5), ("screen", 16, 2.0)]
+
+
+def test_a_study_of_an_older_format_is_refused(tmp_path) -> None:
+    with create(tmp_path, {}) as store:
+        store.note("version", 1)
+    with pytest.raises(QuantopsyError, match=r"was written in format 1, not \d; start again with --fresh"):
+        open_existing(tmp_path)

@@ -16,15 +16,16 @@ import sample_models
 import torch
 
 import quantopsy as qp
+from quantopsy.analysis.analyze import Settings
 from quantopsy.analysis.results import CELL_COLUMNS
 from quantopsy.study import FILE, open_existing
 
 BITS = (3, 8)
 
 
-def study(out: Path | None = None, **options):
+def study(out: Path | None = None, mode: str = "exact", **options):
     """The sample network analysed."""
-    return qp.analyze(sample_models.network(), sample_models.data(), bits=BITS, out=out, **options)
+    return qp.analyze(sample_models.network(), sample_models.data(), bits=BITS, out=out, mode=mode, **options)
 
 
 def same_numbers(a: pd.DataFrame, b: pd.DataFrame) -> None:
@@ -95,7 +96,7 @@ def test_again_runs_nothing_and_more_samples_continue(tmp_path) -> None:
 
 def test_another_bit_width_joins_the_study(tmp_path) -> None:
     study(tmp_path)
-    found = qp.analyze(sample_models.network(), sample_models.data(), bits=(5,), out=tmp_path)
+    found = qp.analyze(sample_models.network(), sample_models.data(), bits=(5,), out=tmp_path, mode="exact")
     assert set(found.frame()["bits"]) == {5}
     assert set(study(tmp_path).frame()["bits"]) == set(BITS)
 
@@ -130,7 +131,7 @@ torch.set_num_threads(1)
 if {slow}:
     run = exact.ExactEngine._run
     exact.ExactEngine._run = lambda self, *a: (time.sleep(0.02), run(self, *a))[1]
-qp.analyze(sample_models.network(), sample_models.data(), bits=(3, 8), out={out!r}, tile=4)
+qp.analyze(sample_models.network(), sample_models.data(), bits=(3, 8), out={out!r}, tile=4, mode="exact")
 """
 
 
@@ -191,7 +192,7 @@ def test_any_metric() -> None:
     import torchmetrics
 
     metric = torchmetrics.classification.MulticlassF1Score(num_classes=5, average="macro")
-    by_f1 = study(metric=metric)
+    by_f1 = study(metric=metric, layers=("head",))
     x, y = sample_models.data().tensors
     with torch.no_grad():
         expected = float(metric(sample_models.network()(x), y))
@@ -239,7 +240,263 @@ def test_a_guilty_layer_of_a_real_network_is_found(zoo, tmp_path) -> None:
         bits=(8,),
         layers=("features.0.*", "features.1.*", "features.2.*"),
         out=tmp_path,
+        mode="exact",
     )
     worst = found.frame().sort_values("noise").iloc[-1]
     assert worst["name"] == "features.1.conv.0.0"
     assert worst["degradation_low"] > 20
+
+
+def many_data(count: int = 96) -> torch.utils.data.TensorDataset:
+    """More images, labelled with what the float network says, one in eight wrongly."""
+    x = torch.randn(count, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        labels = sample_models.network()(x).argmax(1)
+    labels[::8] = (labels[::8] + 1) % 5
+    return torch.utils.data.TensorDataset(x, labels)
+
+
+def cross_entropy(outputs: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+    """A user's loss."""
+    return torch.nn.functional.cross_entropy(outputs, labels, reduction="none")
+
+
+def whole_without_clock(a: pd.DataFrame, b: pd.DataFrame) -> None:
+    """Tables of whole networks, equal but for the clock."""
+    pd.testing.assert_frame_equal(a.drop(columns="seconds"), b.drop(columns="seconds"), check_exact=True)
+
+
+def test_mode_screen_predicts_every_cell_and_runs_none(tmp_path) -> None:
+    found = study(tmp_path, mode="screen")
+    frame = found.frame()
+    assert tuple(frame.columns) == CELL_COLUMNS
+    assert len(frame) == 9 * len(BITS)
+    assert (frame["method"] == "screened").all()
+    assert (frame["noise"] == frame["screened_noise"]).all()
+    assert (frame["noise"] > 0).all()
+    assert (frame["samples"] == sample_models.COUNT).all()
+    assert (frame["degradation_low"] <= frame["degradation_high"]).all()
+    assert frame["agreement"].between(0, 1).all()
+    assert set(frame["verdict"]) <= {"hurts", "harmless", "undecided"}
+    assert found.results.complete
+    assert found.results.check is None
+    assert len(found.whole()) == 0
+    assert (tmp_path / "report.html").exists()
+    with open_existing(tmp_path) as store:
+        assert all(len(store.images(cell["run"])) == 0 for cell in store.noted("cells"))
+        assert {phase for phase, *_ in store.costs()} == {"float", "screen"}
+
+
+def test_what_the_screen_predicts_is_near_what_is_measured() -> None:
+    predicted = study(mode="screen").frame().query("bits == 8")
+    measured = study(mode="exact").frame().query("bits == 8")
+    ratio = predicted["noise"].to_numpy() / measured["noise"].to_numpy()
+    assert 0.7 < np.median(ratio) < 1.4
+
+
+def test_mode_auto_labels_what_it_ran_and_what_it_only_screened(tmp_path) -> None:
+    found = qp.analyze(
+        sample_models.network(), many_data(), bits=(2, 3, 4, 6, 8), out=tmp_path, mode="auto", budget="9"
+    )
+    frame = found.frame()
+    assert len(frame) == 9 * 5
+    assert set(frame["method"]) == {"exact", "screened"}
+    assert frame["screened_noise"].notna().all()
+    assert found.results.complete
+    assert found.results.check is not None
+    assert found.results.open_cells >= 0
+    with open_existing(tmp_path) as store:
+        run_of = {(cell["layer"], cell["bits"]): cell["run"] for cell in store.noted("cells")}
+        for row in frame.itertuples():
+            ran = len(store.images(run_of[row.layer, row.bits]))
+            assert (ran > 0) == (row.method == "exact"), row
+            if row.method == "exact":
+                assert ran == row.samples
+
+
+def test_mode_auto_is_the_default() -> None:
+    assert Settings().mode == "auto"
+
+
+def test_auto_without_a_limit_leaves_nothing_open(tmp_path) -> None:
+    found = qp.analyze(sample_models.network(), many_data(), bits=(3, 8), out=tmp_path, budget="100000")
+    assert found.results.open_cells == 0
+    assert set(found.frame()["verdict"]) <= {"hurts", "harmless", "undecided"}
+    assert (found.whole()["samples"] > 0).all()
+    assert found.whole()["noise_predicted"].notna().all()
+
+
+def test_verdicts_that_auto_settles_are_those_of_exact() -> None:
+    data = many_data()
+    options = {"bits": (2, 4, 8), "tolerance": 10.0}
+    auto = qp.analyze(sample_models.network(), data, budget="100000", **options).frame()
+    exact = qp.analyze(sample_models.network(), data, mode="exact", **options).frame()
+    assert (exact["samples"] == len(data)).all()
+    both = auto["verdict"].ne("undecided") & exact["verdict"].ne("undecided")
+    assert both.mean() > 0.3
+    assert (auto["verdict"][both] == exact["verdict"][both]).mean() >= 0.95
+
+
+def test_exact_after_auto_fills_every_cell_with_the_numbers_of_a_fresh_run(tmp_path) -> None:
+    kept, fresh = tmp_path / "kept", tmp_path / "fresh"
+    data = many_data()
+    options = {"bits": (2, 4, 8), "tile": 32}
+    qp.analyze(sample_models.network(), data, out=kept, budget="40", **options)
+    filled = qp.analyze(sample_models.network(), data, out=kept, mode="exact", **options)
+    alone = qp.analyze(sample_models.network(), data, out=fresh, mode="exact", **options)
+    assert (filled.frame()["samples"] == len(data)).all()
+    assert (filled.frame()["method"] == "exact").all()
+    # Images that auto drew ran in other tiles: noise is the same up to float rounding, and hits are the same.
+    for column in ("degradation", "degradation_low", "degradation_high", "agreement", "verdict"):
+        assert filled.frame()[column].tolist() == alone.frame()[column].tolist(), column
+    np.testing.assert_allclose(filled.frame()["noise"], alone.frame()["noise"], rtol=1e-3)
+    assert filled.whole()["value"].tolist() == alone.whole()["value"].tolist()
+    assert filled.results.complete
+
+
+class Stopping:
+    """A progress that stops the run once so many images of a phase are done."""
+
+    def __init__(self, phase: str, after: int) -> None:
+        self.phase, self.after, self.now = phase, after, ""
+        self.totals: dict[str, float] = {}
+
+    def start(self, phase: str, total: float) -> None:
+        self.now = phase
+        self.totals.setdefault(phase, total)
+
+    def advance(self, amount: float) -> None:
+        if self.now == self.phase:
+            self.after -= amount
+            if self.after <= 0:
+                raise KeyboardInterrupt
+
+    def say(self, line: str) -> None: ...
+
+
+@pytest.mark.parametrize("mode", ["screen", "auto"])
+def test_a_screen_that_was_stopped_goes_on_and_ends_with_the_same_numbers(tmp_path, mode) -> None:
+    options = {"mode": mode, "tile": 8, "budget": "100000" if mode == "auto" else None}
+    stopped = study(tmp_path / "stopped", progress=Stopping("screen", 9), **options)
+    assert not stopped.results.complete
+    assert (tmp_path / "stopped" / "report.html").exists()
+    with open_existing(tmp_path / "stopped") as store:
+        done = sum(len(tile.images) for tile in store.screened(store.noted("screen")))
+    assert 0 < done < sample_models.COUNT
+    going_on = Stopping("never", 1)
+    resumed = study(tmp_path / "stopped", progress=going_on, **options)
+    assert going_on.totals["screen"] == sample_models.COUNT - done
+    whole = study(tmp_path / "whole", **options)
+    assert resumed.results.complete
+    same_numbers(resumed.frame(), whole.frame())
+    whole_without_clock(resumed.whole(), whole.whole())
+
+
+def test_a_screen_that_is_there_is_not_done_again(tmp_path) -> None:
+    first = study(tmp_path, mode="screen")
+    watching = Stopping("never", 1)
+    again = study(tmp_path, mode="screen", progress=watching)
+    assert watching.totals["screen"] == 0
+    same_numbers(first.frame(), again.frame())
+
+
+def test_auto_goes_on_from_a_screen(tmp_path) -> None:
+    study(tmp_path, mode="screen")
+    watching = Stopping("never", 1)
+    study(tmp_path, mode="auto", progress=watching)
+    assert watching.totals["screen"] == 0
+
+
+def test_the_same_seed_gives_the_same_tables_and_another_one_others() -> None:
+    first, again, other = (study(mode="screen", seed=seed, noise_probes=2).frame() for seed in (4, 4, 5))
+    same_numbers(first, again)
+    assert (first["noise"] != other["noise"]).any()
+    one, two = (study(mode="auto", seed=1, budget="100000") for _ in range(2))
+    same_numbers(one.frame(), two.frame())
+    whole_without_clock(one.whole(), two.whole())
+
+
+def test_a_budget_too_small_for_the_screen_is_one_line_with_what_it_needs(tmp_path) -> None:
+    with pytest.raises(
+        qp.QuantopsyError,
+        match=r"^budget of 2 passes: the screen alone takes about 8 passes; give more, or --mode screen",
+    ):
+        study(tmp_path, mode="auto", budget="2")
+    with pytest.raises(
+        qp.QuantopsyError, match=r"^budget of 0.001 s: up to the end of the screen it takes about .* s; give"
+    ):
+        study(tmp_path, mode="auto", budget="0.001s")
+
+
+@pytest.mark.parametrize(
+    ("change", "pattern"),
+    [
+        ({"mode": "exact", "budget": "30"}, r"budget 30: mode exact has none"),
+        ({"mode": "screen", "budget": "10m"}, r"budget 10m: mode screen has none"),
+        ({"mode": "auto", "budget": "soon"}, r"budget 'soon': is no time"),
+        ({"mode": "exat"}, r"mode 'exat'.*nearest are .*exact"),
+        ({"engine": "cluster"}, r"engine 'cluster': there is none of that name; give local, ray or ray:ADDRESS"),
+        ({"engine": "ray:nowhere"}, r"'nowhere' is no address of a Ray cluster"),
+        ({"level": 1.0}, r"level 1: out of range"),
+        ({"level": 0.4}, r"level 0.4: out of range"),
+        ({"tolerance": -1.0}, r"tolerance -1: must not be negative"),
+        ({"tolerance": float("nan")}, r"tolerance nan: must not be negative"),
+        ({"noise_probes": 0}, r"noise_probes 0: must be positive"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_made(tmp_path, change, pattern) -> None:
+    with pytest.raises(qp.QuantopsyError, match=pattern):
+        study(tmp_path / "study", **change)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_users_loss_has_its_change_predicted() -> None:
+    frame = study(mode="screen", loss=cross_entropy).frame()
+    assert np.isfinite(frame["loss_change"]).all()
+    assert (frame["loss_change"] != 0).any()
+    x, y = sample_models.data().tensors
+    assert study(mode="screen").frame()["loss_change"].isna().all()
+    in_auto = study(mode="auto", loss=cross_entropy).frame()
+    np.testing.assert_allclose(in_auto["loss_change"], frame["loss_change"], rtol=1e-4, atol=1e-7)
+    assert len(x) == len(y)
+
+
+def test_unlabelled_data_are_judged_by_agreement_in_auto() -> None:
+    found = qp.analyze(sample_models.network(), sample_models.unlabelled(), bits=(2, 8), mode="auto")
+    frame = found.frame()
+    assert found.results.metric == "agreement"
+    assert found.results.float_value == 100
+    assert frame["degradation"].notna().all()
+    measured = frame[frame["method"] == "exact"]
+    assert len(measured)
+    np.testing.assert_allclose(measured["degradation"], 100 * (1 - measured["agreement"]), atol=20)
+
+
+def test_auto_runs_what_no_gradient_reaches() -> None:
+    class Rounded(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3)
+            self.head = torch.nn.Linear(4, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.second(torch.round(4 * self.first(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    module = Rounded().eval()
+    frame = qp.analyze(module, sample_models.unlabelled(), bits=(3, 8), mode="auto").frame()
+    assert set(frame["name"]) >= {"first", "second", "head"}
+    first = frame[frame["name"] == "first"]
+    assert (first["method"] == "exact").all()
+    assert first["screened_noise"].isna().all()
+    assert (first["noise"] > 0).all()
+    screened = qp.analyze(module, sample_models.unlabelled(), bits=(3, 8), mode="screen").frame()
+    assert "first" not in set(screened["name"])
+
+
+def test_another_sample_count_joins_a_screen(tmp_path) -> None:
+    study(tmp_path, mode="screen", samples=16, tile=8)
+    found = study(tmp_path, mode="screen", tile=8)
+    assert (found.frame()["samples"] == sample_models.COUNT).all()
+    fresh = study(mode="screen", tile=8)
+    np.testing.assert_allclose(found.frame()["noise"], fresh.frame()["noise"], rtol=1e-3)

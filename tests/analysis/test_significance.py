@@ -145,11 +145,17 @@ def test_mcnemar_agrees_with_the_sign_test():
 
 
 def test_verdicts():
-    assert sig.verdict(sig.Interval(3.0, 1.5, 4.5), margin=1.0) == "hurts"
-    assert sig.verdict(sig.Interval(0.1, -0.5, 0.9), margin=1.0) == "harmless"
-    assert sig.verdict(sig.Interval(1.0, 0.5, 1.5), margin=1.0) == "undecided"
-    with pytest.raises(ValueError, match="margin"):
-        sig.verdict(sig.Interval(0.0, 0.0, 0.0), margin=-1.0)
+    assert sig.verdict(sig.Interval(3.0, 1.5, 4.5), tolerance=1.0) == "hurts"
+    assert sig.verdict(sig.Interval(1.0, 0.5, 1.5), tolerance=1.0) == "hurts"
+    assert sig.verdict(sig.Interval(0.1, -0.5, 0.9), tolerance=1.0) == "harmless"
+    assert sig.verdict(sig.Interval(0.5, -0.5, 1.5), tolerance=1.0) == "undecided"
+    assert sig.verdict(sig.Interval(0.5, 0.0, 1.5), tolerance=1.0) == "undecided"
+    with pytest.raises(ValueError, match="tolerance"):
+        sig.verdict(sig.Interval(0.0, 0.0, 0.0), tolerance=-1.0)
+
+
+def test_a_certain_loss_that_is_accepted_is_harmless():
+    assert sig.verdict(sig.Interval(0.5, 0.1, 1.0), tolerance=1.0) == "harmless"
 
 
 def test_holm_adjusts_step_by_step_and_keeps_the_order_given():

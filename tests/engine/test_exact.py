@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import naive
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from random_net import pictures, random_net
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from quantopsy.analysis.schemes import at_bits, full_plan, grids, single_layer
@@ -127,6 +129,86 @@ def test_values_are_released_behind_their_last_reader(small, images) -> None:
     values = program.place((images,))
     program.forward(values)
     assert set(values) == set(program.outputs)
+
+
+class Reshaped(nn.Module):
+    """Sizes as numbers, a value split in parts, and an output that is no image's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.mix = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(12 * 64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.conv(x).relu().chunk(2, 1)
+        a, _, c = second.split([1, 2, 1], 1)
+        y = torch.cat([self.mix(first), second, a, c, a, c], 1)
+        return self.head(y.view(x.shape[0], -1))
+
+
+class Scaled(nn.Module):
+    """Parameters that are computed with before they meet an image."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, channels, 3), nn.Conv2d(channels, channels, 1)
+        self.scale = nn.Parameter(torch.linspace(-1, 1, channels)[:, None, None])
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.last(self.conv(x) * torch.sigmoid(self.scale))
+        return self.head(y.mean((2, 3)))
+
+
+class Turned(nn.Module):
+    """Images are not outermost for a while."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, channels, 3), nn.Linear(64, 4)
+        self.head = nn.Linear(4 * channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        by_channel = self.conv(x).flatten(2).transpose(0, 1)
+        return self.head(self.last(by_channel).relu().transpose(0, 1).contiguous().view(x.shape[0], -1))
+
+
+def check_rows(module: nn.Module, images: Tensor) -> None:
+    """Every cell and the whole network on some rows of a tile, each on its own, against the whole tile."""
+    engine = engine_for(module, images)
+    network = engine.program.network
+    full = at_bits(full_plan(network, grids("per-tensor", 8)), 4)
+    plans = [single_layer(full, layer) for layer in network.layers] + [full]
+    prepared = [engine.prepare(plan) for plan in plans]
+    whole = {measured.run: measured.outputs for measured in engine.run_tile((images,), prepared)}
+    choices: list[np.ndarray | None] = [np.array([1, 2]), np.array([0]), None, np.array([0, 2, len(images) - 1])]
+    rows = [choices[position % len(choices)] for position in range(len(plans))]
+    seen = set()
+    for measured in engine.run_tile((images,), prepared, rows):
+        kept = None if measured.run < 0 else rows[measured.run]
+        for output, expected in zip(measured.outputs, whole[measured.run], strict=True):
+            expected = expected if kept is None else expected[torch.from_numpy(kept)]
+            torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-4)
+        seen.add(measured.run)
+    assert seen == {-1, *range(len(plans))}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_some_rows_of_a_tile_give_what_the_whole_tile_gives_there(seed) -> None:
+    check_rows(random_net(seed), pictures(5))
+
+
+def test_sizes_and_parts_are_those_of_the_rows() -> None:
+    torch.manual_seed(0)
+    check_rows(Reshaped().eval(), pictures(5))
+
+
+@pytest.mark.parametrize("channels", [4, 5])
+@pytest.mark.parametrize("kind", [Scaled, Turned])
+def test_some_rows_of_a_tile_where_the_outermost_dimension_is_of_channels(kind, channels) -> None:
+    """Also where there are by chance as many channels as images in the tile."""
+    torch.manual_seed(0)
+    check_rows(kind(channels).eval(), pictures(5))
 
 
 def efficientnet() -> nn.Module:

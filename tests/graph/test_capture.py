@@ -218,3 +218,19 @@ def test_a_fixed_batch_size_is_refused() -> None:
 
     with pytest.raises(QuantopsyError, match="batch size is fixed in the graph"):
         capture(Fixed().eval(), (torch.randn(2, 4),))
+
+
+def test_channels_shuffled_by_a_flatten_of_a_transposed_value_are_captured() -> None:
+    """Export writes that flatten as a copy and a view of it."""
+
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x).unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)
+
+    module, images = Shuffled().eval(), torch.randn(2, 3, 8, 8)
+    expected, found = outputs(module, images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_up import NASTY, SIGNAL, make_results, nasty_results, screened_results
+from made_up import NASTY, SIGNAL, make_results, nasty_results, screened_results, set_cell
 
 from quantopsy.core import QuantopsyError
 from quantopsy.report import figures
@@ -82,6 +82,38 @@ def test_screened_cells_are_marked():
     assert len(marks.x) == 100
     assert marks.showlegend
     assert "screened" in marks.name
+
+
+def test_hover_text_says_what_is_predicted_and_how_well():
+    hover = figures.heatmap(screened_results()).data[0].hovertext
+    assert "8 bits, exact" in hover[0][5]
+    assert "7 bits, screened (predicted)" in hover[1][5]
+    assert "~54.1 (50.2 to 58.0) points" in hover[1][5]
+    assert "beyond the linear regime" not in hover[1][5]
+    assert "beyond the linear regime: noise prediction is rough" in hover[-1][5]
+
+
+def test_predicted_stands_against_exact():
+    results = set_cell(screened_results(), 6, 8, linear=False)
+    line, points = figures.predicted_against_exact(results).data
+    assert tuple(line.x) == tuple(line.y)
+    np.testing.assert_allclose(points.y, 0.9 * np.asarray(points.x))
+    assert len(points.x) == 20
+    assert list(points.marker.symbol).count("diamond-open") == 1
+    assert "30.0 measured, 27.0 predicted" in points.hovertext[5]
+    assert points.name == "8 bits"
+
+
+def test_each_bit_width_has_its_colour_in_the_check():
+    results = screened_results()
+    cells = results.cells.assign(method="exact", screened_noise=results.cells["noise"])
+    _, *points = figures.predicted_against_exact(replace(results, cells=cells)).data
+    assert [trace.name for trace in points] == [f"{bits} bits" for bits in (8, 7, 6, 5, 4, 3)]
+    assert len({trace.marker.color for trace in points}) == 6
+
+
+def test_without_a_screen_the_check_is_empty(results):
+    assert len(figures.predicted_against_exact(results).data) == 1
 
 
 def test_hover_text_is_escaped():

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from made_up import NASTY, make_results, nasty_results, screened_results
+from made_up import NASTY, make_results, nasty_results, screened_results, set_cell
 
 from quantopsy.report.page import render, write
 from quantopsy.report.payload import payload
@@ -106,6 +106,33 @@ def test_the_payload_has_every_cell_as_measured(results):
     assert data["layers"][5]["channels"]["text"].startswith("Channel 3 of 8 reaches farthest")
 
 
+def test_predicted_against_exact_needs_three_cells(results):
+    assert payload(results)["check"] is None
+    assert 'id="scatter"' not in render(results)
+    screened = screened_results()
+    assert 'id="scatter"' in render(screened)
+    kept = screened.cells["screened_noise"].where(screened.cells["layer"].isin([0, 1]) | (screened.cells["bits"] < 8))
+    assert payload(replace(screened, cells=screened.cells.assign(screened_noise=kept)))["check"] is None
+
+
+def test_the_page_marks_what_is_screened():
+    data = payload(screened_results())
+    cells = {(cell["layer"], cell["bits"]): cell for cell in data["cells"]}
+    exact, screened, rough = cells[5, 8], cells[5, 7], cells[5, 3]
+    assert [cell["screened"] for cell in (exact, screened, rough)] == [False, True, True]
+    assert [cell["rough"] for cell in (exact, screened, rough)] == [False, False, True]
+    assert all(cell["guilty"] for cell in (exact, screened, rough))
+    assert screened["texts"]["interval"] == "~(50.2 to 58.0)"
+    assert (screened["texts"]["method"], rough["texts"]["method"]) == ("screened", "screened, rough")
+
+
+def test_the_level_is_everywhere_the_results(results):
+    document = render(replace(results, level=0.9))
+    assert "90&nbsp;% interval" in document
+    assert "90 % interval" in document
+    assert "95 % interval" not in document
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 class TestInABrowser:
     def test_the_script_runs_and_opens_the_worst_layer(self, tmp_path, results):
@@ -133,7 +160,25 @@ class TestInABrowser:
     def test_screened_cells_are_marked(self, tmp_path):
         page = shown(write(screened_results(), tmp_path / "page.html"))
         notches = [a for tag, a in page.tags if tag == "path" and "notch" in a.get("class", "")]
-        assert len(notches) == 100 + 1  # and one in the legend
+        assert len(notches) == 100 + 2  # and two in the legend
+        assert any("screened (predicted)" in text for text in page.text)
+        rough = [a for tag, a in page.tags if tag == "path" and "rough" in a.get("class", "")]
+        assert len(rough) == 60 + 1
+        assert "data-error" not in page.body
+
+    def test_a_screened_layer_is_hollow_and_called_so(self, tmp_path):
+        page = shown(write(screened_results(), tmp_path / "page.html"), "#layer=5&bits=4")
+        said = next(text for text in page.text if text.startswith("features.1.block.0.conv, 4 bits;"))
+        assert "degradation ~54.1 (50.2 to 58.0) points" in said
+        assert "screened (predicted), 512 images, hurts; beyond the linear regime" in said
+        assert any(tag == "rect" and "fill-opacity:0.08" in (a.get("style") or "") for tag, a in page.tags)
+
+    def test_predicted_is_drawn_against_exact(self, tmp_path):
+        results = set_cell(screened_results(), 6, 8, linear=False)
+        page = shown(write(results, tmp_path / "page.html"))
+        points = [tag for tag, a in page.tags if a.get("class") == "point"]
+        assert (points.count("circle"), points.count("path")) == (19, 1)
+        assert any("beyond the linear regime" in text for text in page.text)
         assert "data-error" not in page.body
 
     def test_a_run_that_measured_nothing_draws(self, tmp_path, results):

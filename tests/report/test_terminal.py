@@ -31,6 +31,30 @@ def test_the_guilty_layer_has_all_its_numbers(results, width):
         assert part in line
 
 
+@pytest.mark.parametrize("width", [80, 160])
+def test_what_was_not_run_is_marked_and_explained(width):
+    results = screened_results()
+    coarse = printed(replace(results, bits=(3, 4, 5), cells=results.cells[results.cells["bits"] < 6]), width)
+    line = next(line for line in coarse.splitlines() if line.startswith("  5 "))
+    for part in ("~1900?", "~54.1", "~(50.2 to 58.0)"):
+        assert part in line
+    assert "~ screened: predicted, not run" in coarse
+    assert "? beyond the linear regime: noise prediction is rough" in coarse
+    assert "all cells are screened: predicted, not run" in coarse
+
+
+def test_the_strip_tells_how_many_cells_are_screened(results):
+    assert "100 of 120 cells are screened: predicted, not run" in printed(screened_results())
+    assert "screened" not in printed(results)
+    assert "~" not in printed(results)
+
+
+def test_sums_of_screened_layers_are_marked():
+    rows = printed(screened_results()).partition("Whole network, beside")[2].splitlines()
+    marked = {row.split()[0]: row.count("~") for row in rows if row.strip()[:1].isdigit()}
+    assert {bits: marked[bits] for bits in "8765"} == {"8": 0, "7": 2, "6": 2, "5": 2}
+
+
 def test_the_verdict_is_the_pages(results):
     words = " ".join(printed(results, 400).split())
     for sentence in verdict(results):

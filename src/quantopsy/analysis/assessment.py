@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from quantopsy.analysis import significance
 from quantopsy.analysis.phases import asked_for, scores_of
-from quantopsy.analysis.prediction import Baseline, ErrorModel, Outlook, outlook, predicted_interval, standing_verdict
+from quantopsy.analysis.prediction import (
+    Baseline,
+    ErrorModel,
+    Outlook,
+    Seen,
+    outlook,
+    predicted_interval,
+    standing_verdict,
+)
 from quantopsy.analysis.screening import is_linear
 from quantopsy.analysis.significance import Interval, Verdict, is_binary
 from quantopsy.analysis.verdicts import Measured, measured
@@ -100,13 +108,22 @@ def assess(
     pairs = [(outlooks[run].lost, known[run].lost) for run in outlooks if run in known]
     told = np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
     error = ErrorModel.fit(len(scores.images), told[:, 0], told[:, 1])
-    signal = float(reference.on(scores.images).energy.mean())
     decides = metric.linear and is_binary(reference.statistics)
+    for run in known.keys() & outlooks.keys():
+        if known[run].settled or not decides or len(scores.images) < len(reference.images):
+            continue
+        seen = Seen(known[run].lost, known[run].lost_spread)
+        verdict = standing_verdict(
+            outlooks[run], error, metric, len(scores.images), level=level, cells=cells, tolerance=tolerance, seen=seen
+        )
+        if verdict is not None:
+            known[run] = replace(known[run], verdicts=frozenset([verdict]))
+    signal = float(reference.on(scores.images).energy.mean())
     expected = {}
     for run, found in outlooks.items():
         noise, stderr = scores.predicted(plans[run])
         verdict = (
-            standing_verdict(found, error, metric, len(scores.images), level, cells, tolerance)
+            standing_verdict(found, error, metric, len(scores.images), level=level, cells=cells, tolerance=tolerance)
             if decides and noise > 0.0
             else None
         )

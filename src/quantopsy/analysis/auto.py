@@ -24,7 +24,7 @@ CHECKS = 6
 """Cells that are run exactly though nothing is in doubt, drawn at random, as a check on the screen."""
 
 _ROUND, _LEAST = 0.5, 8  # of the open cells at a time: what they teach closes others
-_DRAWN_SHARE = 0.3  # of the images, in the first look at an open cell
+_DRAWN_SHARE = 0.2  # of the images, in the first look at an open cell
 _GLANCE_SHARE, _GLANCE_LEAST = 0.125, 32  # images of what is plain: the worst cell and the whole network at low bits
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,11 @@ WORST = 10
 
 
 def document(results: Results) -> dict[str, Any]:
-    """Plain JSON values; a number that is not finite is null. ``worst`` is ordered by noise, worst first."""
+    """Plain JSON values; a number that is not finite is null.
+
+    ``worst`` is ordered by noise, worst first, and its entries have the columns of ``Results.cells``:
+    ``method`` says whether they were run, ``verdict`` what holds of them all the same.
+    """
     return {
         "model": results.model,
         "data": results.data,
@@ -23,6 +28,11 @@ def document(results: Results) -> dict[str, Any]:
         "float_interval": [results.float_low, results.float_high],
         "samples": results.samples,
         "complete": results.complete,
+        "mode": results.settings.get("mode"),
+        "level": results.level,
+        "tolerance": _number(results.tolerance),
+        "check": None if results.check is None else _plain(asdict(results.check)),
+        "open_cells": results.open_cells,
         "whole": {str(row["bits"]): _plain(row) for row in results.whole.to_dict("records")},
         "worst": {str(bits): [_plain(row) for row in worst(results, bits).to_dict("records")] for bits in results.bits},
         "coverage": dict(results.coverage),
@@ -48,6 +58,8 @@ def _plain(row: dict[Any, Any]) -> dict[str, Any]:
 def _number(value: Any) -> Any:
     if isinstance(value, str) or value is None:
         return value
+    if isinstance(value, tuple):
+        return [_number(item) for item in value]
     if isinstance(value, float) or hasattr(value, "dtype"):
         value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -61,6 +61,14 @@ class Outlook:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What some of the images say of the loss of all of them: ``lost``, and the spread of its logarithm."""
+
+    lost: float
+    spread: float
+
+
+@dataclass(frozen=True)
 class ErrorModel:
     """How measured losses relate to predicted ones of about the same size, on n images.
 
@@ -79,8 +87,11 @@ class ErrorModel:
         x, y = predicted[telling] + 0.5, measured[telling] + 0.5
         return cls(images, np.log(x), np.log(y / x))
 
-    def range(self, predicted: float) -> tuple[float, float]:
-        """Bounds that the measured loss keeps below, and above, in 95 of 100 cells each."""
+    def range(self, predicted: float, seen: Seen | None = None) -> tuple[float, float]:
+        """Bounds that the measured loss keeps below, and above, in 95 of 100 cells each.
+
+        With what was ``seen`` on some of the images the two estimates are weighted by their precision.
+        """
         at = np.log(predicted + 0.5)
         share = predicted / self.images
         near = np.exp(-0.5 * np.square((self.predicted - at) / _NEAR))
@@ -88,7 +99,12 @@ class ErrorModel:
         bias = (PRIOR_WEIGHT * np.interp(share, PRIOR_SHARES, PRIOR_BIAS) + near @ self.ratio) / weight
         spread = PRIOR_WEIGHT * np.interp(share, PRIOR_SHARES, PRIOR_SPREAD) ** 2
         spread = np.sqrt((spread + near @ np.square(self.ratio - bias)) / weight)
-        low, high = np.exp(at + bias - _SIGMAS * spread) - 0.5, np.exp(at + bias + _SIGMAS * spread) - 0.5
+        middle = at + bias
+        if seen is not None:
+            precision = spread**-2, seen.spread**-2
+            middle = (middle * precision[0] + np.log(seen.lost + 0.5) * precision[1]) / sum(precision)
+            spread = sum(precision) ** -0.5
+        low, high = np.exp(middle - _SIGMAS * spread) - 0.5, np.exp(middle + _SIGMAS * spread) - 0.5
         return max(0.0, float(low)), min(float(self.images), float(high))
 
 
@@ -163,16 +179,23 @@ def predicted_interval(found: Outlook, error: ErrorModel, metric: Metric, images
 
 
 def standing_verdict(
-    found: Outlook, error: ErrorModel, metric: Metric, images: int, level: float, cells: int, tolerance: float
+    found: Outlook,
+    error: ErrorModel,
+    metric: Metric,
+    images: int,
+    *,
+    level: float,
+    cells: int,
+    tolerance: float,
+    seen: Seen | None = None,
 ) -> Verdict | None:
     """The verdict that measuring every image would give among ``cells``, where there is no doubt; else None.
 
-    For scores of 0 and 1: that of the score interval at both ends of the predicted number of lost images,
-    with the predicted number of gained ones. None for other metrics.
+    For scores of 0 and 1: that of the score interval at both ends of the range of lost images, with the
+    predicted number of gained ones. None for other metrics.
     """
     if np.isnan(found.lost):
         return None
-    low, high = (min(round(end), images) for end in error.range(found.lost))
     gained = round(found.gained)
     corrected = significance.corrected_level(level, cells)
     ends = {
@@ -180,6 +203,6 @@ def standing_verdict(
             significance.paired_proportions(lost, min(gained, images - lost), images, corrected).scaled(metric.scale),
             tolerance,
         )
-        for lost in (low, high)
+        for lost in (min(round(end), images) for end in error.range(found.lost, seen))
     }
     return ends.pop() if len(ends) == 1 else None

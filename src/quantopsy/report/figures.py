@@ -13,13 +13,18 @@ from plotly.subplots import make_subplots
 from quantopsy.analysis.results import Results
 from quantopsy.core.errors import QuantopsyError
 from quantopsy.report.distributions import channels, histogram, layer_row, ranges
-from quantopsy.report.grid import Grid, cell_text, degradation_limit, grid, noise_limits, sqnr_text
-from quantopsy.report.palette import LIGHT, ramp, strong_from
+from quantopsy.report.grid import Grid, cell_text, degradation_limit, grid, noise_ends, noise_limits, sqnr_text
+from quantopsy.report.palette import LIGHT, bit_colours, ramp, strong_from
+from quantopsy.report.tables import run_and_screened
 from quantopsy.report.wording import (
+    BEYOND_LINEAR,
+    SCREENED,
+    count,
     degradation_decimals,
     degradation_unit,
     elide,
     fixed,
+    predicted,
     significant,
     with_interval,
 )
@@ -109,6 +114,59 @@ def layer_bars(results: Results, bits: int) -> go.Figure:
     figure.update_yaxes(title=f"degradation{degradation_unit(results)}", row=1, col=1)
     figure.update_yaxes(title="noise", type="log", dtick=1, row=2, col=1)
     figure.update_xaxes(showgrid=False, **_names_axis(cells))
+    return figure
+
+
+def predicted_against_exact(results: Results) -> go.Figure:
+    """Noise as screened against noise as measured, a point per cell that has both, and where they are equal.
+
+    Colour tells the bits. Open diamonds are cells beyond the linear regime, where a first-order prediction
+    is rough. The figure is empty where nothing was both screened and run.
+    """
+    both = run_and_screened(results)
+    figure = go.Figure()
+    ends = noise_ends(both)
+    figure.add_trace(
+        go.Scatter(
+            x=ends, y=ends, mode="lines", line={"color": LIGHT.muted, "width": 1}, name="equal", hoverinfo="skip"
+        )
+    )
+    decimals = degradation_decimals(results)
+    for bits, colour in bit_colours(results.bits, LIGHT).items():
+        cells = both[both["bits"] == bits]
+        if cells.empty:
+            continue
+        figure.add_trace(
+            go.Scatter(
+                x=cells["noise"],
+                y=cells["screened_noise"],
+                mode="markers",
+                marker={"color": colour, "size": 8, "symbol": np.where(cells["beyond"], "diamond-open", "circle")},
+                name=f"{bits} bits",
+                hovertext=[
+                    "<br>".join(
+                        [
+                            f"<b>{html.escape(elide(cell.name, 60))}</b>",
+                            f"{bits} bits, {count(int(cell.samples), 'image')}",
+                            f"noise {significant(cell.noise)} measured, {significant(cell.screened_noise)} predicted",
+                            f"degradation {fixed(cell.degradation, decimals)} measured, "
+                            f"{fixed(cell.screened_degradation, decimals)} predicted",
+                            *([BEYOND_LINEAR] if cell.beyond else []),
+                        ]
+                    )
+                    for cell in cells.itertuples(index=False)
+                ],
+                hoverinfo="text",
+            )
+        )
+    figure.update_layout(
+        title="Noise, predicted against exact; open diamonds are beyond the linear regime",
+        template="plotly_white",
+        height=520,
+        width=640,
+    )
+    figure.update_xaxes(title="noise as run", type="log", dtick=1, range=np.log10(ends).tolist())
+    figure.update_yaxes(title="noise as screened", type="log", dtick=1, range=np.log10(ends).tolist())
     return figure
 
 
@@ -237,7 +295,7 @@ def _screened_marks(cells: Grid) -> go.Scatter:
         mode="markers",
         marker={"symbol": "circle", "size": 4, "color": LIGHT.ink},
         opacity=0.6,
-        name="screened: predicted, not measured",
+        name=SCREENED,
         hoverinfo="skip",
         showlegend=bool(len(row)),
     )
@@ -272,8 +330,9 @@ def _hover(results: Results, cells: Grid) -> list[list[str]]:
                 cells.degradation_high[row, column],
                 decimals,
             )
-            method = "screened: predicted, not measured" if cells.screened[row, column] else "exact"
-            noise = significant(cells.noise[row, column])
+            screened = bool(cells.screened[row, column])
+            method = SCREENED if screened else "exact"
+            noise = predicted(significant(cells.noise[row, column]), screened)
             stderr = cells.noise_stderr[row, column]
             if math.isfinite(stderr):
                 noise += f" ± {significant(stderr, 2)}"
@@ -282,8 +341,9 @@ def _hover(results: Results, cells: Grid) -> list[list[str]]:
                     [
                         *head,
                         f"{bits} bits, {method}",
-                        f"degradation {lost}{unit}",
+                        f"degradation {predicted(lost, screened)}{unit}",
                         f"noise {noise}, SQNR {sqnr_text(cells.sqnr_db[row, column]) or '?'} dB",
+                        *([BEYOND_LINEAR] if cells.rough[row, column] else []),
                     ]
                 )
             )

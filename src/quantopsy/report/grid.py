@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from quantopsy.analysis.results import Results
+from quantopsy.report.tables import with_marks
 from quantopsy.report.wording import fixed
 
 POINTS_LIMIT = 5.0
@@ -32,6 +33,7 @@ class Grid:
     noise_stderr: np.ndarray
     sqnr_db: np.ndarray
     screened: np.ndarray
+    rough: np.ndarray  # screened with too much noise for a first-order prediction
 
 
 def grid(results: Results) -> Grid:
@@ -39,12 +41,11 @@ def grid(results: Results) -> Grid:
     rows = sorted(results.bits, reverse=True)
     columns = results.layers["layer"].tolist()
 
-    def arranged(values: pd.Series) -> np.ndarray:
-        table = results.cells.assign(value=values).pivot(index="bits", columns="layer", values="value")
-        return table.reindex(index=rows, columns=columns).to_numpy(dtype=float)
+    cells = with_marks(results.cells)
 
     def column(name: str) -> np.ndarray:
-        return arranged(results.cells[name])
+        table = cells.pivot(index="bits", columns="layer", values=name)
+        return table.reindex(index=rows, columns=columns).to_numpy(dtype=float)
 
     return Grid(
         bits=tuple(rows),
@@ -56,7 +57,8 @@ def grid(results: Results) -> Grid:
         noise=column("noise"),
         noise_stderr=column("noise_stderr"),
         sqnr_db=column("sqnr_db"),
-        screened=arranged((results.cells["method"] == "screened").astype(float)) == 1,
+        screened=column("screened") == 1,
+        rough=column("rough") == 1,
     )
 
 
@@ -86,6 +88,12 @@ def noise_limits(results: Results) -> tuple[float, float]:
     top = math.log10(noise.max())
     bottom = max(math.log10(noise.min()), top - 8)
     return (bottom, top if top > bottom else bottom + 1)
+
+
+def noise_ends(cells: pd.DataFrame) -> tuple[float, float]:
+    """Where the axes of predicted against measured noise begin and end: half a step beyond the points."""
+    noise = cells[["noise", "screened_noise"]].to_numpy(dtype=float)
+    return (float(noise.min()) / 1.5, float(noise.max()) * 1.5) if noise.size else (0.1, 10.0)
 
 
 def cell_text(value: float, limit: float) -> str:

@@ -19,9 +19,11 @@ from typing import Any
 from quantopsy.analysis.results import Results
 from quantopsy.report.palette import DARK, LIGHT, Palette, strong_from
 from quantopsy.report.payload import payload
-from quantopsy.report.tables import whole_network
+from quantopsy.report.tables import whole_network, with_marks
 from quantopsy.report.verdict import cautions, statements
 from quantopsy.report.wording import (
+    PREDICTED,
+    confidence,
     count,
     degradation_decimals,
     degradation_unit,
@@ -30,6 +32,7 @@ from quantopsy.report.wording import (
     flattened,
     interval,
     percent,
+    predicted,
     si,
     significant,
 )
@@ -46,6 +49,7 @@ def render(results: Results) -> str:
     """The report as a complete HTML document without a reference to anything outside it."""
     lead, *rest = statements(results)
     data = {**payload(results), "strong": _strong()}
+    level = confidence(results)
     return Template(_asset("page.html")).substitute(
         title=escape(f"{results.model}: quantization report" if results.model else "Quantization report"),
         model=escape(results.model or "Network"),
@@ -53,6 +57,8 @@ def render(results: Results) -> str:
         lead=_sentence(lead),
         statements="".join(f"<li>{_sentence(sentence)}</li>" for sentence in rest),
         cautions=_cautions(cautions(results)),
+        level=_sentence(level),
+        check=_asset("check.html") if data["check"] else "",
         whole=_whole(results),
         coverage=_coverage(results),
         settings=_definitions(results.settings),
@@ -117,7 +123,9 @@ def _cautions(sentences: Iterable[str]) -> str:
 def _whole(results: Results) -> str:
     decimals, unit = degradation_decimals(results), degradation_unit(results)
     span = interval(results.float_low, results.float_high, decimals)
-    rows = [["float", fixed(results.float_value, decimals), "", span, "", "", "", ""]]
+    cells = with_marks(results.cells)
+    screened = set(cells.loc[cells["screened"], "bits"])
+    rows = [["float", fixed(results.float_value, decimals), "", span, "", "", "", "", ""]]
     for _, row in whole_network(results).iterrows():
         rows.append(
             [
@@ -125,17 +133,28 @@ def _whole(results: Results) -> str:
                 fixed(row["value"], decimals),
                 fixed(row["degradation"], decimals),
                 interval(row["degradation_low"], row["degradation_high"], decimals),
-                fixed(row["degradation_sum"], decimals),
+                predicted(fixed(row["degradation_sum"], decimals), row["bits"] in screened),
                 significant(row["noise"]),
-                significant(row["noise_sum"]),
+                predicted(significant(row["noise_sum"]), row["bits"] in screened),
                 significant(row["noise"] / row["noise_sum"], 2) if row["noise_sum"] > 0 else "",
+                predicted(significant(row["noise_predicted"]), True),
             ]
         )
     headings = [
-        "weight bits", results.metric, f"degradation{unit}", "95 % interval", "sum of layers", "noise",
-        "sum of layers' noise", "noise to sum",
+        "weight bits", results.metric, f"degradation{unit}", f"{confidence(results)} interval", "sum of layers",
+        "noise", "sum of layers' noise", "noise to sum", "noise predicted",
     ]  # fmt: skip
-    return _table("The whole network quantized, beside the sum of its single layers", headings, rows)
+    notes = []
+    table = whole_network(results)
+    if screened & set(table["bits"]):
+        notes.append(f"{PREDICTED} before a sum: some of the layers are screened: predicted, not run.")
+    if table["noise_predicted"].notna().any():
+        notes.append(
+            "Noise predicted is the screen's, with the interactions of all layers; "
+            "beyond the linear regime it is rough."
+        )
+    below = f'<p class="note">{escape(" ".join(notes))}</p>' if notes else ""
+    return _table("The whole network quantized, beside the sum of its single layers", headings, rows) + below
 
 
 def _table(caption: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

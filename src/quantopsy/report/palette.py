@@ -6,6 +6,7 @@ the page mixes in the same space by CSS ``color-mix(in oklab, ...)``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +113,17 @@ def ramp(*stops: str, steps: int = 8) -> list[tuple[float, str]]:
         )
         for index in range(segments * steps + 1)
     ]
+
+
+def shares_of(bits: Iterable[int]) -> dict[int, float]:
+    """How far each bit-width's colour is from ``accent``, the finest, to ``worse``, the coarsest."""
+    order = sorted(bits, reverse=True)
+    return {width: index / max(1, len(order) - 1) for index, width in enumerate(order)}
+
+
+def bit_colours(bits: Iterable[int], palette: Palette) -> dict[int, str]:
+    """A colour for each bit-width, finest first."""
+    return {width: mix(palette.accent, palette.worse, share) for width, share in shares_of(bits).items()}
 
 
 def contrast(first: str, second: str) -> float:

@@ -10,18 +10,27 @@ import pandas as pd
 
 from quantopsy.analysis.results import Distribution, Results
 from quantopsy.report.distributions import histogram_of, ranges_of
-from quantopsy.report.grid import cell_text, degradation_limit, noise_limits, sqnr_text
-from quantopsy.report.tables import headline_bits, ranked
+from quantopsy.report.grid import cell_text, degradation_limit, noise_ends, noise_limits, sqnr_text
+from quantopsy.report.palette import shares_of
+from quantopsy.report.tables import headline_bits, ranked, run_and_screened
 from quantopsy.report.wording import (
+    BEYOND_LINEAR,
+    SCREENED,
+    cell_interval,
+    confidence,
     degradation_decimals,
     degradation_unit,
     fixed,
-    interval,
     percent,
+    predicted,
     shape,
     si,
     significant,
+    with_interval,
 )
+
+CHECK_FROM = 3
+"""Cells both run and screened from which the page draws the one against the other."""
 
 _DIGITS = 5
 """Significant digits of what is only drawn: finer than a pixel."""
@@ -45,6 +54,32 @@ def payload(results: Results) -> dict[str, Any]:
         "robust": results.unit != "points",
         "layers": [_layer(row, results) for _, row in results.layers.iterrows()],
         "cells": _cells(results, limit, bottom, top),
+        "level": confidence(results),
+        "screened": SCREENED,
+        "rough": BEYOND_LINEAR,
+        "check": _check(results),
+    }
+
+
+def _check(results: Results) -> dict[str, Any] | None:
+    """Predicted against measured noise; None where there are too few points to see anything."""
+    both = run_and_screened(results)
+    if len(both) < CHECK_FROM:
+        return None
+    return {
+        "ends": [_number(math.log10(end)) for end in noise_ends(both)],
+        "shares": {str(bits): round(share, 3) for bits, share in shares_of(results.bits).items()},
+        "points": [
+            {
+                "layer": int(cell["layer"]),
+                "bits": int(cell["bits"]),
+                "noise": _number(cell["noise"]),
+                "predicted": _number(cell["screened_noise"]),
+                "linear": not cell["beyond"],
+                "text": f"noise {significant(cell['noise'])} measured, {significant(cell['screened_noise'])} predicted",
+            }
+            for cell in both.to_dict("records")
+        ],
     }
 
 
@@ -132,20 +167,26 @@ def _cells(results: Results, limit: float, bottom: float, top: float) -> list[di
             "samples": _number(cell["samples"]),
             "guilty": bool(cell["guilty"]),
             "improves": bool(cell["improves"]),
-            "screened": cell["method"] == "screened",
+            "screened": bool(cell["screened"]),
+            "rough": bool(cell["rough"]),
             "tint": _clipped(cell["degradation"] / limit),
             "noise_tint": _noise_tint(cell["noise"], bottom, top),
             "texts": {
                 "cell": cell_text(cell["degradation"], limit),
                 "noise_cell": sqnr_text(cell["sqnr_db"]),
-                "degradation": fixed(cell["degradation"], decimals),
-                "interval": interval(cell["degradation_low"], cell["degradation_high"], decimals),
-                "noise": significant(cell["noise"]),
+                "degradation": predicted(fixed(cell["degradation"], decimals), cell["screened"]),
+                "interval": cell_interval(cell, decimals),
+                "lost": predicted(
+                    with_interval(cell["degradation"], cell["degradation_low"], cell["degradation_high"], decimals),
+                    cell["screened"],
+                ),
+                "noise": predicted(significant(cell["noise"]), cell["screened"]),
                 "stderr": significant(cell["noise_stderr"], 2),
                 "sqnr": sqnr_text(cell["sqnr_db"]),
                 "share": percent(cell["noise_share"]),
                 "agreement": fixed(100 * cell["agreement"], 1),
-                "method": str(cell["method"]),
+                "verdict": str(cell["verdict"]),
+                "method": str(cell["method"]) + (", rough" if cell["rough"] else ""),
             },
         }
         for bits in results.bits

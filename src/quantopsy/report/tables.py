@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from quantopsy.analysis.results import Results
@@ -20,13 +21,13 @@ def ranked(results: Results, bits: int) -> pd.DataFrame:
     """The cells at ``bits``, worst first, with what the tables show beside them.
 
     Guilty cells come first, by degradation; the rest by noise, which tells layers apart long before
-    degradation does. Adds ``guilty`` and ``improves`` (measured exactly and the interval lies above or below
-    zero), ``noise_share`` (of the noise of all cells at these bits) and the layer's ``source``.
+    degradation does. Adds ``guilty`` (the verdict, measured or predicted, is that it hurts), ``improves``
+    (measured, and the interval lies below zero), ``screened`` and ``rough`` (see :func:`with_marks`),
+    ``noise_share`` (of the noise of all cells at these bits) and the layer's ``source``.
     """
-    cells = results.cells[results.cells["bits"] == bits].copy()
-    exact = cells["method"] == "exact"
-    cells["guilty"] = exact & (cells["degradation_low"] > 0)
-    cells["improves"] = exact & (cells["degradation_high"] < 0)
+    cells = with_marks(results.cells[results.cells["bits"] == bits])
+    cells["guilty"] = cells["verdict"] == "hurts"
+    cells["improves"] = ~cells["screened"] & (cells["degradation_high"] < 0)
     total = cells["noise"].sum()
     cells["noise_share"] = cells["noise"] / total if total > 0 else float("nan")
     cells["source"] = cells["layer"].map(results.layers.set_index("layer")["source"])
@@ -34,6 +35,37 @@ def ranked(results: Results, bits: int) -> pd.DataFrame:
     return cells.sort_values(["order", "noise", "layer"], ascending=[False, False, True], na_position="last").drop(
         columns="order"
     )
+
+
+def with_marks(cells: pd.DataFrame) -> pd.DataFrame:
+    """``cells`` with ``screened`` (not run) and ``rough`` (besides, too much noise for a first-order prediction)."""
+    screened = cells["method"] == "screened"
+    # Without a screen the column holds None.
+    return cells.assign(screened=screened, rough=screened & cells["linear"].isin([False]))
+
+
+def run_and_screened(results: Results) -> pd.DataFrame:
+    """The cells that were both run and screened, with noise of either kind; one row for a layer without weights.
+
+    Adds ``beyond``: whether there is too much noise for a first-order prediction.
+    """
+    cells = results.cells
+    both = cells[(cells["method"] == "exact") & _positive(cells["noise"]) & _positive(cells["screened_noise"])]
+    # Its measurement stands in every row of bits, and would count as many times.
+    both = both.sort_values(["layer", "bits"], ascending=[True, False])
+    return both.drop_duplicates(["layer", "noise", "screened_noise"]).assign(
+        beyond=lambda cells: cells["linear"].isin([False])
+    )
+
+
+def verdicts_given(results: Results) -> int:
+    """For how many cells the verdicts are corrected: a layer without weights is one."""
+    weighted = int(results.layers["weight_shape"].notna().sum())
+    return weighted * len(results.bits) + len(results.layers) - weighted
+
+
+def _positive(noise: pd.Series) -> pd.Series:
+    return np.isfinite(noise) & (noise > 0)
 
 
 WHOLE_COLUMNS = (
@@ -45,6 +77,7 @@ WHOLE_COLUMNS = (
     "degradation_sum",
     "noise",
     "noise_sum",
+    "noise_predicted",
     "sqnr_db",
     "agreement",
     "samples",

@@ -15,12 +15,16 @@ from rich.text import Text
 
 from quantopsy.analysis.results import Results
 from quantopsy.report.grid import degradation_limit, grid
-from quantopsy.report.tables import headline_bits, ranked, whole_network
+from quantopsy.report.tables import headline_bits, ranked, whole_network, with_marks
 from quantopsy.report.verdict import cautions, statements
 from quantopsy.report.wording import (
+    BEYOND_LINEAR,
     ELLIPSIS,
     MINUS,
     MISSING,
+    PREDICTED,
+    cell_interval,
+    confidence,
     count,
     degradation_decimals,
     degradation_unit,
@@ -30,6 +34,7 @@ from quantopsy.report.wording import (
     flattened,
     interval,
     percent,
+    predicted,
     significant,
 )
 
@@ -40,6 +45,7 @@ _WIDE = 110
 """Columns from which a source line has a column of its own; below, it stands under the name."""
 
 _ROW_LABEL = 8
+_ROUGH = "?"
 _WORSE, _BETTER = "red", "blue"
 
 _SHADES = ((0.1, "·"), (0.4, "░"), (0.7, "▒"), (1.0, "▓"), (math.inf, "█"))
@@ -78,10 +84,16 @@ def verdict_lines(results: Results) -> Table:
     return lines
 
 
-def worst_table(results: Results, bits: int, width: int, worst: int = _WORST) -> Table:
-    """The ``worst`` layers at ``bits``, fitted to ``width`` columns; guilty ones in red."""
+def worst_table(results: Results, bits: int, width: int, worst: int = _WORST) -> Group:
+    """The ``worst`` layers at ``bits``, fitted to ``width`` columns; guilty ones in red.
+
+    Below it stands what the marks mean, where there are any.
+    """
     decimals, wide = degradation_decimals(results), width >= _WIDE
-    room = max(12, (width - 68) // 2 if wide else width - 54)
+    cells = ranked(results, bits).head(worst)
+    spans = [cell_interval(cell, decimals) for _, cell in cells.iterrows()]
+    fixed_columns = 41 + max([13, *map(len, spans)])
+    room = max(12, (width - fixed_columns - 14) // 2 if wide else width - fixed_columns)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("#", justify="right", style="dim", no_wrap=True)
     table.add_column("layer", no_wrap=True)
@@ -90,25 +102,30 @@ def worst_table(results: Results, bits: int, width: int, worst: int = _WORST) ->
         table.add_column("source", no_wrap=True, style="dim")
     for heading in ("noise", "share", "degradation"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(f"95 %{degradation_unit(results) if wide else ''}", no_wrap=True, style="dim")
-    for _, cell in ranked(results, bits).head(worst).iterrows():
+    table.add_column(f"{confidence(results)}{degradation_unit(results) if wide else ''}", no_wrap=True, style="dim")
+    for (_, cell), span in zip(cells.iterrows(), spans, strict=True):
         source = cell["source"] if isinstance(cell["source"], str) else ""
         name = Text(elide(cell["name"], room), style="bold red" if cell["guilty"] else "")
         if not wide:
             below = " ".join(part for part in (cell["op"], source) if part)
             name = Text("\n").join([name, Text(elide(below, room), style="dim")])
-        lost = fixed(cell["degradation"], decimals)
-        screened = cell["method"] == "screened"
+        lost = predicted(fixed(cell["degradation"], decimals), cell["screened"])
+        noise = predicted(significant(cell["noise"], 2), cell["screened"])
         table.add_row(
             str(cell["layer"]),
             name,
             *([Text(elide(cell["op"], 12)), Text(elide(source, room))] if wide else []),
-            significant(cell["noise"], 2),
+            noise + (_ROUGH if cell["rough"] else ""),
             percent(cell["noise_share"]),
             Text(lost, style="bold red" if cell["guilty"] else "bold blue" if cell["improves"] else ""),
-            "screened" if screened else interval(cell["degradation_low"], cell["degradation_high"], decimals),
+            span,
         )
-    return table
+    notes = []
+    if cells["screened"].any():
+        notes.append(f"{PREDICTED} screened: predicted, not run; in brackets, where a measurement would fall")
+    if cells["rough"].any():
+        notes.append(f"{_ROUGH} {BEYOND_LINEAR}")
+    return Group(table, *[Text(note, style="dim") for note in notes])
 
 
 def heat_strip(results: Results, width: int) -> Group:
@@ -130,7 +147,11 @@ def heat_strip(results: Results, width: int) -> Group:
     steps = [f"{mark} from {below * limit:.2g}" for (below, _), (_, mark) in pairwise(_SHADES)]
     least = f"{_SHADES[0][0] * limit:.2g}"
     legend = ", ".join([f"{_SHADES[0][1]} less", *steps, f"- improves by {least} or more"])
-    return Group(strip, Text(legend, style="dim"))
+    lines = [legend]
+    if screened := int(cells.screened.sum()):
+        of = f"{screened} of {len(results.cells)} cells are" if screened < len(results.cells) else "all cells are"
+        lines.append(f"{of} screened: predicted, not run")
+    return Group(strip, *[Text(line, style="dim") for line in lines])
 
 
 def shade(value: float, limit: float) -> tuple[str, str]:
@@ -143,14 +164,16 @@ def shade(value: float, limit: float) -> tuple[str, str]:
     return (mark, _WORSE) if value > 0 else ("-", f"bold {_BETTER}")
 
 
-def whole_table(results: Results) -> Table:
-    """The whole network by bit-width beside the sum of its single layers."""
+def whole_table(results: Results) -> Group:
+    """The whole network by bit-width beside the sum of its single layers, marked where some are screened."""
     decimals = degradation_decimals(results)
+    cells = with_marks(results.cells)
+    screened = set(cells.loc[cells["screened"], "bits"])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("bits", justify="right", no_wrap=True)
     for heading in (results.metric, "degradation"):
         table.add_column(Text(elide(heading, 12)), justify="right", no_wrap=True)
-    table.add_column("95 %", style="dim", no_wrap=True)
+    table.add_column(confidence(results), style="dim", no_wrap=True)
     for heading in ("sum", "noise", "sum"):
         table.add_column(heading, justify="right", no_wrap=True)
     level = fixed(results.float_value, decimals)
@@ -162,11 +185,12 @@ def whole_table(results: Results) -> Table:
             fixed(row["value"], decimals),
             Text(fixed(row["degradation"], decimals), style="bold red" if row["degradation_low"] > 0 else ""),
             interval(row["degradation_low"], row["degradation_high"], decimals),
-            fixed(row["degradation_sum"], decimals),
+            predicted(fixed(row["degradation_sum"], decimals), row["bits"] in screened),
             significant(row["noise"]),
-            significant(row["noise_sum"]),
+            predicted(significant(row["noise_sum"]), row["bits"] in screened),
         )
-    return table
+    note = f"{PREDICTED} some of the layers summed are screened: predicted, not run"
+    return Group(table, *([Text(note, style="dim")] if screened & set(whole_network(results)["bits"]) else []))
 
 
 def settings_table(settings: Mapping[str, Any]) -> Table:

@@ -1,28 +1,29 @@
 """The verdict in words: sentences that hold by their intervals, for page and terminal alike.
 
-Layer names stand between backticks. Every sentence says only what its numbers support: a loss is a loss
-where the interval excludes zero, and a layer is guilty under the same rule.
+Layer names stand between backticks. Every sentence says only what its numbers support: the whole network
+loses where the interval excludes zero; a layer hurts where the analysis is certain of it, corrected for all
+cells that it looked at. What is screened, not run, is called so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from quantopsy.analysis.results import Results
-from quantopsy.report.tables import headline_bits, ranked, whole_network
+from quantopsy.report.tables import headline_bits, ranked, verdicts_given, whole_network, with_marks
 from quantopsy.report.wording import (
-    CONFIDENCE,
+    confidence,
     count,
     degradation_decimals,
     fixed,
     interval,
     percent,
+    predicted,
     significant,
     with_interval,
 )
@@ -33,8 +34,8 @@ _NAMED = 3
 _MOST_NOISE = 0.8
 """Share of the noise that "most of it" stands for."""
 
-_ONE_SIDE = 0.025
-"""Chance that a 95 % interval lies above zero although there is nothing."""
+_SPREAD_FROM = 10
+"""Cells from which the check tells how far its ratios spread."""
 
 
 def verdict(results: Results) -> list[str]:
@@ -43,22 +44,23 @@ def verdict(results: Results) -> list[str]:
 
 
 def statements(results: Results) -> list[str]:
-    """What was found: the whole network, the guilty layers, where the noise is, whether layers add up."""
+    """What was found: which layers hurt, the whole network, where the noise is, whether layers add up."""
     bits = headline_bits(results)
     cells = ranked(results, bits)
     whole = _whole_at(results, bits)
-    sentences = [_whole_sentence(results, bits, whole)] if whole is not None else [_float_sentence(results)]
-    sentences += _guilty_sentences(results, bits, cells, whole)
+    sentences = list(_hurting_sentences(results, bits, cells, whole))
+    sentences.append(_whole_sentence(results, bits, whole) if whole is not None else _float_sentence(results))
     sentences += _noise_sentences(bits, cells)
     sentences += _improving_sentences(results, bits, cells)
     if whole is not None:
-        sentences += _additivity_sentences(results, bits, whole)
+        sentences += _additivity_sentences(results, bits, cells, whole)
     sentences += _other_bits_sentences(results, bits)
+    sentences += _check_sentences(results)
     return sentences
 
 
 def cautions(results: Results) -> list[str]:
-    """What limits the findings: a stopped run, screened or unmeasured cells, a useless baseline, warnings."""
+    """What limits the findings: a stopped run, screened, open or missing cells, a useless baseline, warnings."""
     return [*_progress_cautions(results), *_baseline_cautions(results), *results.warnings]
 
 
@@ -69,23 +71,24 @@ class _Writer:
         self.decimals = degradation_decimals(results)
         self.unit = " points" if results.unit == "points" else f" {results.unit}" if results.unit else ""
         self.percent = " %" if results.unit == "points" else ""
+        self.confidence = confidence(results)
 
     def amount(self, value: float) -> str:
         """A degradation with its unit."""
         return f"{fixed(value, self.decimals)}{self.unit}"
 
     def lost(self, row: Any) -> str:
-        """A row's degradation and its interval."""
+        """A cell's degradation and its interval, marked where it is screened."""
         low, high = row["degradation_low"], row["degradation_high"]
-        return with_interval(row["degradation"], low, high, self.decimals)
+        return predicted(with_interval(row["degradation"], low, high, self.decimals), row["screened"])
 
     def level(self, value: float) -> str:
         """A value of the metric."""
         return f"{fixed(value, self.decimals)}{self.percent}"
 
     def between(self, low: float, high: float) -> str:
-        """``95 % interval a to b``."""
-        return f"{CONFIDENCE} interval {interval(low, high, self.decimals)}"
+        """``95 % interval a to b``, at the level of these results."""
+        return f"{self.confidence} interval {interval(low, high, self.decimals)}"
 
 
 def _whole_at(results: Results, bits: int) -> Any | None:
@@ -107,7 +110,7 @@ def _quantization(results: Results, bits: int) -> str:
 def _float_sentence(results: Results) -> str:
     write = _Writer(results)
     span = interval(results.float_low, results.float_high, write.decimals)
-    known = f" ({CONFIDENCE} interval {span})" if span else ""
+    known = f" ({write.confidence} interval {span})" if span else ""
     return (
         f"Float {results.metric} is {write.level(results.float_value)}{known} "
         f"on {count(results.samples, 'image')}; the whole network was not measured quantized."
@@ -142,47 +145,67 @@ def _layer(cell: Any) -> str:
     return f"`{cell['name']}` ({', '.join(where)})"
 
 
-def _guilty_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: Any | None) -> Iterator[str]:
+def _hurting_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: Any | None) -> Iterator[str]:
+    if cells.empty:
+        yield f"No layer has been run or screened at {bits} bits, so none can be judged."
+        return
     write = _Writer(results)
-    judged = cells[(cells["method"] == "exact") & cells["degradation_low"].notna()]
     guilty = cells[cells["guilty"]]
-    if judged.empty:
-        yield f"No layer has been measured exactly at {bits} bits, so none can be called guilty."
-        return
     if guilty.empty:
-        every = len(judged) == len(results.layers)
-        which = "No single layer" if every else f"None of the {count(len(judged), 'layer')} measured exactly"
-        sentence = f"{which} costs {results.metric} beyond its interval at {bits} bits"
-        if whole is not None and whole["degradation_low"] > 0:
-            sentence += "; the loss appears only when layers are quantized together"
-        yield sentence + "."
-        return
-    listed = "; ".join(f"{_layer(cell)} {write.lost(cell)}" for _, cell in guilty.head(_NAMED).iterrows())
-    of = f"{len(guilty)} of {count(len(judged), 'layer')}"
-    more = f"; and {len(guilty) - _NAMED} more" if len(guilty) > _NAMED else ""
-    verb = "costs" if len(guilty) == 1 else "cost"
-    unit = f", in{write.unit}" if write.unit else ""
-    yield f"{of} {verb} {results.metric} beyond the interval when quantized alone{unit}: {listed}{more}."
-    doubtful = guilty[~_beyond_chance(guilty, len(judged))]
-    chance = _ONE_SIDE * len(judged)
-    if 0 < len(doubtful) <= 2 * chance:
+        yield _nothing_hurts(results, bits, cells, whole)
+    else:
+        listed = "; ".join(f"{_layer(cell)} {write.lost(cell)}" for _, cell in guilty.head(_NAMED).iterrows())
+        more = f"; and {len(guilty) - _NAMED} more" if len(guilty) > _NAMED else ""
+        hurt = "hurts" if len(guilty) == 1 else "hurt"
+        unit = f", in{write.unit}" if write.unit else ""
+        sure = f"certain at {confidence(results)}, corrected for {verdicts_given(results)} different cells"
         yield (
-            f"Of {len(judged)} such intervals about {max(1, round(chance))} would lie above zero by chance alone: "
-            f"for {len(doubtful)} of the guilty only more images would tell."
+            f"{len(guilty)} of {count(len(cells), 'layer')} {hurt} {results.metric} at {bits} bits when quantized "
+            f"alone ({sure}){unit}: {listed}{more}."
+        )
+    if screened := int(guilty["screened"].sum()):
+        which = "It is" if len(guilty) == 1 else "All of these are" if screened == len(guilty) else None
+        which = which or f"{screened} of these {'is' if screened == 1 else 'are'}"
+        yield f"{which} screened: not run, because the prediction or a higher bit-width leaves no doubt of a loss."
+    harmless = int((cells["verdict"] == "harmless").sum())
+    rest = len(cells) - len(guilty) - harmless
+    undecided = f"{count(rest, 'layer')} {'is' if rest == 1 else 'are'} undecided"
+    if harmless:
+        yield (
+            f"{count(harmless, 'layer')} {'is' if harmless == 1 else 'are'} harmless at {bits} bits: losses above "
+            f"{write.amount(results.tolerance)} are ruled out" + (f"; {undecided}." if rest else ".")
+        )
+    elif rest and not guilty.empty:
+        yield (
+            f"{undecided} at {bits} bits: a loss is neither certain nor, above "
+            f"{write.amount(results.tolerance)}, ruled out."
         )
 
 
-def _beyond_chance(guilty: pd.DataFrame, tests: int) -> pd.Series:
-    """Whether the interval would still exclude zero if widened for so many ``tests`` (Bonferroni)."""
-    widened = NormalDist().inv_cdf(1 - _ONE_SIDE / tests) / NormalDist().inv_cdf(1 - _ONE_SIDE)
-    below = guilty["degradation"] - guilty["degradation_low"]
-    return guilty["degradation"] - widened * below > 0
+def _nothing_hurts(results: Results, bits: int, cells: pd.DataFrame, whole: Any | None) -> str:
+    """That no layer is guilty, and how large a loss could have been missed."""
+    write = _Writer(results)
+    sentence = f"No layer is certain to hurt {results.metric} at {bits} bits when quantized alone"
+    run = cells[~cells["screened"]]
+    reach = run["degradation_high"].max()
+    if run.empty:
+        sentence += "; none was run, all are screened"
+    elif math.isfinite(reach) and reach > 0:
+        images = count(int(run["samples"].max()), "image")
+        which = "" if len(run) == len(cells) else f" for the {count(len(run), 'layer')} run"
+        sentence += (
+            f": {images} can only rule out losses above {write.amount(reach)}{which}, each at {confidence(results)}"
+        )
+    if len(run) == len(results.layers) and whole is not None and whole["degradation_low"] > 0:
+        sentence += "; the whole network's loss shows only when layers are quantized together"
+    return sentence + "."
 
 
 def _noise_sentences(bits: int, cells: pd.DataFrame) -> Iterator[str]:
     by_noise = cells[cells["noise"] > 0].sort_values("noise", ascending=False)
     if len(by_noise) < 2:
         return
+    screened = _screened_among(by_noise)
     reached = by_noise["noise_share"].cumsum().to_numpy()
     needed = int(np.searchsorted(reached, _MOST_NOISE)) + 1
     if needed <= max(_NAMED, len(by_noise) // 10):
@@ -190,12 +213,12 @@ def _noise_sentences(bits: int, cells: pd.DataFrame) -> Iterator[str]:
         listed = names if needed <= _NAMED else f"{names} and {needed - _NAMED} more"
         accounts = "accounts" if needed == 1 else "account"
         yield (
-            f"{count(needed, 'layer')} of {len(by_noise)} {accounts} for {percent(reached[needed - 1])} "
+            f"{count(needed, 'layer')} of {len(by_noise)}{screened} {accounts} for {percent(reached[needed - 1])} "
             f"of the summed noise at {bits} bits: {listed}."
         )
         return
     yield (
-        f"The noise at {bits} bits is spread out: it takes {needed} of {len(by_noise)} layers to account for "
+        f"The noise at {bits} bits is spread out: it takes {needed} of {len(by_noise)} layers{screened} to account for "
         f"{percent(reached[needed - 1])} of its sum, and the loudest, `{by_noise['name'].iloc[0]}`, "
         f"has {percent(reached[0])}."
     )
@@ -218,27 +241,36 @@ def _improving_sentences(results: Results, bits: int, cells: pd.DataFrame) -> It
     )
 
 
-def _additivity_sentences(results: Results, bits: int, whole: Any) -> Iterator[str]:
+def _screened_among(cells: pd.DataFrame) -> str:
+    """How many of ``cells`` are screened, in brackets; empty where none is."""
+    screened = int(cells["screened"].sum())
+    return f" ({'all' if screened == len(cells) else screened} screened)" if screened else ""
+
+
+def _additivity_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: Any) -> Iterator[str]:
     write = _Writer(results)
-    total = whole["degradation_sum"]
+    total, screened = whole["degradation_sum"], _screened_among(cells)
     if math.isfinite(total) and _has_interval(whole):
         inside = whole["degradation_low"] <= total <= whole["degradation_high"]
         span = write.between(whole["degradation_low"], whole["degradation_high"])
         if inside:
             yield (
-                f"Single layers add up at {bits} bits: their degradations sum to {write.amount(total)}, inside "
-                f"the whole network's {span}."
+                f"Single layers add up at {bits} bits: their degradations{screened} sum to {write.amount(total)}, "
+                f"inside the whole network's {span}."
             )
         else:
             side = "below" if total < whole["degradation_low"] else "above"
             yield (
-                f"Single layers do not add up at {bits} bits: their degradations sum to {write.amount(total)}, "
-                f"{side} the whole network's {span}."
+                f"Single layers do not add up at {bits} bits: their degradations{screened} sum to "
+                f"{write.amount(total)}, {side} the whole network's {span}."
             )
     if whole["noise_sum"] > 0 and math.isfinite(whole["noise"]):
         ratio = whole["noise"] / whole["noise_sum"]
         if not 0.5 <= ratio <= 2:
-            yield f"The whole network's noise at {bits} bits is {significant(ratio, 2)} times the sum of its layers'."
+            yield (
+                f"The whole network's noise at {bits} bits is {significant(ratio, 2)} times the sum of its "
+                f"layers'{_screened_among(cells)}."
+            )
 
 
 def _other_bits_sentences(results: Results, headline: int) -> Iterator[str]:
@@ -254,17 +286,45 @@ def _other_bits_sentences(results: Results, headline: int) -> Iterator[str]:
         yield f"Degradation of the whole network at other bit-widths{unit}: {', '.join(parts)}."
 
 
+def _check_sentences(results: Results) -> Iterator[str]:
+    """What became of predictions where they could be held against measurements."""
+    check, write = results.check, _Writer(results)
+    if check is None:
+        return
+    parts = []
+    low, middle, high = check.noise_ratio
+    if check.cells and math.isfinite(middle):
+        many = check.cells >= _SPREAD_FROM
+        spread = f" ({fixed(low, 2)} to {fixed(high, 2)} for eight in ten)" if many else ""
+        rank = f", rank correlation {fixed(check.noise_rank, 2)}" if many and math.isfinite(check.noise_rank) else ""
+        parts.append(
+            f"on {count(check.cells, 'cell')} in the linear regime that {'was' if check.cells == 1 else 'were'} also "
+            f"run, predicted noise is {fixed(middle, 2)} of the measured one{spread}{rank}"
+        )
+    if math.isfinite(check.degradation_error):
+        drawn = check.random and math.isfinite(check.random_degradation_error)
+        part = f"predicted degradation is off by {write.amount(check.degradation_error)} on average of all cells run"
+        if drawn:
+            part += f", {fixed(check.random_degradation_error, write.decimals)} on {check.random} drawn at random"
+        parts.append(part)
+    if parts:
+        yield f"Check of the screen: {'; '.join(parts)}."
+
+
 def _progress_cautions(results: Results) -> Iterator[str]:
-    cells = results.cells
+    cells, mode = with_marks(results.cells), results.settings.get("mode")
     wanted = len(results.layers) * len(results.bits)
-    measured = cells["noise"].notna() | cells["degradation"].notna()
-    missing = wanted - int(measured.sum())
+    known = cells["noise"].notna() | cells["degradation"].notna()
+    missing = wanted - int(known.sum())
+    # In the other modes it is by design that some cells are run on fewer images.
+    every_image = mode == "exact"
     if not results.complete:
-        sentence = "The run was stopped before every cell had every image"
+        end = "every cell had every image" if every_image else "every cell was screened"
+        sentence = f"The run was stopped before {end}"
         if missing > 0:
             sentence += f"; {missing} of {wanted} cells are missing"
-        short = cells[measured & (cells["method"] == "exact") & (cells["samples"] < results.samples)]
-        if not short.empty:
+        short = cells[known & ~cells["screened"] & (cells["samples"] < results.samples)]
+        if every_image and not short.empty:
             sentence += (
                 f"; {count(len(short), 'cell')} {'has' if len(short) == 1 else 'have'} fewer than the "
                 f"{results.samples} images, the least {int(short['samples'].min())}"
@@ -272,13 +332,16 @@ def _progress_cautions(results: Results) -> Iterator[str]:
         yield sentence + ". The same command again goes on from there."
     elif missing > 0:
         yield f"{missing} of {wanted} cells were not measured; shares and sums leave them out."
-    screened = int((cells["method"] == "screened").sum())
+    screened, rough = int(cells["screened"].sum()), int(cells["rough"].sum())
     if screened:
         which = f"All {screened}" if screened == len(cells) else f"{screened} of {len(cells)}"
-        yield (
-            f"{which} cells are screened: their noise and degradation are first-order predictions, not "
-            "measurements, and no layer is called guilty by them."
-        )
+        how = f"; {rough} of them beyond the linear regime, where noise is predicted only roughly" if rough else ""
+        yield f"{which} cells are screened: predicted from gradients, not run{how}."
+    # An exact run that is not finished has said so above.
+    if results.open_cells and not every_image:
+        them = "it" if results.open_cells == 1 else "them"
+        how = f"--mode auto would settle {them}" if mode == "screen" else f"more --budget would settle {them}"
+        yield f"{count(results.open_cells, 'verdict')} {'is' if them == 'it' else 'are'} open: {how}."
 
 
 def _baseline_cautions(results: Results) -> Iterator[str]:

@@ -14,8 +14,10 @@ from quantopsy.analysis.results import Results
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EM DASH}"
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
-CONFIDENCE = "95 %"
-"""Of every interval in a ``Results``."""
+SCREENED = "screened (predicted)"
+BEYOND_LINEAR = "beyond the linear regime: noise prediction is rough"
+PREDICTED = "~"
+"""Before every number that is screened: predicted, not run."""
 
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -130,6 +132,22 @@ def with_interval(value: float, low: float, high: float, decimals: int) -> str:
     """``value (a to b)``; the value alone where there is no interval."""
     between = interval(low, high, decimals)
     return f"{fixed(value, decimals)} ({between})" if between else fixed(value, decimals)
+
+
+def confidence(results: Results) -> str:
+    """The level of the intervals: ``95 %``."""
+    return f"{100 * results.level:g} %"
+
+
+def predicted(text: str, screened: bool) -> str:
+    """``text`` of a number, marked where it is not measured; a dash stays a dash."""
+    return f"{PREDICTED}{text}" if screened and text and text != MISSING else text
+
+
+def cell_interval(cell: Any, decimals: int) -> str:
+    """A cell's ``a to b``, in brackets and marked where it is the range in which a measurement would fall."""
+    between = interval(cell["degradation_low"], cell["degradation_high"], decimals)
+    return f"{PREDICTED}({between})" if between and cell["method"] == "screened" else between
 
 
 def shape(sizes: tuple[int, ...]) -> str:

@@ -37,15 +37,18 @@
   const described = (cell) => {
     if (!cell) return ["not measured"];
     const t = cell.texts;
-    const lost = t.interval ? `${t.degradation} (${t.interval})` : t.degradation;
     return [
-      `degradation ${lost}${DATA.suffix}`,
+      `degradation ${t.lost}${DATA.suffix}`,
       `noise ${t.noise}${cell.stderr === null ? "" : " \u00b1 " + t.stderr}, SQNR ${t.sqnr || "unknown"} dB`,
-      `${cell.screened ? "screened: predicted, not measured" : "exact"}, ${cell.samples} images`,
-    ];
+      `${cell.screened ? DATA.screened : "exact"}, ${cell.samples} images, ${t.verdict}`,
+    ].concat(cell.rough ? [DATA.rough] : []);
   };
 
   // ---- the aligned bands: heatmap, bars, names ------------------------------------------------------
+
+  // A small tilde in the corner opposite to the notch.
+  const roughMark = (right, bottom, size) =>
+    `M${right - size} ${bottom}q${size / 4} ${-size * 0.8} ${size / 2} ${-size * 0.3}t${size / 2} ${-size * 0.3}`;
 
   function geometry() {
     const room = byId("chart").clientWidth - GUTTER - 16;
@@ -90,6 +93,7 @@
         if (cell && cell.screened) {
           const n = Math.min(5, g.width * 0.6);
           plot.push(svg("path", { class: "notch" + loud, d: `M${x + gap / 2} ${y + 0.5}h${n}l${-n} ${n}z` }));
+          if (cell.rough) plot.push(svg("path", { class: "rough" + loud, d: roughMark(x + g.width - gap / 2 - 2, y + row - 3, n - 1) }));
         }
         const label = cell && share !== null ? cell.texts[text] : "";
         const size = Math.min(11, (g.width - 2) / (0.58 * label.length));
@@ -125,9 +129,11 @@
       const value = cell && cell[key] !== null ? scale.map(cell[key]) : null;
       const x = c * g.width, thick = Math.max(1, Math.min(26, g.width * 0.7)), middle = x + g.width / 2;
       if (value !== null) {
-        const from = y(scale.base), to = y(value);
+        // A bar too flat to be hollow is drawn full: its outline alone would be higher than it is.
+        const from = y(scale.base), to = y(value), hollow = cell.screened && Math.abs(to - from) > 2;
         plot.push(svg("rect", { x: middle - thick / 2, width: thick, y: Math.min(from, to), height: Math.max(0.75, Math.abs(to - from)),
-          style: `fill:var(--${colour(cell)})`, opacity: cell.screened ? 0.45 : 0.85 }));
+          style: hollow ? `fill:var(--${colour(cell)});fill-opacity:0.08;stroke:var(--${colour(cell)})` : `fill:var(--${colour(cell)})`,
+          opacity: 0.85 }));
         const [low, high] = ends(cell);
         if (low !== null && high !== null)
           plot.push(svg("line", { class: "whisker", x1: middle, x2: middle, y1: y(scale.map(low)), y2: y(scale.map(high)) }));
@@ -196,7 +202,13 @@
       parts.push(html("span", { class: "key" },
         svg("svg", { width: 14, height: 14 }, svg("rect", { width: 14, height: 14, rx: 2, style: "fill:var(--zero)" }),
           svg("path", { class: "notch", d: "M0 0h5l-5 5z" })),
-        "screened: predicted, not measured"));
+        `${DATA.screened}; its bar is hollow`));
+    }
+    if (DATA.cells.some((cell) => cell.rough)) {
+      parts.push(html("span", { class: "key" },
+        svg("svg", { width: 14, height: 14 }, svg("rect", { width: 14, height: 14, rx: 2, style: "fill:var(--zero)" }),
+          svg("path", { class: "notch", d: "M0 0h5l-5 5z" }), svg("path", { class: "rough", d: roughMark(12, 12, 4) })),
+        DATA.rough));
     }
     if (DATA.cells.length < layers.length * DATA.bits.length || DATA.cells.some((cell) => cell[noise ? "noise_tint" : "tint"] === null))
       parts.push(html("span", { class: "key" }, svg("svg", { width: 14, height: 14 },
@@ -272,17 +284,55 @@
   }
 
   function measurements(layer) {
-    const headings = ["weight bits", `degradation${DATA.unit}`, "95 % interval", "noise", "\u00b1", "SQNR (dB)", "agreement (%)", "images", "method"];
+    const headings = ["weight bits", `degradation${DATA.unit}`, `${DATA.level} interval`, "noise", "\u00b1", "SQNR (dB)", "agreement (%)", "images", "verdict", "method"];
     const rows = DATA.bits.map((bits) => {
       const cell = cellAt(layer.layer, bits);
       const texts = cell ? [cell.texts.degradation, cell.texts.interval, cell.texts.noise, cell.texts.stderr, cell.texts.sqnr,
-        cell.texts.agreement, String(cell.samples), cell.texts.method] : ["not measured", "", "", "", "", "", "", ""];
+        cell.texts.agreement, String(cell.samples), cell.texts.verdict, cell.texts.method] : ["not measured", "", "", "", "", "", "", "", ""];
       const kind = [cell && cell.guilty ? "guilty" : "", cell && cell.improves ? "improves" : "", bits === state.bits ? "selected" : ""].join(" ");
       return html("tr", { class: kind }, html("th", { scope: "row" }, String(bits)),
         ...texts.map((text, i) => html("td", { class: i === 0 ? "lost" : undefined }, text)));
     });
     return html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Measurements of this layer by bit-width" },
       html("table", {}, html("thead", {}, html("tr", {}, ...headings.map((text) => html("th", { scope: "col" }, text)))), html("tbody", {}, ...rows)));
+  }
+
+  // ---- predicted against exact -----------------------------------------------------------------------
+
+  function drawCheck() {
+    const check = DATA.check;
+    if (!check) return;
+    const card = byId("scatter"), width = card.clientWidth - 32, height = Math.min(460, width), left = 58, top = 10;
+    const right = width - 8, floor = height - 44, [low, high] = check.ends;
+    const along = (value, from, to) => from + ((Math.log10(value) - low) / (high - low)) * (to - from);
+    const x = (value) => along(value, left, right), y = (value) => along(value, floor, top);
+    const shade = (bits) => `color-mix(in oklab,var(--worse) ${100 * check.shares[bits]}%,var(--accent))`;
+    const mark = (cx, cy, linear, bits) => linear
+      ? svg("circle", { cx, cy, r: 4, style: `fill:${shade(bits)}`, opacity: 0.85 })
+      : svg("path", { d: `M${cx} ${cy - 5}l5 5l-5 5l-5 -5z`, style: `fill:none;stroke:${shade(bits)};stroke-width:1.5` });
+    const nodes = [], step = Math.max(1, Math.ceil((high - low) / 6));
+    for (let power = Math.ceil(low); power <= high; power += step) {
+      const value = 10 ** power;
+      nodes.push(svg("line", { class: "line", x1: x(value), x2: x(value), y1: top, y2: floor }),
+        svg("line", { class: "line", x1: left, x2: right, y1: y(value), y2: y(value) }),
+        svg("text", { x: x(value), y: floor + 16, "text-anchor": "middle" }, tickText(value)),
+        svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, tickText(value)));
+    }
+    nodes.push(svg("line", { class: "zero", x1: left, y1: floor, x2: right, y2: top }),
+      svg("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, "noise as run"),
+      svg("text", { transform: `translate(11 ${(top + floor) / 2}) rotate(-90)`, "text-anchor": "middle" }, "noise as screened"));
+    for (const p of check.points) {
+      const point = mark(x(p.noise), y(p.predicted), p.linear, p.bits);
+      point.setAttribute("class", "point");
+      point.append(svg("title", {}, [layers[column.get(p.layer)].name, `${p.bits} bits`, p.text, ...(p.linear ? [] : [DATA.rough])].join("\n")));
+      nodes.push(point);
+    }
+    card.replaceChildren(svg("svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img",
+      "aria-label": "Noise as screened against noise as run" }, nodes));
+    const key = (linear, bits, text) => html("span", { class: "key" }, svg("svg", { width: 14, height: 14 }, mark(7, 7, linear, bits)), text);
+    const seen = DATA.bits.filter((bits) => check.points.some((p) => p.bits === bits));
+    byId("scatter-legend").replaceChildren(...seen.map((bits) => key(true, bits, `${bits} bits`)),
+      ...(check.points.every((p) => p.linear) ? [] : [key(false, seen[0], "beyond the linear regime")]));
   }
 
   function drawPanel() {
@@ -310,14 +360,15 @@
     { key: "op", text: "op", words: true, value: (l) => l.op, show: (l) => l.op },
     { key: "source", text: "source", words: true, value: (l) => l.source, show: (l) => elide(l.source, 40) },
     { key: "degradation", text: `degradation${DATA.unit}`, value: (l, c) => c && c.degradation, show: (l, c) => c && c.texts.degradation, kind: "lost" },
-    { key: "interval", text: "95 % interval", value: (l, c) => c && c.low, show: (l, c) => c && c.texts.interval },
+    { key: "interval", text: `${DATA.level} interval`, value: (l, c) => c && c.low, show: (l, c) => c && c.texts.interval },
     { key: "noise", text: "noise", value: (l, c) => c && c.noise, show: (l, c) => c && c.texts.noise },
     { key: "share", text: "share", value: (l, c) => c && c.share, show: (l, c) => c && c.texts.share },
     { key: "sqnr", text: "SQNR (dB)", value: (l, c) => c && c.sqnr, show: (l, c) => c && c.texts.sqnr },
     { key: "agreement", text: "agreement (%)", value: (l, c) => c && c.agreement, show: (l, c) => c && c.texts.agreement },
     { key: "macs", text: "MACs", value: (l) => l.macs, show: (l) => l.macs_text },
+    { key: "verdict", text: "verdict", words: true, value: (l, c) => c && c.texts.verdict, show: (l, c) => c && c.texts.verdict },
     { key: "method", text: "method", words: true, value: (l, c) => c && c.texts.method, show: (l, c) => c && c.texts.method },
-  ];
+  ].filter((c) => c.key !== "source" || layers.some((l) => l.source));
 
   function compare(a, b) {
     // What is not known comes last whichever way the column is sorted.
@@ -355,7 +406,7 @@
 
   function draw() {
     const chart = byId("chart"), left = chart.scrollLeft;
-    drawControls(); drawChart(); drawLegend(); drawPanel(); drawTable();
+    drawControls(); drawChart(); drawLegend(); drawPanel(); drawTable(); drawCheck();
     chart.scrollLeft = left;
   }
 

@@ -1,0 +1,218 @@
+"""From first-order changes to flipped decisions and losses, on made-up margins."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import norm
+
+from quantopsy.analysis.prediction import (
+    Baseline,
+    ErrorModel,
+    Outlook,
+    Seen,
+    flip_probabilities,
+    outlook,
+    predicted_interval,
+    standing_verdict,
+)
+from quantopsy.analysis.screening import Scores
+from quantopsy.core import Plan, Site, Spec
+from quantopsy.engine.screen import Column
+from quantopsy.metrics import MeanIoU, PerImageScore, TopK
+
+SITE, SPEC = Site("a", "weight"), Spec(bits=4)
+PLAN = Plan.of({SITE: SPEC})
+TOP1 = TopK(1)
+
+
+def scores(change: np.ndarray, margins: np.ndarray, kind: str = "margin") -> Scores:
+    """One column whose decision changes by ``change``."""
+    n = len(change)
+    return Scores((Column(SITE, SPEC, "w"),), np.arange(n), np.ones((1, n, 1)), np.asarray(change)[None], margins, kind)
+
+
+def baseline(gaps: np.ndarray, right: np.ndarray, turned: np.ndarray) -> Baseline:
+    """A float network that is ``right``, and would be ``turned``."""
+    return Baseline(np.arange(len(gaps)), right[:, None].astype(float), gaps, turned[:, None].astype(float))
+
+
+def test_without_a_change_nothing_flips() -> None:
+    gaps = np.sort(np.random.default_rng(0).random((50, 4)) + 0.01, 1)
+    assert flip_probabilities(scores(np.zeros(50), gaps[:, :1]), PLAN, gaps).max() == 0.0
+
+
+def test_under_a_huge_spread_nearly_everything_flips() -> None:
+    rng = np.random.default_rng(0)
+    gaps = np.sort(rng.random((50, 9)), 1)
+    found = flip_probabilities(scores(1e6 * rng.normal(size=50), gaps[:, :1]), PLAN, gaps)
+    # The first is told by its own change, the eight others are even chances each.
+    assert (found > 1 - 0.5**8 - 1e-6).all()
+    assert (found <= 1.0).all()
+
+
+def test_the_wider_the_spread_the_likelier_a_flip() -> None:
+    rng = np.random.default_rng(1)
+    change, gaps = rng.normal(size=200), np.sort(rng.random((200, 5)) * 3, 1)
+    means = [
+        flip_probabilities(scores(size * change, gaps[:, :1]), PLAN, gaps).mean()
+        for size in (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
+    ]
+    assert (np.diff(means) > 0).all()
+
+
+def test_the_smaller_the_margin_the_likelier_a_flip() -> None:
+    change = np.tile([1.0, -1.0], 20)
+    gaps = np.repeat(np.linspace(0.0, 4.0, 20), 2)[:, None]
+    found = flip_probabilities(scores(change, gaps), PLAN, gaps)
+    assert (np.diff(found[::2]) < 0).all()
+    assert (found[1::2] > found[::2]).all()  # a change towards the runner-up
+
+
+def test_images_without_a_probe_flip_by_the_spread_alone() -> None:
+    change, gaps = np.array([1.0, -1.0, np.nan, np.nan]), np.array([[0.1], [0.1], [1.0], [9.0]])
+    found = flip_probabilities(scores(change, np.array([[0.1], [0.1], [np.nan], [np.nan]])), PLAN, gaps)
+    spread = np.sqrt(np.pi / 2)
+    np.testing.assert_allclose(found[2:], norm.sf(np.array([1.0, 9.0]) / spread), rtol=1e-6)
+
+
+def test_of_maps_the_share_of_flipped_pixels_is_that_of_normal_changes() -> None:
+    rng = np.random.default_rng(2)
+    change = rng.normal(size=400)
+    margins = np.sort(rng.random((400, 32)) * 4, 1)
+    found = flip_probabilities(scores(change, margins, "pixel margins"), PLAN, np.empty((400, 0)))
+    drawn = rng.normal(size=(400, 400)) * np.sqrt(np.pi / 2) * np.abs(change).mean()
+    simulated = np.mean([np.mean(margins < -drawn[:, i : i + 1], axis=1) for i in range(400)], 0)
+    assert found.mean() == pytest.approx(simulated.mean(), rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["none", "loss"])
+def test_where_there_is_no_decision_the_screen_cannot_say(kind) -> None:
+    found = outlook(
+        scores(np.ones(5), np.ones((5, 1)), kind), PLAN, baseline(np.ones((5, 1)), np.ones(5), np.zeros(5)), TOP1
+    )
+    assert np.isnan(found.flips).all()
+    assert np.isnan([found.value, found.lost, found.gained]).all()
+
+
+def test_expected_loss_is_that_of_normal_scores() -> None:
+    """Two classes whose margin moves by a normal amount: as many flips as a simulation has."""
+    rng = np.random.default_rng(3)
+    n, sigma = 3000, 0.8
+    gaps = rng.gamma(2.0, 1.0, (n, 1))
+    right = rng.random(n) < 0.8
+    change = rng.normal(0.0, sigma, n)
+    # The runner-up is right in half of the images that the float network gets wrong.
+    turned = ~right & (rng.random(n) < 0.5)
+    found = outlook(scores(np.full(n, np.nan), gaps * np.nan), PLAN, baseline(gaps, right, turned), TOP1)
+    assert np.isnan(found.lost)  # nothing was probed at all
+    probed = rng.random(n) < 0.3
+    found = outlook(
+        scores(np.where(probed, change, np.nan), np.where(probed[:, None], gaps, np.nan)),
+        PLAN,
+        baseline(gaps, right, turned),
+        TOP1,
+    )
+    lost, gained = [], []
+    for _ in range(200):
+        flipped = gaps[:, 0] + rng.normal(0.0, sigma, n) + np.where(probed, change, 0.0) < 0
+        lost.append((flipped & right & ~turned).sum())
+        gained.append((flipped & turned & ~right).sum())
+    assert found.lost == pytest.approx(np.mean(lost), rel=0.05)
+    assert found.gained == pytest.approx(np.mean(gained), rel=0.1)
+    assert found.value == pytest.approx(100 * (right.mean() - (found.lost - found.gained) / n))
+
+
+def test_losses_of_a_metric_where_lower_is_better_are_positive_when_it_rises() -> None:
+    metric = PerImageScore(lambda outputs, labels: outputs, "loss")
+    metric.higher_is_better = False
+    gaps = np.full((10, 1), 0.1)
+    low, high = np.full(10, 0.2), np.full(10, 1.2)
+    found = outlook(scores(np.tile([1.0, -1.0], 5), gaps), PLAN, baseline(gaps, low, high), metric)
+    assert found.lost == pytest.approx(found.flips.sum())
+    assert found.value > 0.2
+
+
+def test_a_metric_that_is_no_mean_has_a_value_and_no_sum_of_losses() -> None:
+    rng = np.random.default_rng(0)
+    metric, labels = MeanIoU(), torch.arange(12 * 16).reshape(12, 4, 4) % 3
+    maps = F.one_hot(labels, 3).movedim(-1, 1).float()
+    right, wrong = (metric.per_image(scored, labels, maps).numpy() for scored in (maps, maps.roll(1, 1)))
+    known = Baseline(np.arange(12), right, np.empty((12, 0)), wrong)
+    error = ErrorModel.fit(12, np.empty(0), np.empty(0))
+    found = outlook(scores(rng.normal(size=12), np.ones((12, 32)), "pixel margins"), PLAN, known, metric)
+    assert metric.value(wrong) < found.value < metric.value(right)
+    assert np.isnan(found.lost)
+    interval = predicted_interval(found, error, metric, 12)
+    assert np.isnan([interval.low, interval.high]).all()
+    assert standing_verdict(found, error, metric, 12, level=0.95, cells=3, tolerance=1.0) is None
+
+
+def test_with_nothing_measured_the_range_is_the_priors_and_rises_with_the_loss() -> None:
+    error = ErrorModel.fit(1000, np.empty(0), np.empty(0))
+    ranges = [error.range(lost) for lost in (0.0, 1.0, 10.0, 100.0, 300.0, 1000.0)]
+    for (low, high), (next_low, next_high) in pairwise(ranges):
+        assert low <= next_low
+        assert high <= next_high
+    assert all(0.0 <= low < high <= 1000.0 for low, high in ranges)
+
+
+def test_the_bias_is_learned_from_cells_of_about_the_same_size() -> None:
+    predicted = np.full(60, 50.0)
+    learned = ErrorModel.fit(1000, predicted, 0.25 * predicted)
+    low, high = learned.range(50.0)
+    assert low < 12.5 < high
+    assert high < 25.0
+    prior = ErrorModel.fit(1000, np.empty(0), np.empty(0))
+    assert prior.range(50.0)[0] > 12.5
+    far = learned.range(900.0)
+    np.testing.assert_allclose(far, prior.range(900.0), rtol=0.05)
+
+
+def test_a_few_cells_move_the_prior_less_than_many() -> None:
+    middles = []
+    for count in (0, 1, 3, 30, 300):
+        predicted = np.full(count, 100.0)
+        low, high = ErrorModel.fit(1000, predicted, 2.0 * predicted).range(100.0)
+        middles.append(np.sqrt((low + 0.5) * (high + 0.5)))
+    assert (np.diff(middles) > 0).all()
+    assert middles[-1] == pytest.approx(200, rel=0.05)
+
+
+def test_a_range_holds_as_often_as_it_says_once_learned() -> None:
+    rng = np.random.default_rng(4)
+    predicted = np.exp(rng.uniform(3.0, 5.5, 400))
+    measured = predicted * np.exp(rng.normal(-0.3, 0.4, 400))
+    error = ErrorModel.fit(5000, predicted[:200], measured[:200])
+    ranges = np.array([error.range(lost) for lost in predicted[200:]])
+    assert 0.90 <= np.mean(measured[200:] >= ranges[:, 0]) <= 0.995
+    assert 0.90 <= np.mean(measured[200:] <= ranges[:, 1]) <= 0.995
+
+
+def test_what_was_seen_narrows_the_range_towards_it() -> None:
+    error = ErrorModel.fit(1000, np.empty(0), np.empty(0))
+    low, high = error.range(50.0)
+    near_low, near_high = error.range(50.0, Seen(20.0, 0.1))
+    assert near_low < 20.0 < near_high
+    assert np.log(near_high / near_low) < 0.5 * np.log(high / low)
+    vague = error.range(50.0, Seen(20.0, 100.0))
+    np.testing.assert_allclose(vague, (low, high), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("lost", "verdict"), [(0.0, "harmless"), (2000.0, "hurts"), (60.0, None)])
+def test_a_verdict_stands_where_both_ends_of_the_range_agree(lost, verdict) -> None:
+    error = ErrorModel.fit(5000, np.empty(0), np.empty(0))
+    found = Outlook(np.zeros(5000), 80.0, lost, 0.0)
+    assert standing_verdict(found, error, TOP1, 5000, level=0.95, cells=50, tolerance=1.0) == verdict
+
+
+def test_the_predicted_interval_holds_its_middle_and_no_more_than_all_images() -> None:
+    error = ErrorModel.fit(100, np.empty(0), np.empty(0))
+    for lost, gained in ((0.0, 0.0), (10.0, 3.0), (95.0, 0.0)):
+        interval = predicted_interval(Outlook(np.zeros(100), 0.0, lost, gained), error, TOP1, 100)
+        assert interval.value == pytest.approx(lost - gained)
+        assert interval.low <= interval.high <= 100.0
