@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -278,7 +278,9 @@ def _analyze(
     from quantopsy.analysis.analyze import analyze as run
     from quantopsy.api import Study, finish
 
-    with watched(as_json) as watch:
+    # A cluster's own notices go to standard output, which is for the document.
+    elsewhere = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    with watched(as_json) as watch, elsewhere:
         watch.say(f"Quantopsy: {title or model}")
         results = run(model, data, out=out, settings=settings, progress=watch, **options)
     _show(finish(Study(out, results)), as_json)

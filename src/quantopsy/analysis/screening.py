@@ -14,7 +14,10 @@ import numpy as np
 
 from quantopsy.analysis import significance
 from quantopsy.core import Plan, Site, Spec
-from quantopsy.engine.screen import Column
+from quantopsy.data import Batch
+from quantopsy.engine.calibration import Calibration
+from quantopsy.engine.screen import Candidates, Column, ScreenEngine, columns
+from quantopsy.graph.execute import Program
 from quantopsy.study import ScreenTile
 
 LINEAR_SQNR_DB = 15.0
@@ -68,6 +71,33 @@ class Scores:
             next((tile.kind for tile in tiles if tile.kind != "none"), "none"),
             dict(hidden),
         )
+
+    @classmethod
+    def of_batches(
+        cls,
+        program: Program,
+        calibration: Calibration,
+        batches: Iterable[Batch],
+        candidates: Candidates,
+        *,
+        noise_probes: int = 1,
+        decision: bool = True,
+        seed: int = 0,
+    ) -> Scores:
+        """Scores of any list of specs per site: what repair and mixed precision choose from.
+
+        ``calibration`` must have seen what the specs of activations need
+        (:func:`quantopsy.engine.calibration.wanted_statistics`). The float network runs forward once and
+        backward once a probe, whatever the number of specs; each costs a dot product per image and probe.
+        """
+        engine = ScreenEngine(program, calibration, noise_probes=noise_probes, decision=decision, seed=seed)
+        tiles: list[ScreenTile] = []
+        hidden: dict[str, str] = {}
+        for batch in batches:
+            found = engine.run_tile(batch.inputs, batch.indices, candidates, batch.labels)
+            tiles.append(ScreenTile(batch.indices, found.margins, found.e, found.kind))
+            hidden.update(found.hidden)
+        return cls.of_tiles(columns(program.network, candidates), tiles, noise_probes, hidden)
 
     def on(self, images: np.ndarray) -> Scores:
         """The part of it on ``images``, as far as they were screened."""

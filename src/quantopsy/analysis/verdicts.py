@@ -140,7 +140,7 @@ def _from_draw(
             significance.verdict(of_all(net, corrected), tolerance) for net in (ends.low, ends.value, ends.high)
         ),
         lost=lost_of_all,
-        lost_spread=float(np.sqrt((1.0 - p.mean()) / (events + 0.5))),
+        lost_spread=float(np.sqrt((1.0 - len(result.images) / n) / (events + 0.5))),
         agreement=float(np.average(result.agreement, weights=weights)),
         samples=len(result.images),
     )

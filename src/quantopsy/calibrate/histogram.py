@@ -34,7 +34,8 @@ class Histogram:
         exponent = (torch.frexp(reach).exponent - (bins.bit_length() - 1)).clamp(min=_SMALLEST_EXPONENT)
         exponent = torch.where(reach > 0, exponent, _SMALLEST_EXPONENT)
         inverse_width = torch.ldexp(torch.ones_like(reach), -exponent)
-        # Multiplying by a power of two is exact, so every value has one bin, whatever came with it.
+        # Multiplying by a power of two is exact, so every value has one bin, whatever came with it (but for
+        # one so small beside the range that it vanishes: it counts as positive).
         index = (rows * inverse_width[:, None]).floor_().to(torch.int32)
         index += bins * torch.arange(1, 2 * len(rows), 2, dtype=torch.int32, device=rows.device)[:, None]
         counts = torch.bincount(index.flatten(), minlength=2 * bins * len(rows)).view(len(rows), 2 * bins)

@@ -8,7 +8,7 @@ the walk has passed its last reader.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -165,9 +165,7 @@ class ExactEngine:
             begin = self._now()
             outputs = program.forward(values, keep=True)
             yield Measured(-1, outputs, self._now() - begin)
-            images = len(values[program.network.input_names[0]])
-            counts = {len(kept) for kept in rows or () if kept is not None}
-            numbers = {count: _numbers(program, values, images, count) for count in counts}
+            some = self._some(values, rows)
             starts: dict[int, list[int]] = {}
             for run, plan in enumerate(prepared):
                 starts.setdefault(plan.start, []).append(run)
@@ -180,12 +178,35 @@ class ExactEngine:
                     if kept is None:
                         outputs = self._run(prepared[run], values, inputs_on_grid)
                     else:
-                        some = torch.from_numpy(kept).to(program.device)
-                        outputs = self._run(prepared[run], _Rows(values, some, images, numbers[len(kept)]), None)
+                        outputs = some(prepared[run], kept)
                     yield Measured(run, outputs, self._now() - begin)
                 for name in step.reads:
                     if program.last_reader[name] == step.index:
                         del values[name]
+
+    def _some(
+        self, values: Values, rows: Sequence[np.ndarray | None] | None
+    ) -> Callable[[Prepared, np.ndarray], tuple[Any, ...]]:
+        """How to run a plan on some of a tile's images: alone, or where the network turns images away from
+        the outermost dimension, with the others, to be picked out of the outputs."""
+        program = self.program
+        counts = {len(kept) for kept in rows or () if kept is not None}
+        if not counts:
+            return lambda prepared, _: self._run(prepared, values, None)
+        alone = {name: values[name][:1] for name in program.network.input_names}
+        program.forward(alone, keep=True)
+        if not _by_image(values, alone):
+            return lambda prepared, kept: tuple(
+                value[torch.from_numpy(kept).to(value.device)] if isinstance(value, Tensor) else value
+                for value in self._run(prepared, values, None)
+            )
+        numbers = {count: _numbers(program, values, alone, count) for count in counts}
+
+        def run(prepared: Prepared, kept: np.ndarray) -> tuple[Any, ...]:
+            taken = torch.from_numpy(kept).to(program.device)
+            return self._run(prepared, _Rows(values, alone, taken, numbers[len(kept)]), None)
+
+        return run
 
     def _run(self, prepared: Prepared, values: Lookup, shared: dict[tuple[str, int], Tensor] | None) -> tuple[Any, ...]:
         """One plan from its first quantized layer on.
@@ -238,34 +259,42 @@ class ExactEngine:
 class _Rows:
     """Look-up of some of a tile's images, each value taken out once; what is not by image stays whole.
 
+    ``alone`` are the values of a tile of one image: what has another length there is by image.
     ``numbers`` are the values that are no tensors, for so many images.
     """
 
-    def __init__(self, values: Values, rows: Tensor, images: int, numbers: Values) -> None:
-        self._values, self._rows, self._images = values, rows, images
+    def __init__(self, values: Values, alone: Values, rows: Tensor, numbers: Values) -> None:
+        self._values, self._alone, self._rows = values, alone, rows
         self._taken = dict(numbers)
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._taken:
-            self._taken[name] = pytree.tree_map_only(Tensor, self._take, self._values[name])
+            self._taken[name] = pytree.tree_map(self._take, self._values[name], self._alone[name])
         return self._taken[name]
 
-    def _take(self, value: Tensor) -> Tensor:
-        by_image = value.dim() > 0 and len(value) == self._images
-        return channels_last(value.index_select(0, self._rows)) if by_image else value
+    def _take(self, value: Any, alone: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() and len(value) != len(alone):
+            return channels_last(value.index_select(0, self._rows))
+        return value
 
 
-def _numbers(program: Program, values: Values, images: int, count: int) -> Values:
-    """The values that are numbers, such as sizes, were there ``count`` images in place of ``images``."""
+def _by_image(values: Values, alone: Values) -> bool:
+    """Whether every value that depends on the number of images has them outermost."""
+    pairs = [
+        pair
+        for name, one in alone.items()
+        for pair in zip(pytree.tree_leaves(values[name]), pytree.tree_leaves(one), strict=True)
+    ]
+    return all(many.shape[1:] == one.shape[1:] for many, one in pairs if isinstance(many, Tensor))
 
-    def fewer(value: Tensor) -> Tensor:
-        return value[:count] if value.dim() > 0 and len(value) == images else value
 
+def _numbers(program: Program, values: Values, alone: Values, count: int) -> Values:
+    """The values that are numbers, such as sizes, for ``count`` images."""
     found: Values = {}
+    rows = torch.arange(count, device=program.device)
     for step in program.steps:
         if isinstance(values[step.writes], int | float):
-            reads = {name: found.get(name, pytree.tree_map_only(Tensor, fewer, values[name])) for name in step.reads}
-            found[step.writes] = step.compute(Overlay(reads, program.constants))
+            found[step.writes] = step.compute(Overlay(_Rows(values, alone, rows, found), program.constants))
     return found
 
 

@@ -239,8 +239,8 @@ class ScreenEngine:
         blocked = walk.blocked.pop(step.writes, None)
         differentiable = isinstance(local.raw, Tensor) and local.raw.requires_grad
         moving = [name for name, value in local.inputs.items() if isinstance(value, Tensor) and value.requires_grad]
-        hides = isinstance(local.result, Tensor) and moving and (not differentiable or step.target in STEPWISE)
-        if blocked is None and hides:
+        hides = moving and (not differentiable or step.target in STEPWISE) and step.target not in SIZES
+        if blocked is None and hides and isinstance(local.result, Tensor):
             blocked = str(step.target).removeprefix("aten.").partition(".")[0]
         walk.reached.update(step.reads)
         if blocked is not None:

@@ -177,7 +177,7 @@ def _normalise(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op == "call_module" or (node.op == "get_attr" and "guard" in str(node.target)):
             graph.erase_node(node)
-        elif node.target is aten.view.default:
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # channels-last tensors have no contiguous view
         elif node.target in IDENTITIES:
             node.replace_all_uses_with(node.args[0])

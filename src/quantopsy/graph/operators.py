@@ -119,7 +119,10 @@ MOVEMENTS = {
 }
 
 # What looks only at a tensor's shape.
-SIZES = {target for name in ("sym_size", "sym_numel", "sym_stride") for target in _overloads(name)}
+_SIZES = """
+sym_size sym_numel sym_stride zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
+"""
+SIZES = {target for name in _SIZES.split() for target in _overloads(name)}
 
 # Flat almost everywhere: autograd gives them a gradient of zero, which says nothing about a finite step.
 STEPWISE = {
