@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,18 @@ def guilty(name: str, exact: Results, auto: Results) -> str:
     )
 
 
+def picture(name: str, exact: Results, screen: Results, folder: Path) -> None:
+    """Predicted against exact noise of every cell, as a page."""
+    from quantopsy.report.figures import predicted_against_exact
+
+    predicted = exact.cells[["layer", "bits"]].merge(screen.cells, on=["layer", "bits"], how="left")
+    cells = exact.cells.assign(
+        screened_noise=predicted["noise"].astype(float).to_numpy(), linear=predicted["linear"].to_numpy()
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    predicted_against_exact(replace(exact, cells=cells)).write_html(folder / f"{name}.html", include_plotlyjs="cdn")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,25 +149,18 @@ def main() -> None:
         print(cost(name), flush=True)
     if arguments.cost_only:
         return
-    rows, verdicts = [], []
-    for name in arguments.networks:
-        exact = run(name, "exact", arguments.images)
-        screen = run(name, "screen", arguments.images)
-        rows.append(agreement(name, exact, screen))
-        verdicts.append(guilty(name, exact, run(name, "auto", arguments.images, arguments.budget)))
-        if arguments.figure:
-            from quantopsy.report.figures import predicted_against_exact
-
-            cells = exact.cells.copy()
-            cells[["screened_noise", "linear"]] = screen.cells[["noise", "linear"]].to_numpy()
-            shown = Results(**{**exact.__dict__, "cells": cells})
-            arguments.figure.mkdir(parents=True, exist_ok=True)
-            predicted_against_exact(shown).write_html(arguments.figure / f"{name}.html", include_plotlyjs="cdn")
+    verdicts = []
     print(
         f"\n{'agreement':20} rank of noise at {', '.join(map(str, BITS))} bits; place of the exact worst layer; "
         "95 % intervals that hold, of linear cells; rank of significant degradations, of how many"
     )
-    print("\n".join(rows))
+    for name in arguments.networks:
+        exact = run(name, "exact", arguments.images)
+        screen = run(name, "screen", arguments.images)
+        print(agreement(name, exact, screen), flush=True)
+        verdicts.append(guilty(name, exact, run(name, "auto", arguments.images, arguments.budget)))
+        if arguments.figure:
+            picture(name, exact, screen, arguments.figure)
     print(
         f"\n{'auto':20} {'passes':>8} {'sweep':>8} {'open':>6} {'run':>6} {'guilty':>6} {'missed':>7} {'extra':>6} "
         f"{'layers':>7} {'missed':>7} {'extra':>6}"
