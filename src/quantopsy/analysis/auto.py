@@ -77,8 +77,10 @@ def measure_what_decides(
     todo = [run for run in dict.fromkeys(wanted) if run not in state.measured]
     everywhere: frozenset[int] = frozenset()
     may_draw = measuring.metric.linear and is_binary(state.reference.statistics)
-    while todo and left() > 0:
+    while todo:
         measure_plans(measuring, {run: plans[run] for run in todo}, lambda: left() > 0, everywhere)
+        if left() <= 0:
+            return
         state = known()
         open_cells = sorted((run for run in cells.plans if state.open(run)), key=lambda run: _from_border(state, run))
         todo = open_cells[: max(_LEAST, int(np.ceil(_ROUND * len(open_cells))))]
