@@ -43,6 +43,17 @@ def test_a_value_that_left_its_producer_on_a_grid_enters_its_readers_on_it() -> 
     assert sorted(found.rows(Plan.of({LEAVING: EIGHT, ENTERING: FOUR}))) == [1, 4]
 
 
+def test_what_leaves_a_layer_without_weights_is_rounded_after_its_inputs() -> None:
+    inside, outside = Site("pool", "input"), Site("pool", "output")
+    found = scores(
+        columns=(*COLUMNS, Column(inside, EIGHT, "z"), Column(outside, FOUR, "p"), Column(outside, FOUR, "p", EIGHT))
+    )
+    assert found.rows(Plan.of({outside: FOUR})) == [6]
+    assert sorted(found.rows(Plan.of({inside: EIGHT, outside: FOUR}))) == [5, 7]
+    other = scores(columns=(Column(inside, FOUR, "z"), Column(outside, FOUR, "p"), Column(outside, FOUR, "p", EIGHT)))
+    assert sorted(other.rows(Plan.of({inside: FOUR, outside: FOUR}))) == [0, 1]
+
+
 def test_predicted_noise_has_the_standard_error_of_a_mean_over_images() -> None:
     found, plan = scores(), Plan.of({WEIGHT: FOUR})
     noise, stderr = found.predicted(plan)
@@ -104,4 +115,5 @@ def test_noise_near_the_signal_or_of_nothing_is_no_matter_of_first_order() -> No
 
 def test_columns_are_the_same_after_json() -> None:
     kinds = (*COLUMNS, Column(WEIGHT, Spec(kind="piecewise", bits=4, options=(("breakpoint", 0.5),)), "a.weight"))
+    kinds += (Column(LEAVING, FOUR, "y", EIGHT),)
     assert columns_from_json(columns_json(kinds)) == kinds

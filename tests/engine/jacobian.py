@@ -17,7 +17,7 @@ from quantopsy.calibrate import quantized_weight
 from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.execute import Program
-from quantopsy.graph.network import Network
+from quantopsy.graph.network import Layer, Network
 from quantopsy.quant import fake_quantize
 
 
@@ -36,8 +36,11 @@ class Perturbed:
         with torch.no_grad():
             program.forward(program.place((images,)), keep)
 
-    def moved(self, *sites: tuple[Site, Spec]) -> tuple[Tensor, ...]:
-        """J d of the network's outputs, where d are the first-order perturbations of ``sites`` together."""
+    def moved(self, *sites: tuple[Site, Spec], given: Mapping[Site, Spec] | None = None) -> tuple[Tensor, ...]:
+        """J d of the network's outputs, where d are the first-order perturbations of ``sites`` together.
+
+        What leaves a layer without weights is rounded after its inputs have been, as ``given`` says.
+        """
         weights: dict[str, Tensor] = {}
         leaving: dict[str, Tensor] = {}
         entering: dict[tuple[str, str], Tensor] = {}
@@ -49,15 +52,39 @@ class Perturbed:
                 assert layer.weight is not None
                 weights[layer.weight] = (quantized_weight(spec, weight, axis=layer.weight_axis) - weight).double()
             elif site.role == "output":
-                leaving[layer.output] = self._change(layer.output, spec)
+                before = (given or {}).get(Site(layer.name, "input")) if layer.weight is None else None
+                leaving[layer.output] = self._change(self._result(layer, before), layer.output, spec)
             else:
-                entering.update({(layer.node, value): self._change(value, spec) for value in layer.inputs})
+                entering.update(
+                    {(layer.node, value): self._change(self.values[value], value, spec) for value in layer.inputs}
+                )
         zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
         tangent = jvp(lambda eps: self._run(eps, weights, leaving, entering), (zero,), (one,))[1]
         return tuple(tangent)
 
-    def _change(self, value: str, spec: Spec) -> Tensor:
-        x = self.values[value]
+    def _result(self, layer: Layer, before: Spec | None) -> Tensor:
+        """What the layer makes of its inputs, put on their grids ``before``."""
+        if before is None:
+            return self.values[layer.output]
+        found: dict[str, Any] = {
+            name: fake_quantize(self.values[name], self.ranges.qparams(name, before)) for name in layer.inputs
+        }
+        nodes = {node.name: node for node in self.network.graph.nodes}
+        for name in dict.fromkeys((layer.node, layer.output)):
+
+            def operand(node: fx.Node) -> Any:
+                return (
+                    self.network.tensors[node.target]
+                    if node.op == "get_attr"
+                    else found.get(node.name, self.values.get(node.name))
+                )
+
+            found[name] = nodes[name].target(
+                *fx.map_arg(nodes[name].args, operand), **fx.map_arg(nodes[name].kwargs, operand)
+            )
+        return found[layer.output]
+
+    def _change(self, x: Tensor, value: str, spec: Spec) -> Tensor:
         return (fake_quantize(x, self.ranges.qparams(value, spec)) - x).double().contiguous()
 
     def _run(
@@ -95,7 +122,7 @@ def first_perturbed(network: Network, plan: Plan) -> list[tuple[Site, Spec]]:
     kept = []
     for site, spec in plan.sites:
         if site.role == "input":
-            names = [network.origins.get(value, value) for value in network.layer(site.layer).inputs]
+            names = [network.origin(value) for value in network.layer(site.layer).inputs]
             on_grid = [
                 plan.get(Site(producer[name], "output")) == spec if name in producer else False for name in names
             ]

@@ -85,13 +85,18 @@ def scores_of(found: Screened, probes: int = 1) -> Scores:
     )
 
 
-def by_site(found: Screened) -> dict[tuple[Site, Spec], np.ndarray]:
-    """(B, P) by site and spec, the values of a site added."""
-    sums: dict[tuple[Site, Spec], np.ndarray] = {}
+def by_site(found: Screened) -> dict[tuple[Site, Spec, Spec | None], np.ndarray]:
+    """(B, P) by site, spec and the inputs' spec that it is given, the values of a site added."""
+    sums: dict[tuple[Site, Spec, Spec | None], np.ndarray] = {}
     for column, e in zip(found.columns, found.e, strict=True):
-        key = column.site, column.spec
+        key = column.site, column.spec, column.given
         sums[key] = sums.get(key, 0.0) + e.astype(np.float64)
     return sums
+
+
+def before(site: Site, given: Spec | None) -> dict[Site, Spec]:
+    """The site in front of an output that is scored ``given`` it."""
+    return {} if given is None else {Site(site.layer, "input"): given}
 
 
 def along(probes: Sequence[Tensor | None], moved: Sequence[Tensor]) -> np.ndarray:
@@ -130,8 +135,8 @@ def test_e_of_every_site_is_the_probe_times_the_jacobian(seed, drawn) -> None:
     reference = Perturbed(case.program, case.ranges, case.images)
     assert found.kind == "margin"
     assert not found.hidden
-    for (site, spec), e in by_site(found).items():
-        moved = reference.moved((site, spec))
+    for (site, spec, given), e in by_site(found).items():
+        moved = reference.moved((site, spec), given=before(site, given))
         scale = float(torch.stack([tensor.abs().max() for tensor in moved]).max())
         assert_near(e[:, 0], along(drawn[:1], moved), scale)
         assert_near(e[:, 1], along(decision, moved), scale)
@@ -148,7 +153,7 @@ def test_the_layers_of_a_plan_add_up_and_a_value_on_its_grid_is_not_moved_again(
     some = [layer for layer in network.layers if rng.random() < 0.6]
     for plan in (full, Plan.of({site: spec for layer in some for site, spec in single_layer(full, layer).sites})):
         try:
-            moved = reference.moved(*first_perturbed(network, plan))
+            moved = reference.moved(*first_perturbed(network, plan), given=plan)
         except AssertionError:  # of a random choice of layers: only one of two inputs lies on its grid
             continue
         scale = float(moved[0].abs().max())
@@ -197,7 +202,7 @@ def test_noise_averaged_over_probes_is_the_squared_length_of_j_d() -> None:
     scores = scores_of(case.screened(noise_probes=300, decision=False), 300)
     reference = Perturbed(case.program, case.ranges, case.images)
     plans = [single_layer(at_bits(case.full, 4), layer) for layer in network.layers]
-    moved = [reference.moved(*first_perturbed(network, plan))[0].flatten(1) for plan in plans]
+    moved = [reference.moved(*first_perturbed(network, plan), given=plan)[0].flatten(1) for plan in plans]
     gram = scores.gram(plans)
     for a in range(len(plans)):
         predicted, stderr = scores.predicted(plans[a])
@@ -273,9 +278,39 @@ class Unused(nn.Module):
 def test_a_layer_that_the_output_does_not_depend_on_scores_zero() -> None:
     case = case_of(Unused().eval(), pictures(3))
     found = by_site(case.screened())
-    for (site, _), e in found.items():
+    for (site, _, given), e in found.items():
         assert np.isfinite(e).all()
-        assert (e == 0).all() == (site.layer in ("silent", "mul")), site
+        if given is None:
+            assert (e == 0).all() == (site.layer in ("silent", "mul")), site
+
+
+class Branches(nn.Module):
+    """A concat of two branches, one of twice the range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(600, 2, bias=False)
+        self.head.weight.data = torch.rand(2, 600)
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow = (0.3 * x).clamp(0, 1) ** 3  # most of it within a few steps of zero
+        return self.head(torch.cat([narrow, 2.04 * narrow], 1).flatten(1))
+
+
+def test_what_a_layer_without_weights_rounds_again_is_scored_as_rounded_again() -> None:
+    torch.manual_seed(0)
+    case = case_of(Branches().eval(), pictures(8))
+    plan = single_layer(case.full, next(layer for layer in case.program.network.layers if layer.op == "concat"))
+    (site,) = [site for site in plan if site.role == "output"]
+    scores = scores_of(case.screened(noise_probes=8), 8)
+    exact = ExactEngine(case.program, case.ranges)
+    reference, both = (measured.outputs for measured in exact.run_tile((case.images,), [exact.prepare(plan)]))
+    noise = float(squared_norms(both, reference).mean())
+    assert scores.predicted(plan)[0] == pytest.approx(noise, rel=0.5)
+    # Half of the one branch's steps fall on the same side of the other's: far more than two roundings alone.
+    alone = [scores.predicted(Plan.of({at: spec}))[0] for at, spec in plan.sites]
+    assert noise > 3 * sum(alone)
+    assert {column.given for column in scores.columns if column.site == site} == {None, plan[Site(site.layer, "input")]}
 
 
 class Stepped(nn.Module):
@@ -332,7 +367,7 @@ def test_reading_only_a_values_shape_hides_nothing(drawn) -> None:
     found = case.screened()
     assert not found.hidden
     moved = Perturbed(case.program, case.ranges, case.images).moved((Site("first", "weight"), Spec(bits=4)))
-    e = by_site(found)[Site("first", "weight"), Spec(bits=4)]
+    e = by_site(found)[Site("first", "weight"), Spec(bits=4), None]
     assert_near(e[:, 0], along(drawn[:1], moved), float(moved[0].abs().max()))
 
 
@@ -398,10 +433,10 @@ def test_every_output_that_is_floating_has_probes_of_its_own(drawn) -> None:
     assert not torch.equal(drawn[0], drawn[2])
     reference = Perturbed(case.program, case.ranges, case.images)
     top = found.outputs[0].topk(2, 1).indices
-    for (site, spec), e in by_site(found).items():
+    for (site, spec, given), e in by_site(found).items():
         if site.layer in found.hidden:
             continue
-        scores, a_map, again = reference.moved((site, spec))[:3]
+        scores, a_map, again = reference.moved((site, spec), given=before(site, given))[:3]
         scale = float(max(scores.abs().max(), a_map.abs().max()))
         assert_near(e[:, 0], along(drawn, (scores, a_map, again)), scale)
         assert_near(e[:, 1], (scores.gather(1, top[:, :1]) - scores.gather(1, top[:, 1:]))[:, 0].numpy(), scale)
@@ -436,8 +471,8 @@ def test_with_a_loss_e_is_its_directional_derivative() -> None:
     (gradient,) = torch.autograd.grad(losses.sum(), scores)
     np.testing.assert_allclose(found.margins[:, 0], losses.detach(), rtol=1e-5)
     reference = Perturbed(case.program, case.ranges, case.images)
-    for (site, spec), e in by_site(found).items():
-        moved = reference.moved((site, spec))
+    for (site, spec, given), e in by_site(found).items():
+        moved = reference.moved((site, spec), given=before(site, given))
         assert_near(e[:, 1], along([gradient], moved), float(moved[0].abs().max()))
 
 
@@ -474,7 +509,7 @@ def test_a_real_network_is_ranked_as_by_exact_noise(zoo) -> None:
     dataset = zoo.images("resnet20", "cifar10_test", 96)
     case = case_of(zoo.network("resnet20"), torch.stack([dataset[i][0] for i in range(96)]))
     network = case.program.network
-    scores = scores_of(case.screened(case.candidates((5, 8))))
+    scores = scores_of(case.screened(case.candidates((5, 8)), noise_probes=4), 4)
     exact = ExactEngine(case.program, case.ranges)
     for bits in (5, 8):
         plans = [single_layer(at_bits(case.full, bits), layer) for layer in network.layers]

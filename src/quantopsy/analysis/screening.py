@@ -120,7 +120,8 @@ class Scores:
         """The columns whose sum is the plan's e.
 
         A value that leaves its producer on a grid enters its readers on it: there it is not perturbed
-        again, as in the network that the plan makes. Raises KeyError for a site that was not scored.
+        again, as in the network that the plan makes. What leaves a layer without weights is rounded after
+        its inputs, where that was scored. Raises KeyError for a site that was not scored.
         """
         leaving = {
             (spec, self.columns[row].value)
@@ -128,12 +129,17 @@ class Scores:
             if site.role == "output"
             for row in self._by_site[site][spec]
         }
-        return [
-            row
-            for site, spec in plan.sites
-            for row in self._by_site[site][spec]
-            if site.role != "input" or (spec, self.columns[row].value) not in leaving
-        ]
+        entering = {site.layer: spec for site, spec in plan.sites if site.role == "input"}
+        found = []
+        for site, spec in plan.sites:
+            rows = self._by_site[site][spec]
+            if site.role == "input":
+                rows = [row for row in rows if (spec, self.columns[row].value) not in leaving]
+            elif site.role == "output":
+                given = {self.columns[row].given for row in rows} & {entering.get(site.layer)}
+                rows = [row for row in rows if self.columns[row].given in (given or {None})]
+            found += rows
+        return found
 
     def e(self, plan: Plan) -> np.ndarray:
         """(n, R): first-order change of every random probe's value under ``plan``."""
@@ -180,7 +186,7 @@ def is_linear(noise: float, signal: float) -> bool:
 
 def columns_json(columns: Iterable[Column]) -> list[Any]:
     """A JSON form of ``columns``."""
-    return [[c.site.layer, c.site.role, c.spec.to_json(), c.value] for c in columns]
+    return [[c.site.layer, c.site.role, c.spec.to_json(), c.value, c.given and c.given.to_json()] for c in columns]
 
 
 def columns_from_json(data: Iterable[Any]) -> tuple[Column, ...]:
@@ -190,4 +196,6 @@ def columns_from_json(data: Iterable[Any]) -> tuple[Column, ...]:
     def spec(value: Any) -> Spec:
         return specs.setdefault(str(value), Spec.from_json(value))
 
-    return tuple(Column(Site(layer, role), spec(of), value) for layer, role, of, value in data)
+    return tuple(
+        Column(Site(layer, role), spec(of), value, given and spec(given)) for layer, role, of, value, given in data
+    )

@@ -11,7 +11,7 @@ B images of a tile, P probes, K specs at a site, S columns of scores.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple
@@ -32,6 +32,9 @@ from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import CLIPS, CONVOLUTIONS, LINEARS, SIZES, STEPWISE, Clip, pads_with
 
 Candidates = Mapping[Site, Sequence[Spec]]
+"""What is scored at each site. Where a layer without weights has as many specs at its input as at its output,
+they belong together in order: see :class:`Column`."""
+
 Gradients = list[Tensor | None]  # of one value, one entry a probe; None where it is zero
 
 # Which way a weight's candidates are scored, in products per element of the weight and image; a forward
@@ -56,11 +59,16 @@ class Column(NamedTuple):
     ``value`` is the weight's tensor, or the activation (by its origin, see :attr:`Network.origins`).
     A layer with two inputs has two columns a spec. Columns of equal spec and value are the very same
     perturbation, once leaving its producer and once entering a reader.
+
+    A layer with weights makes of an input on a grid an output anywhere. One without (pooling, add, concat)
+    makes one on a grid again, or nearly: rounding that is anything but rounding the float output. Its
+    output is scored a second time, ``given`` its inputs on a grid: d = Q(op(Q(x))) - op(Q(x)).
     """
 
     site: Site
     spec: Spec
     value: str
+    given: Spec | None = None
 
 
 @dataclass(frozen=True)
@@ -133,8 +141,18 @@ def columns(network: Network, candidates: Candidates) -> tuple[Column, ...]:
                     found[Column(site, spec, layer.weight)] = None
                 else:
                     for value in edges(layer, role):
-                        found[Column(site, spec, network.origins.get(value, value))] = None
+                        found[Column(site, spec, network.origin(value))] = None
+        for spec, given in _pairs(layer, candidates):
+            found[Column(Site(layer.name, "output"), spec, layer.output, given)] = None
     return tuple(found)
+
+
+def _pairs(layer: Layer, candidates: Candidates) -> Iterator[tuple[Spec, Spec]]:
+    """(output, input): the specs that belong together at a layer without weights."""
+    leaving = candidates.get(Site(layer.name, "output"), ())
+    entering = candidates.get(Site(layer.name, "input"), ())
+    if layer.weight is None and len(leaving) == len(entering):
+        yield from zip(leaving, entering, strict=True)
 
 
 class ScreenEngine:
@@ -276,12 +294,14 @@ class ScreenEngine:
             if e is None:
                 e = self._on_grid(local.result.detach(), layer.output, spec, arriving)
             walk.add(Column(site, spec, layer.output), e)
+        for spec, given in _pairs(layer, walk.candidates):
+            walk.add(Column(site, spec, layer.output, given), self._on_grid_again(local, layer, spec, given, arriving))
 
     def _score_input(self, local: _Local, layer: Layer, name: str, gradients: Gradients, walk: _Walk) -> None:
         site = Site(layer.name, "input")
         for spec in walk.candidates.get(site, ()):
             e = self._on_grid(local.inputs[name].detach(), name, spec, gradients)
-            walk.add(Column(site, spec, self.program.network.origins.get(name, name)), e)
+            walk.add(Column(site, spec, self.program.network.origin(name)), e)
             walk.pass_on(name, spec, e, local.step.index)
 
     def _pass_through(self, step: Step, walk: _Walk) -> None:
@@ -309,7 +329,7 @@ class ScreenEngine:
     def _through(self, local: _Local, moving: Sequence[str], behind: Gradients, walk: _Walk) -> dict[str, Gradients]:
         """Gradients at the step's inputs. Those that nothing precedes are passed only where a forward is dearer."""
         step, layer, network = local.step, local.step.layer, self.program.network
-        names = [name for name in moving if network.origins.get(name, name) not in network.input_names]
+        names = [name for name in moving if network.origin(name) not in network.input_names]
         for name in moving:
             if name not in names and layer is not None and name in layer.inputs:
                 specs = walk.candidates.get(Site(layer.name, "input"), ())
@@ -346,7 +366,7 @@ class ScreenEngine:
             moved = self.calibration.qparams(name, spec).snap(x).sub_(x)
             over = Overlay({name: moved}, Overlay(local.inputs, self.program.constants))
             e = _inner(behind, self._linear(local.step, layer, over))
-            walk.add(Column(site, spec, self.program.network.origins.get(name, name)), e)
+            walk.add(Column(site, spec, self.program.network.origin(name)), e)
 
     def _score_weight(self, local: _Local, layer: Layer, gradients: Gradients, walk: _Walk) -> None:
         step = local.step
@@ -414,17 +434,25 @@ class ScreenEngine:
         return change
 
     def _on_grid(self, x: Tensor, name: str, spec: Spec, gradients: Gradients) -> Tensor:
-        """(B, P): <g, Q(x) - x>, in pieces that stay in cache."""
+        """(B, P): <g, Q(x) - x>."""
         qparams = self.calibration.qparams(name, spec)
-        if x.device.type != "cpu":
-            return _inner(gradients, qparams.snap(x).sub_(x))
-        size = max(1, _CACHED // x[0].numel())
-        pieces = []
-        for start in range(0, len(x), size):
-            piece = x[start : start + size]
-            moved = qparams.snap(piece).sub_(piece)
-            pieces.append(_inner([None if g is None else g[start : start + size] for g in gradients], moved))
-        return torch.cat(pieces)
+        return _in_pieces(lambda part: qparams.snap(x[part]).sub_(x[part]), gradients, x.numel())
+
+    def _on_grid_again(self, local: _Local, layer: Layer, spec: Spec, given: Spec, gradients: Gradients) -> Tensor:
+        """(B, P): <g, Q(y) - y>, y what the layer makes of its inputs on the grids of ``given``."""
+        leaving = self.calibration.qparams(layer.output, spec)
+        entering = {name: self.calibration.qparams(name, given) for name in layer.inputs}
+
+        def change(part: slice) -> Tensor:
+            over = {name: qparams.snap(local.inputs[name].detach()[part]) for name, qparams in entering.items()}
+            y = local.step.compute(Overlay(over, Overlay(local.inputs, self.program.constants)))
+            return leaving.snap(y).sub_(y)
+
+        by_image = set(local.step.reads) == set(layer.inputs) and all(
+            len(local.inputs[name]) == len(local.result) for name in layer.inputs
+        )
+        size = sum(local.inputs[name].numel() for name in layer.inputs)
+        return _in_pieces(change, gradients, max(size, local.result.numel()), whole=not by_image)
 
 
 def _leaf(value: Any) -> Any:
@@ -471,6 +499,17 @@ def _inner(gradients: Sequence[Tensor | None], change: Tensor) -> Tensor:
         else:
             found.append((_flat(gradient) * flat).sum(1))
     return torch.stack(found, 1)
+
+
+def _in_pieces(
+    change: Callable[[slice], Tensor], gradients: Gradients, elements: int, *, whole: bool = False
+) -> Tensor:
+    """(B, P): <g, change>, of so many images at a time that their share of ``elements`` stays in cache."""
+    first = next(gradient for gradient in gradients if gradient is not None)
+    images = len(first)
+    size = images if whole or first.device.type != "cpu" else max(1, _CACHED * images // elements)
+    parts = [slice(start, start + size) for start in range(0, images, size)]
+    return torch.cat([_inner([None if g is None else g[part] for g in gradients], change(part)) for part in parts])
 
 
 def _flat(t: Tensor) -> Tensor:
