@@ -21,7 +21,7 @@ from quantopsy.analysis import significance
 from quantopsy.analysis.assessment import tolerance_of
 from quantopsy.analysis.auto import Cells, measure_what_decides
 from quantopsy.analysis.budget import Budget, pass_seconds
-from quantopsy.analysis.phases import Measuring, measure_float, measure_plans, pieces, screen
+from quantopsy.analysis.phases import Measuring, measure_float, measure_plans, pieces, screen, unscreened
 from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.results import Distribution, Results
 from quantopsy.analysis.schemes import at_bits, full_plan, grids, single_layer
@@ -251,13 +251,8 @@ def candidates(full: Plan, selected: Sequence[Layer], widths: Sequence[int]) -> 
 def _check_budget(budget: Budget, measuring: Measuring, spent: float) -> None:
     """Raise where not even the screen fits, saying what it needs."""
     unit = pass_seconds(measuring.store)
-    number = measuring.store.noted("screen")
-    images = (
-        len(measuring.order) - sum(len(tile.images) for tile in measuring.store.screened(number))
-        if number
-        else (len(measuring.order))
-    )
-    needed = SCREEN_PASSES * images / len(measuring.order)
+    _, todo = unscreened(measuring)
+    needed = SCREEN_PASSES * len(todo) / len(measuring.order)
     if budget.passes is not None and budget.passes < needed:
         raise QuantopsyError(
             f"budget of {budget}", f"the screen alone takes about {needed:.0f} passes", "give more, or --mode screen"

@@ -67,9 +67,9 @@ def measure_float(measuring: Measuring) -> None:
         store.spend("float", len(done.task.images), done.seconds)
 
 
-def screen(measuring: Measuring) -> Scores:
-    """Every candidate of the set-up scored to first order on every image; what the study holds is not done again."""
-    store, progress, setup = measuring.store, measuring.progress, measuring.setup
+def unscreened(measuring: Measuring) -> tuple[int, np.ndarray]:
+    """The number of the screen that the set-up asks for, and the images it still lacks, in order."""
+    store, setup = measuring.store, measuring.setup
     design = {
         "columns": columns_json(columns(setup.network, setup.candidates)),
         "probes": setup.noise_probes,
@@ -77,9 +77,14 @@ def screen(measuring: Measuring) -> Scores:
         "loss": getattr(setup.loss, "__qualname__", None) if setup.loss else None,
     }
     number = store.screen(design)
+    return number, measuring.order[~np.isin(measuring.order, store.screened_images(number))]
+
+
+def screen(measuring: Measuring) -> None:
+    """Every candidate of the set-up scored to first order on every image; what the study holds is not done again."""
+    store, progress = measuring.store, measuring.progress
+    number, todo = unscreened(measuring)
     store.note("screen", number)
-    done_images = [tile.images for tile in store.screened(number)]
-    todo = measuring.order[~np.isin(measuring.order, np.concatenate(done_images) if done_images else [])]
     at_risk = np.isin(todo, _smallest_margins(measuring))
     tasks = [
         ScreenTask(piece, decision)
@@ -94,9 +99,6 @@ def screen(measuring: Measuring) -> Scores:
         store.append_screened(number, done.screened)
         store.spend("screen", len(done.task.images), done.seconds)
         progress.advance(len(done.task.images))
-    scores = scores_of(store)
-    assert scores is not None
-    return scores
 
 
 def scores_of(store: Store) -> Scores | None:

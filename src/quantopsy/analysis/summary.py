@@ -12,7 +12,6 @@ from scipy.stats import spearmanr
 from quantopsy.analysis import significance
 from quantopsy.analysis.assessment import Assessment, assess, tolerance_of, within
 from quantopsy.analysis.budget import passes_spent
-from quantopsy.analysis.phases import scores_of
 from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Check, Distribution, Results
 from quantopsy.analysis.verdicts import Measured
 from quantopsy.metrics import Metric, chance_level, is_at_chance
@@ -189,8 +188,8 @@ def _finished(store: Store, runs: Iterable[int], wanted: np.ndarray, settings: M
     """Whether everything that the mode asks for is there."""
     if settings.get("mode") == "exact":
         return all(len(np.intersect1d(store.images(run), wanted)) == len(wanted) for run in runs) and bool(runs)
-    screened = scores_of(store)
-    return screened is not None and bool(np.isin(wanted, screened.images).all())
+    number = store.noted("screen")
+    return number is not None and bool(np.isin(wanted, store.screened_images(number)).all())
 
 
 def _warnings(store: Store, metric: Metric, reference: RunResult, settings: Mapping[str, Any]) -> tuple[str, ...]:
