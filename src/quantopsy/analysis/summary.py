@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from quantopsy.analysis import significance
-from quantopsy.analysis.assessment import Assessment, assess, tolerance_of, within
+from quantopsy.analysis.assessment import Assessment, assess, expectations, tolerance_of, within
 from quantopsy.analysis.budget import passes_spent
 from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Check, Distribution, Results
 from quantopsy.analysis.verdicts import Measured
@@ -53,7 +53,8 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
     ladders: dict[int, list[int]] = {}
     for cell in sorted(store.noted("cells", []), key=lambda cell: cell["bits"]):
         ladders.setdefault(cell["layer"], []).append(cell["run"])
-    state = assess(store, metric, plans, list(ladders.values()), level=level, tolerance=tolerance)
+    expected = expectations(store, metric, plans)
+    state = assess(store, metric, plans, list(ladders.values()), expected, level=level, tolerance=tolerance)
     rows = [
         {
             "layer": cell["layer"],
@@ -112,27 +113,27 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
 
 def _cell(state: Assessment, run: int) -> dict[str, Any] | None:
     """A cell's figures, measured where they are, else predicted."""
-    expected = state.expected.get(run)
+    expected, predicted = state.expected.get(run), state.predicted.get(run)
     beside = {
         "linear": expected.linear if expected else None,
         "screened_noise": expected.noise if expected else np.nan,
-        "screened_degradation": expected.degradation.value if expected else np.nan,
+        "screened_degradation": predicted.value if predicted else np.nan,
         "loss_change": expected.loss_change if expected else np.nan,
         "verdict": state.verdict(run),
     }
     if run in state.measured:
         return {**_measured(state.measured[run], state.results[run].seconds), "method": "exact", **beside}
-    if expected is None or not np.isfinite(expected.noise):
+    if expected is None or predicted is None or not np.isfinite(expected.noise):
         return None
     return {
         "noise": expected.noise,
         "noise_stderr": expected.noise_stderr,
         "sqnr_db": _sqnr_db(expected.signal, expected.noise),
-        "degradation": expected.degradation.value,
-        "degradation_low": expected.degradation.low,
-        "degradation_high": expected.degradation.high,
+        "degradation": predicted.value,
+        "degradation_low": predicted.low,
+        "degradation_high": predicted.high,
         "agreement": expected.agreement,
-        "samples": len(expected.outlook.flips),
+        "samples": expected.images,
         "method": "screened",
         "seconds": 0.0,
         **beside,
@@ -170,7 +171,7 @@ def _check(state: Assessment, runs: Iterable[int], drawn: set[int]) -> Check | N
     low, middle, high = np.quantile(predicted / found, (0.1, 0.5, 0.9)) if linear else (np.nan,) * 3
 
     def error(some: list[int]) -> float:
-        distances = [abs(state.expected[run].degradation.value - state.measured[run].degradation.value) for run in some]
+        distances = [abs(state.predicted[run].value - state.measured[run].degradation.value) for run in some]
         return float(np.mean(distances)) if distances else float("nan")
 
     return Check(
