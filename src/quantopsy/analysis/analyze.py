@@ -33,7 +33,7 @@ from quantopsy.core.imports import imported
 from quantopsy.data import Batch, Images, evenly_spaced_order, open_data, prefetch
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import calibrate, wanted_statistics
-from quantopsy.engine.exact import output_tensors, squared_norms
+from quantopsy.engine.exact import ExactEngine, output_tensors, squared_norms
 from quantopsy.engine.memory import bytes_per_image, choose_tile, screen_bytes_per_image
 from quantopsy.engine.pool import LocalPool, Pool, parse_engine
 from quantopsy.graph.capture import capture, load
@@ -176,8 +176,9 @@ def analyze(
         _describe(store, setup, full, settings, order, tile, model, data, calibration)
         progress.say(settings_line(setup, settings, order, tile if settings.mode == "exact" else screen_tile, program))
         stopped = False
-        with _pool(setup, program, settings.engine) as (pool, worker):
-            measuring = Measuring(setup, program, pool, worker, order, tile, screen_tile, store, progress)
+        engine = ExactEngine(program, ranges)
+        with _pool(setup, engine, settings.engine) as (pool, worker):
+            measuring = Measuring(setup, engine, pool, worker, order, tile, screen_tile, store, progress)
             try:
                 measure_float(measuring)
                 progress.say(float_line(measuring, settings.level))
@@ -268,11 +269,11 @@ def _check_budget(budget: Budget, measuring: Measuring, spent: float) -> None:
 
 
 @contextmanager
-def _pool(setup: Setup, program: Program, engine: str) -> Iterator[tuple[Pool[Task, Done], Worker | None]]:
+def _pool(setup: Setup, engine: ExactEngine, where: str) -> Iterator[tuple[Pool[Task, Done], Worker | None]]:
     """Where tasks run, and the worker of this process if that is where."""
-    place = parse_engine(engine)
+    place = parse_engine(where)
     if place.kind == "local":
-        worker = Worker(setup, program)
+        worker = Worker(setup, engine)
         with LocalPool(worker) as pool:
             yield pool, worker
         return

@@ -17,7 +17,6 @@ from quantopsy.analysis.budget import Budget, pass_seconds, passes_spent
 from quantopsy.analysis.phases import Measuring, cost_share, measure_plans
 from quantopsy.analysis.significance import is_binary, sampling_probabilities
 from quantopsy.core import Plan
-from quantopsy.engine.exact import ExactEngine
 from quantopsy.study import Draw, Store
 
 CHECKS = 6
@@ -50,9 +49,8 @@ def measure_what_decides(
     open on all images.
     """
     store, order = measuring.store, measuring.order
-    engine = ExactEngine(measuring.program, measuring.setup.calibration)
     plans = {**cells.plans, **cells.whole_plans}
-    shares = {run: cost_share(measuring.program, engine.prepare(plan)) for run, plan in plans.items()}
+    shares = {run: cost_share(measuring.engine, plan) for run, plan in plans.items()}
     expected = expectations(store, measuring.metric, cells.plans)
     deadline = None if budget.seconds is None else begin + budget.seconds
 

@@ -13,10 +13,9 @@ from quantopsy.analysis.screening import Scores, columns_from_json, columns_json
 from quantopsy.analysis.significance import draw as drawn_images
 from quantopsy.analysis.work import BaselineTask, Done, ExactTask, PaceTask, ScreenTask, Setup, Task, Worker
 from quantopsy.core import Plan
-from quantopsy.engine.exact import ExactEngine, Prepared
+from quantopsy.engine.exact import ExactEngine
 from quantopsy.engine.pool import Pool
 from quantopsy.engine.screen import columns
-from quantopsy.graph.execute import Program
 from quantopsy.metrics import Metric
 from quantopsy.study import FLOAT, Store
 
@@ -34,11 +33,12 @@ QUANTIZER_SHARE = 0.6
 class Measuring:
     """One analysis in motion: what is measured, where, in tiles of which size, and where it is kept.
 
-    ``worker`` is the one that runs in this process, if any.
+    ``worker`` is the one that runs in this process, if any; ``engine`` is its, or else only knows what
+    plans cost.
     """
 
     setup: Setup
-    program: Program
+    engine: ExactEngine
     pool: Pool[Task, Done]
     worker: Worker | None
     order: np.ndarray
@@ -142,8 +142,7 @@ def measure_plans(
     Runs in ``everywhere`` on all images, whatever was drawn for them.
     """
     store, progress, order = measuring.store, measuring.progress, measuring.order
-    engine = ExactEngine(measuring.program, measuring.setup.calibration)
-    costs = {run: len(engine.prepare(plan).schedule) for run, plan in plans.items()}
+    costs = {run: cost_share(measuring.engine, plan) for run, plan in plans.items()}
     asked = {run: order if run in everywhere else asked_for(store, run, order) for run in plans}
     missing = {run: np.isin(order, asked[run]) & ~np.isin(order, store.images(run)) for run in plans}
     tasks = list(_exact_tasks(order, plans, missing, measuring.tile))
@@ -189,9 +188,10 @@ def pieces(indices: np.ndarray, size: int) -> list[np.ndarray]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def cost_share(program: Program, prepared: Prepared) -> float:
+def cost_share(engine: ExactEngine, plan: Plan) -> float:
     """What running a plan costs, in float passes: the share of values that are computed again, and of those
     that are put on a grid."""
+    program, prepared = engine.program, engine.prepare(plan)
     sizes = {layer.output: int(np.prod(layer.output_shape)) for layer in program.network.layers}
     total = sum(sizes.values())
     again = sum(sizes.get(program.steps[index].writes, 0) for index in prepared.schedule)

@@ -64,16 +64,25 @@ class Measured(NamedTuple):
 
 
 class ExactEngine:
-    """Runs plans on tiles of images. Holds the program, the ranges, and a cache of quantized weights."""
+    """Runs plans on tiles of images. Holds the program, the ranges, prepared plans and quantized weights."""
 
     def __init__(self, program: Program, calibration: Calibration) -> None:
         keep_freed_memory()
         self.program = program
         self.calibration = calibration
+        self._prepared: dict[Plan, Prepared] = {}
         self._weights = TensorCache[tuple[str, Spec]](WEIGHT_CACHE_BYTES)
 
     def prepare(self, plan: Plan) -> Prepared:
-        """Realise the ranges of ``plan`` and find the steps it changes."""
+        """``plan`` with its ranges realised, and the steps it changes; worked out once.
+
+        Raises ValueError for an empty plan.
+        """
+        if plan not in self._prepared:
+            self._prepared[plan] = self._realised(plan)
+        return self._prepared[plan]
+
+    def _realised(self, plan: Plan) -> Prepared:
         program = self.program
         specs = dict(plan.sites)
         quantizers: dict[int, LayerQuantizers] = {}
