@@ -121,6 +121,10 @@ class Network:
                 found[node.name] = found.get(source, source)
         return found
 
+    def origin(self, value: str) -> str:
+        """The value that ``value`` is re-arranged from; itself where it is none such."""
+        return self.origins.get(value, value)
+
     @property
     def coverage(self) -> dict[str, float]:
         """How much of the network can be quantized: layers, and the share of its MACs in them."""
