@@ -185,9 +185,4 @@ def columns_json(columns: Iterable[Column]) -> list[Any]:
 
 def columns_from_json(data: Iterable[Any]) -> tuple[Column, ...]:
     """The inverse of :func:`columns_json`."""
-    specs: dict[str, Spec] = {}
-
-    def spec(value: Any) -> Spec:
-        return specs.setdefault(str(value), Spec.from_json(value))
-
-    return tuple(Column(Site(layer, role), spec(of), value) for layer, role, of, value in data)
+    return tuple(Column(Site(layer, role), Spec.from_json(spec), value) for layer, role, spec, value in data)
