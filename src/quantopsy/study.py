@@ -132,6 +132,11 @@ class Draw:
     probabilities: np.ndarray  # (n,)
     seed: int = 0
 
+    @property
+    def by_chance(self) -> bool:
+        """Whether some image may be left out, so that those that are not stand for others too."""
+        return bool((self.probabilities < 1.0).any())
+
 
 class Store:
     """A study folder's database. Use :func:`create` or :func:`open_existing`, and close it."""

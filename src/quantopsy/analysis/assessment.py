@@ -190,7 +190,7 @@ def _finished(store: Store, run: int, images: np.ndarray) -> RunResult | None:
     """What ``run`` gave; None while images that were drawn for it by risk are lacking: weights are of them all."""
     found = within(store.result(run), images)
     design = store.draw(run)
-    if found is None or design is None or (design.probabilities >= 1.0).all() or len(found.images) == len(images):
+    if found is None or design is None or not design.by_chance or len(found.images) == len(images):
         return found
     asked = asked_for(store, run, images)
     drawn = np.intersect1d(asked, found.images)
