@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from quantopsy.analysis import significance
-from quantopsy.analysis.assessment import tolerance_of
+from quantopsy.analysis.assessment import ladders_of, tolerance_of
 from quantopsy.analysis.auto import Cells, measure_what_decides
 from quantopsy.analysis.budget import Budget, pass_seconds
 from quantopsy.analysis.phases import Measuring, measure_float, measure_plans, pieces, screen, unscreened
@@ -221,7 +221,6 @@ def _cells(store: Store, full: Plan, selected: Sequence[Layer], widths: Sequence
     whole_plans: dict[int, Plan] = {}
     bits_of: dict[int, tuple[int, ...]] = {}
     cells, whole = [], {}
-    ladders: dict[str, list[int]] = {}
     for bits in widths:
         at = at_bits(full, bits)
         for layer in selected:
@@ -231,12 +230,11 @@ def _cells(store: Store, full: Plan, selected: Sequence[Layer], widths: Sequence
                 plans[run] = plan
                 bits_of[run] = (*bits_of.get(run, ()), bits)
                 cells.append({"layer": layer.index, "bits": bits, "run": run})
-                ladders.setdefault(layer.name, []).append(run)
         whole[bits] = store.run(at)
         whole_plans[whole[bits]] = at
     store.note("cells", cells)
     store.note("whole", [{"bits": bits, "run": run} for bits, run in whole.items()])
-    return Cells(plans, bits_of, list(ladders.values()), whole, whole_plans)
+    return Cells(plans, bits_of, ladders_of(cells), whole, whole_plans)
 
 
 def candidates(full: Plan, selected: Sequence[Layer], widths: Sequence[int]) -> dict[Site, list[Spec]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -160,6 +161,14 @@ def assess(
                 standing[run] = verdict
     implied = _implied(ladders, known, standing)
     return Assessment(reference, known, expected, predicted, standing, implied, certain, results)
+
+
+def ladders_of(cells: Iterable[Mapping[str, Any]]) -> list[list[int]]:
+    """The runs of each layer from its lowest bit-width up; ``cells`` have ``layer``, ``bits`` and ``run``."""
+    found: dict[int, list[int]] = {}
+    for cell in sorted(cells, key=lambda cell: cell["bits"]):
+        found.setdefault(cell["layer"], []).append(cell["run"])
+    return list(found.values())
 
 
 def _reference(store: Store) -> RunResult:

@@ -10,7 +10,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from quantopsy.analysis import significance
-from quantopsy.analysis.assessment import Assessment, assess, expectations, tolerance_of, within
+from quantopsy.analysis.assessment import Assessment, assess, expectations, ladders_of, tolerance_of, within
 from quantopsy.analysis.budget import passes_spent
 from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Check, Distribution, Results
 from quantopsy.analysis.verdicts import Measured
@@ -47,14 +47,12 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
         tolerance = tolerance_of(metric, interval.value)
     layers = pd.DataFrame(store.noted("layers", [])).rename(columns={"index": "layer"})
     layers = layers.reindex(columns=list(LAYER_COLUMNS))
-    runs = {cell["run"] for cell in store.noted("cells", [])}
+    noted = store.noted("cells", [])
+    runs = {cell["run"] for cell in noted}
     whole_runs = {entry["bits"]: entry["run"] for entry in store.noted("whole", [])}
     plans = {run: store.plan(run) for run in runs | set(whole_runs.values())}
-    ladders: dict[int, list[int]] = {}
-    for cell in sorted(store.noted("cells", []), key=lambda cell: cell["bits"]):
-        ladders.setdefault(cell["layer"], []).append(cell["run"])
     expected = expectations(store, metric, plans)
-    state = assess(store, metric, plans, list(ladders.values()), expected, level=level, tolerance=tolerance)
+    state = assess(store, metric, plans, ladders_of(noted), expected, level=level, tolerance=tolerance)
     rows = [
         {
             "layer": cell["layer"],
@@ -63,7 +61,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
             "bits": cell["bits"],
             **found,
         }
-        for cell in store.noted("cells", [])
+        for cell in noted
         if (found := _cell(state, cell["run"])) is not None
     ]
     cells = pd.DataFrame(rows, columns=list(CELL_COLUMNS)).sort_values(["layer", "bits"], ignore_index=True)
@@ -91,7 +89,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
         float_low=interval.low,
         float_high=interval.high,
         samples=len(reference.images),
-        bits=tuple(sorted({cell["bits"] for cell in store.noted("cells", [])})),
+        bits=tuple(sorted({cell["bits"] for cell in noted})),
         layers=layers,
         cells=cells,
         whole=whole,
