@@ -174,7 +174,7 @@ def analyze(
             seed=settings.seed,
         )
         _describe(store, setup, full, settings, order, tile, model, data, calibration)
-        progress.say(settings_line(setup, settings, order, tile if settings.mode == "exact" else screen_tile, program))
+        progress.say(settings_line(setup, settings, order, tile, screen_tile, program))
         stopped = False
         engine = ExactEngine(program, ranges)
         with _pool(setup, engine, settings.engine) as (pool, worker):
@@ -313,14 +313,19 @@ def coverage_line(network: Network) -> str:
     return line
 
 
-def settings_line(setup: Setup, settings: Settings, order: np.ndarray, tile: int, program: Program) -> str:
+def settings_line(
+    setup: Setup, settings: Settings, order: np.ndarray, tile: int, screen_tile: int, program: Program
+) -> str:
     """What is about to be measured, with which settings, in a sentence."""
-    per_image = bytes_per_image(program) if settings.mode == "exact" else screen_bytes_per_image(program)
+    if settings.mode == "exact":
+        at_once, per_image = tile, bytes_per_image(program)
+    else:
+        at_once, per_image = screen_tile, screen_bytes_per_image(program)
     return (
         f"{settings.mode}: {settings.scheme}, weights at {', '.join(map(str, settings.bits))} bits, "
         f"activations at {settings.activation_bits}; {len(order)} of {setup.images.describe()}; ranges from "
-        f"{setup.calibration.images} images; {tile} images at once on {settings.device} "
-        f"(about {tile * per_image / 2**30:.1f} GiB), {torch.get_num_threads()} threads"
+        f"{setup.calibration.images} images; {at_once} images at once on {settings.device} "
+        f"(about {at_once * per_image / 2**30:.1f} GiB), {torch.get_num_threads()} threads"
     )
 
 

@@ -24,7 +24,6 @@ DECISION_SHARE = 0.5
 only by perturbations so large that their spread says as much: predictions are as good as with all of
 them, at three quarters of the cost (benchmarks/screen.py)."""
 
-
 QUANTIZER_SHARE = 0.6
 """What it takes to put every value of a network on its grid, in float passes."""
 
