@@ -113,6 +113,7 @@ def test_scores_of_the_screen_come_back_tile_by_tile(tmp_path) -> None:
     with open_existing(tmp_path) as store:
         assert store.screen_design(number) == DESIGN
         found = store.screened(number)
+        assert store.screened_images(number).tolist() == [0, 1, 2, 3, 4, 5]
         assert [each.kind for each in found] == ["margin", "none", "pixel margins"]
         for one, other in zip(found, tiles, strict=True):
             np.testing.assert_array_equal(one.images, other.images)
@@ -129,6 +130,7 @@ def test_a_screen_of_another_design_is_another_screen(tmp_path) -> None:
         assert other != number
         store.append_screened(number, screen_tile([0]))
         assert store.screened(other) == []
+        assert store.screened_images(other).tolist() == []
 
 
 def test_runners_up_come_back_by_image(tmp_path) -> None:

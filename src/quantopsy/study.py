@@ -132,6 +132,11 @@ class Draw:
     probabilities: np.ndarray  # (n,)
     seed: int = 0
 
+    @property
+    def by_chance(self) -> bool:
+        """Whether some image may be left out, so that those that are not stand for others too."""
+        return bool((self.probabilities < 1.0).any())
+
 
 class Store:
     """A study folder's database. Use :func:`create` or :func:`open_existing`, and close it."""
@@ -213,10 +218,7 @@ class Store:
 
     def images(self, run: int) -> np.ndarray:
         """Images that ``run`` has been measured on, ascending."""
-        rows = self._connection.execute("SELECT images FROM tile WHERE run = ?", (run,)).fetchall()
-        if not rows:
-            return np.empty(0, dtype=np.int32)
-        return np.sort(np.concatenate([np.frombuffer(images, dtype=np.int32) for (images,) in rows]))
+        return _together(self._connection.execute("SELECT images FROM tile WHERE run = ?", (run,)))
 
     def result(self, run: int) -> RunResult | None:
         """All that ``run`` gave, or None where it has not begun."""
@@ -267,6 +269,10 @@ class Store:
         row = (screen, _int32(tile.images), _float32(tile.margins), _float32(tile.e), tile.kind)
         with self._transaction() as connection:
             connection.execute("INSERT INTO screen_tile VALUES (?, ?, ?, ?, ?)", row)
+
+    def screened_images(self, screen: int) -> np.ndarray:
+        """Images that a screen has scored, ascending."""
+        return _together(self._connection.execute("SELECT images FROM screen_tile WHERE screen = ?", (screen,)))
 
     def screened(self, screen: int) -> list[ScreenTile]:
         """All tiles of a screen, in the order in which they came."""
@@ -391,6 +397,11 @@ def _connect(path: Path) -> sqlite3.Connection:
     except sqlite3.DatabaseError as error:
         raise QuantopsyError(f"study {str(path)!r}", f"cannot be opened ({error})", "give another --out") from error
     return connection
+
+
+def _together(tiles: Iterable[tuple[bytes]]) -> np.ndarray:
+    """The images of all ``tiles``, ascending."""
+    return np.sort(np.frombuffer(b"".join(images for (images,) in tiles), dtype=np.int32))
 
 
 def _int32(values: np.ndarray) -> bytes:

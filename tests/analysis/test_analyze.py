@@ -400,6 +400,13 @@ def test_a_screen_that_is_there_is_not_done_again(tmp_path) -> None:
     same_numbers(first.frame(), again.frame())
 
 
+def test_a_budget_is_for_the_screen_that_is_asked_for(tmp_path) -> None:
+    study(tmp_path, mode="screen")
+    study(tmp_path, mode="auto", budget="2")
+    with pytest.raises(qp.QuantopsyError, match="the screen alone takes about 8 passes"):
+        study(tmp_path, mode="auto", budget="2", seed=1)
+
+
 def test_auto_goes_on_from_a_screen(tmp_path) -> None:
     study(tmp_path, mode="screen")
     watching = Stopping("never", 1)

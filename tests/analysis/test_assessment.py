@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from quantopsy.analysis.assessment import Assessment, assess, tolerance_of, within
+from quantopsy.analysis.assessment import Assessment, assess, expectations, tolerance_of, within
 from quantopsy.analysis.screening import columns_json
 from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.screen import Column
@@ -44,10 +45,12 @@ def ladder(store: Store, layer: str = "a") -> dict[int, int]:
     return {bits: store.run(plan_of(layer, bits)) for bits in BITS}
 
 
-def look(store: Store, *ladders: dict[int, int]) -> Assessment:
-    """The assessment at the usual level."""
-    plans = {run: store.plan(run) for each in ladders for run in each.values()}
-    return assess(store, TOP1, plans, [list(each.values()) for each in ladders], level=0.95, tolerance=1.0)
+def look(store: Store, *ladders: Iterable[int], tolerance: float = 1.0) -> Assessment:
+    """The assessment of ladders of runs at the usual level."""
+    runs = [list(each) for each in ladders]
+    plans = {run: store.plan(run) for each in runs for run in each}
+    expected = expectations(store, TOP1, plans)
+    return assess(store, TOP1, plans, runs, expected, level=0.95, tolerance=tolerance)
 
 
 def screen(store: Store, runs: dict[int, int], sizes: dict[int, float], layer: str = "a") -> None:
@@ -73,13 +76,13 @@ def test_the_float_network_comes_first(tmp_path) -> None:
     with create(tmp_path, {}) as store:
         store.note("order", [0, 1])
         with pytest.raises(ValueError, match="float network"):
-            look(store, ladder(store))
+            look(store, ladder(store).values())
 
 
 def test_what_hurts_hurts_at_every_lower_bit_width(store) -> None:
     runs = ladder(store)
     put(store, runs[4], 100)
-    found = look(store, runs)
+    found = look(store, runs.values())
     assert [found.verdict(runs[bits]) for bits in BITS] == ["hurts", "hurts", "hurts", "undecided", "undecided"]
     assert [found.open(runs[bits]) for bits in BITS] == [False, False, False, True, True]
 
@@ -87,9 +90,7 @@ def test_what_hurts_hurts_at_every_lower_bit_width(store) -> None:
 def test_what_was_measured_and_is_harmless_is_so_at_every_higher_bit_width(store) -> None:
     runs = ladder(store)
     put(store, runs[4], 0)
-    wide = assess(
-        store, TOP1, {run: store.plan(run) for run in runs.values()}, [list(runs.values())], level=0.95, tolerance=5.0
-    )
+    wide = look(store, runs.values(), tolerance=5.0)
     assert [wide.verdict(runs[bits]) for bits in BITS] == ["undecided", "undecided", *["harmless"] * 3]
     assert not wide.open(runs[8])
 
@@ -97,7 +98,7 @@ def test_what_was_measured_and_is_harmless_is_so_at_every_higher_bit_width(store
 def test_one_layer_says_nothing_of_another(store) -> None:
     first, second = ladder(store, "a"), ladder(store, "b")
     put(store, first[8], 100)
-    found = look(store, first, second)
+    found = look(store, first.values(), second.values())
     assert found.verdict(first[2]) == "hurts"
     assert {found.verdict(run) for run in second.values()} == {"undecided"}
 
@@ -106,9 +107,7 @@ def test_a_measurement_of_its_own_goes_before_what_others_imply(store) -> None:
     runs = ladder(store)
     put(store, runs[8], 100)
     put(store, runs[2], 0)
-    found = assess(
-        store, TOP1, {run: store.plan(run) for run in runs.values()}, [list(runs.values())], level=0.95, tolerance=5.0
-    )
+    found = look(store, runs.values(), tolerance=5.0)
     assert found.verdict(runs[2]) == "harmless"
     assert found.verdict(runs[8]) == "hurts"
 
@@ -116,7 +115,7 @@ def test_a_measurement_of_its_own_goes_before_what_others_imply(store) -> None:
 def test_a_layer_without_weights_is_one_run_of_all_bit_widths(store) -> None:
     run = store.run(Plan.of({Site("pool", "output"): Spec()}))
     put(store, run, 100)
-    found = assess(store, TOP1, {run: store.plan(run)}, [[run] * 5], level=0.95, tolerance=1.0)
+    found = look(store, [run] * 5)
     assert found.verdict(run) == "hurts"
     assert not found.open(run)
 
@@ -124,10 +123,10 @@ def test_a_layer_without_weights_is_one_run_of_all_bit_widths(store) -> None:
 def test_the_screen_settles_what_is_far_from_any_border(store) -> None:
     runs = ladder(store)
     screen(store, runs, {2: 3.0, 3: 1.0, 4: 0.4, 6: 0.05, 8: 1e-4})
-    found = look(store, runs)
+    found = look(store, runs.values())
     assert set(found.expected) == set(runs.values())
     assert found.verdict(runs[2]) == "hurts"
-    assert found.expected[runs[2]].stands == "hurts"
+    assert found.standing[runs[2]] == "hurts"
     losses = [found.expected[runs[bits]].outlook.lost for bits in BITS]
     assert losses == sorted(losses, reverse=True)
     noises = [found.expected[runs[bits]].noise for bits in BITS]
@@ -138,17 +137,17 @@ def test_the_screen_settles_what_is_far_from_any_border(store) -> None:
 def test_noise_of_nothing_is_never_settled_by_the_screen(store) -> None:
     runs = ladder(store)
     screen(store, runs, {2: 3.0, 3: 1.0, 4: 0.4, 6: 0.05, 8: 0.0})
-    found = look(store, runs)
-    assert found.expected[runs[8]].stands is None
+    found = look(store, runs.values())
+    assert runs[8] not in found.standing
     assert not found.expected[runs[8]].linear
 
 
 def test_a_measured_loss_teaches_the_prediction_of_its_neighbours(store) -> None:
     runs = ladder(store)
     screen(store, runs, {2: 3.0, 3: 0.9, 4: 0.8, 6: 0.05, 8: 1e-4})
-    before = look(store, runs).expected[runs[4]].degradation
+    before = look(store, runs.values()).predicted[runs[4]]
     put(store, runs[3], 5)  # far fewer than predicted
-    after = look(store, runs).expected[runs[4]].degradation
+    after = look(store, runs.values()).predicted[runs[4]]
     assert after.value == before.value  # the estimate itself stays what the screen said
     assert after.low < before.low
 
@@ -159,9 +158,9 @@ def test_a_draw_by_risk_counts_only_once_all_of_it_is_there(store) -> None:
     store.set_draw(runs[4], Draw(IMAGES, p, 7))
     kept = IMAGES[np.random.default_rng(7).random(N) < p]
     put(store, runs[4], 100, kept[: len(kept) // 2])
-    assert runs[4] not in look(store, runs).measured
+    assert runs[4] not in look(store, runs.values()).measured
     put(store, runs[4], 100, kept[len(kept) // 2 :])
-    found = look(store, runs).measured[runs[4]]
+    found = look(store, runs.values()).measured[runs[4]]
     assert found.samples == len(kept)
     assert found.degradation.value == pytest.approx(25.0, abs=6.0)
 
@@ -170,7 +169,7 @@ def test_only_images_that_are_asked_for_count(store) -> None:
     runs = ladder(store)
     put(store, runs[4], 100)
     store.note("order", list(range(0, N, 2)))
-    found = look(store, runs)
+    found = look(store, runs.values())
     assert len(found.reference.images) == N // 2
     assert found.measured[runs[4]].samples == N // 2
     result = store.result(FLOAT)
@@ -180,11 +179,11 @@ def test_only_images_that_are_asked_for_count(store) -> None:
 
 def test_the_smallest_certain_loss_is_one_that_is_certain(store) -> None:
     runs = ladder(store)
-    found = look(store, runs)
+    found = look(store, runs.values())
     certain = round(found.smallest_certain_loss / 100 * N)
     put(store, runs[2], certain)
     put(store, runs[3], certain - 1)
-    again = look(store, runs)
+    again = look(store, runs.values())
     assert again.measured[runs[2]].degradation.low > 0
     assert again.measured[runs[2]].verdict == "hurts"
     assert again.measured[runs[3]].verdict == "undecided"

@@ -19,15 +19,12 @@ N = 200
 
 def expected(lost: float, noise: float = 0.1) -> Expected:
     """A cell that is expected to lose so many images."""
-    percent = 100 * lost / N
     return Expected(
         noise=noise,
         noise_stderr=0.0,
         signal=100.0,
         linear=True,
         outlook=Outlook(np.full(N, 0.1), 80.0, lost, 0.0),
-        degradation=Interval(percent, percent / 2, 2 * percent),
-        stands=None,
         loss_change=float("nan"),
     )
 
@@ -35,7 +32,9 @@ def expected(lost: float, noise: float = 0.1) -> Expected:
 def state_of(cells: Mapping[int, Expected]) -> Assessment:
     """An assessment of cells of which none has been measured."""
     zeros = np.zeros(N)
-    return Assessment(RunResult(np.arange(N), zeros, zeros, zeros[:, None], 0.0), {}, cells, {}, 2.0)
+    percents = {run: 100 * cell.outlook.lost / N for run, cell in cells.items()}
+    predicted = {run: Interval(percent, percent / 2, 2 * percent) for run, percent in percents.items()}
+    return Assessment(RunResult(np.arange(N), zeros, zeros, zeros[:, None], 0.0), {}, cells, predicted, {}, {}, 2.0)
 
 
 def cells_of(bits: Mapping[int, tuple[int, ...]]) -> auto.Cells:

@@ -3,43 +3,20 @@
 import json
 from dataclasses import replace
 
-import numpy as np
-import pandas as pd
 import pytest
+from made_up import make_results, set_cell
 
 from quantopsy.analysis.document import document
-from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Check, Results
+from quantopsy.analysis.results import Check, Results
 
 
 @pytest.fixture
 def results() -> Results:
-    """One layer, run at 8 bits and screened at 4."""
-    layer = {"layer": 0, "name": "stem", "op": "conv2d", "weight_shape": (8, 3, 3, 3)}
-    cell = {"layer": 0, "name": "stem", "op": "conv2d", "degradation": 0.5, "samples": 64, "loss_change": np.nan}
-    return Results(
-        model="net",
-        data="images",
-        metric="top1",
-        unit="points",
-        float_value=90.0,
-        float_low=85.0,
-        float_high=95.0,
-        samples=64,
-        bits=(4, 8),
-        layers=pd.DataFrame([layer]),
-        cells=pd.DataFrame(
-            [
-                {**cell, "bits": 4, "noise": 2.0, "method": "screened", "verdict": "hurts", "linear": np.bool_(False)},
-                {**cell, "bits": 8, "noise": 0.1, "method": "exact", "verdict": "harmless", "linear": np.bool_(True)},
-            ],
-            columns=list(CELL_COLUMNS),
-        ),
-        whole=pd.DataFrame(columns=list(WHOLE_COLUMNS)),
-        settings={"mode": "auto"},
-        level=0.9,
-        tolerance=1.5,
-        open_cells=3,
-    )
+    """Run at 8 bits and screened at 4; layer 5 is the worst at both and hurts at 4."""
+    made = set_cell(make_results(bits=(4, 8)), 5, 8, verdict="harmless")
+    screened = made.cells["bits"] == 4
+    cells = made.cells.assign(method=made.cells["method"].mask(screened, "screened"), linear=~screened)
+    return replace(made, cells=cells, settings={"mode": "auto"}, level=0.9, tolerance=1.5, open_cells=3)
 
 
 def test_it_says_how_the_analysis_was_made(results):

@@ -23,7 +23,7 @@ from quantopsy.analysis.prediction import (
 from quantopsy.analysis.screening import Scores
 from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.screen import Column
-from quantopsy.metrics import MeanIoU, PerImageScore, TopK
+from quantopsy.metrics import MeanIoU, Metric, PerImageScore, TopK
 
 SITE, SPEC = Site("a", "weight"), Spec(bits=4)
 PLAN = Plan.of({SITE: SPEC})
@@ -36,6 +36,16 @@ def scores(change: np.ndarray, margins: np.ndarray, kind: str = "margin") -> Sco
     return Scores((Column(SITE, SPEC, "w"),), np.arange(n), np.ones((1, n, 1)), np.asarray(change)[None], margins, kind)
 
 
+def flips(found: Scores, gaps: np.ndarray) -> np.ndarray:
+    """What the column's change flips."""
+    return flip_probabilities(found, found.change(PLAN), gaps)
+
+
+def expected(found: Scores, known: Baseline, metric: Metric = TOP1) -> Outlook:
+    """What the column's change is expected to do."""
+    return outlook(found, found.change(PLAN), known, metric)
+
+
 def baseline(gaps: np.ndarray, right: np.ndarray, turned: np.ndarray) -> Baseline:
     """A float network that is ``right``, and would be ``turned``."""
     return Baseline(np.arange(len(gaps)), right[:, None].astype(float), gaps, turned[:, None].astype(float))
@@ -43,13 +53,13 @@ def baseline(gaps: np.ndarray, right: np.ndarray, turned: np.ndarray) -> Baselin
 
 def test_without_a_change_nothing_flips() -> None:
     gaps = np.sort(np.random.default_rng(0).random((50, 4)) + 0.01, 1)
-    assert flip_probabilities(scores(np.zeros(50), gaps[:, :1]), PLAN, gaps).max() == 0.0
+    assert flips(scores(np.zeros(50), gaps[:, :1]), gaps).max() == 0.0
 
 
 def test_under_a_huge_spread_nearly_everything_flips() -> None:
     rng = np.random.default_rng(0)
     gaps = np.sort(rng.random((50, 9)), 1)
-    found = flip_probabilities(scores(1e6 * rng.normal(size=50), gaps[:, :1]), PLAN, gaps)
+    found = flips(scores(1e6 * rng.normal(size=50), gaps[:, :1]), gaps)
     # The first is told by its own change, the eight others are even chances each.
     assert (found > 1 - 0.5**8 - 1e-6).all()
     assert (found <= 1.0).all()
@@ -58,24 +68,21 @@ def test_under_a_huge_spread_nearly_everything_flips() -> None:
 def test_the_wider_the_spread_the_likelier_a_flip() -> None:
     rng = np.random.default_rng(1)
     change, gaps = rng.normal(size=200), np.sort(rng.random((200, 5)) * 3, 1)
-    means = [
-        flip_probabilities(scores(size * change, gaps[:, :1]), PLAN, gaps).mean()
-        for size in (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
-    ]
+    means = [flips(scores(size * change, gaps[:, :1]), gaps).mean() for size in (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)]
     assert (np.diff(means) > 0).all()
 
 
 def test_the_smaller_the_margin_the_likelier_a_flip() -> None:
     change = np.tile([1.0, -1.0], 20)
     gaps = np.repeat(np.linspace(0.0, 4.0, 20), 2)[:, None]
-    found = flip_probabilities(scores(change, gaps), PLAN, gaps)
+    found = flips(scores(change, gaps), gaps)
     assert (np.diff(found[::2]) < 0).all()
     assert (found[1::2] > found[::2]).all()  # a change towards the runner-up
 
 
 def test_images_without_a_probe_flip_by_the_spread_alone() -> None:
     change, gaps = np.array([1.0, -1.0, np.nan, np.nan]), np.array([[0.1], [0.1], [1.0], [9.0]])
-    found = flip_probabilities(scores(change, np.array([[0.1], [0.1], [np.nan], [np.nan]])), PLAN, gaps)
+    found = flips(scores(change, np.array([[0.1], [0.1], [np.nan], [np.nan]])), gaps)
     spread = np.sqrt(np.pi / 2)
     np.testing.assert_allclose(found[2:], norm.sf(np.array([1.0, 9.0]) / spread), rtol=1e-6)
 
@@ -84,7 +91,7 @@ def test_of_maps_the_share_of_flipped_pixels_is_that_of_normal_changes() -> None
     rng = np.random.default_rng(2)
     change = rng.normal(size=400)
     margins = np.sort(rng.random((400, 32)) * 4, 1)
-    found = flip_probabilities(scores(change, margins, "pixel margins"), PLAN, np.empty((400, 0)))
+    found = flips(scores(change, margins, "pixel margins"), np.empty((400, 0)))
     drawn = rng.normal(size=(400, 400)) * np.sqrt(np.pi / 2) * np.abs(change).mean()
     simulated = np.mean([np.mean(margins < -drawn[:, i : i + 1], axis=1) for i in range(400)], 0)
     assert found.mean() == pytest.approx(simulated.mean(), rel=0.03)
@@ -92,9 +99,7 @@ def test_of_maps_the_share_of_flipped_pixels_is_that_of_normal_changes() -> None
 
 @pytest.mark.parametrize("kind", ["none", "loss"])
 def test_where_there_is_no_decision_the_screen_cannot_say(kind) -> None:
-    found = outlook(
-        scores(np.ones(5), np.ones((5, 1)), kind), PLAN, baseline(np.ones((5, 1)), np.ones(5), np.zeros(5)), TOP1
-    )
+    found = expected(scores(np.ones(5), np.ones((5, 1)), kind), baseline(np.ones((5, 1)), np.ones(5), np.zeros(5)))
     assert np.isnan(found.flips).all()
     assert np.isnan([found.value, found.lost, found.gained]).all()
 
@@ -108,14 +113,12 @@ def test_expected_loss_is_that_of_normal_scores() -> None:
     change = rng.normal(0.0, sigma, n)
     # The runner-up is right in half of the images that the float network gets wrong.
     turned = ~right & (rng.random(n) < 0.5)
-    found = outlook(scores(np.full(n, np.nan), gaps * np.nan), PLAN, baseline(gaps, right, turned), TOP1)
+    found = expected(scores(np.full(n, np.nan), gaps * np.nan), baseline(gaps, right, turned))
     assert np.isnan(found.lost)  # nothing was probed at all
     probed = rng.random(n) < 0.3
-    found = outlook(
+    found = expected(
         scores(np.where(probed, change, np.nan), np.where(probed[:, None], gaps, np.nan)),
-        PLAN,
         baseline(gaps, right, turned),
-        TOP1,
     )
     lost, gained = [], []
     for _ in range(200):
@@ -132,7 +135,7 @@ def test_losses_of_a_metric_where_lower_is_better_are_positive_when_it_rises() -
     metric.higher_is_better = False
     gaps = np.full((10, 1), 0.1)
     low, high = np.full(10, 0.2), np.full(10, 1.2)
-    found = outlook(scores(np.tile([1.0, -1.0], 5), gaps), PLAN, baseline(gaps, low, high), metric)
+    found = expected(scores(np.tile([1.0, -1.0], 5), gaps), baseline(gaps, low, high), metric)
     assert found.lost == pytest.approx(found.flips.sum())
     assert found.value > 0.2
 
@@ -144,7 +147,7 @@ def test_a_metric_that_is_no_mean_has_a_value_and_no_sum_of_losses() -> None:
     right, wrong = (metric.per_image(scored, labels, maps).numpy() for scored in (maps, maps.roll(1, 1)))
     known = Baseline(np.arange(12), right, np.empty((12, 0)), wrong)
     error = ErrorModel.fit(12, np.empty(0), np.empty(0))
-    found = outlook(scores(rng.normal(size=12), np.ones((12, 32)), "pixel margins"), PLAN, known, metric)
+    found = expected(scores(rng.normal(size=12), np.ones((12, 32)), "pixel margins"), known, metric)
     assert metric.value(wrong) < found.value < metric.value(right)
     assert np.isnan(found.lost)
     interval = predicted_interval(found, error, metric, 12)

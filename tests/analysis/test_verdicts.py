@@ -112,6 +112,11 @@ def test_a_draw_with_all_its_images_measured_is_not_weighted() -> None:
     assert look(reference, run).settled
 
 
+def test_more_images_than_could_be_drawn_are_not_weighted() -> None:
+    reference, run, _ = made_up(1, 0.1)
+    assert look(reference, run, Draw(np.arange(N // 2), np.full(N // 2, 0.3))) == look(reference, run)
+
+
 def test_some_images_without_weights_leave_open_what_all_could_decide() -> None:
     reference, run, _ = made_up(2, 0.02)
     found = look(reference, run.on(np.arange(40)))

@@ -102,6 +102,14 @@ def test_an_unread_prefix_is_never_run_again(small, images) -> None:
     assert [engine.program.steps[index].layer.name for index in prepared.schedule] == ["head"]
 
 
+def test_a_plan_is_prepared_once(small, images) -> None:
+    engine = engine_for(small, images)
+    plan = single_layer(full_plan(engine.program.network, grids("per-tensor", 8)), engine.program.network.layer("left"))
+    assert engine.prepare(Plan.of(dict(plan.sites))) is engine.prepare(plan)
+    with pytest.raises(ValueError, match="an empty plan is the float network"):
+        engine.prepare(Plan())
+
+
 def test_parallel_branches_are_not_run_again(small, images) -> None:
     engine = engine_for(small, images)
     network = engine.program.network

@@ -18,10 +18,10 @@ import torch
 from torch import nn
 
 from quantopsy.analysis import significance
-from quantopsy.analysis.assessment import tolerance_of
+from quantopsy.analysis.assessment import ladders_of, tolerance_of
 from quantopsy.analysis.auto import Cells, measure_what_decides
 from quantopsy.analysis.budget import Budget, pass_seconds
-from quantopsy.analysis.phases import Measuring, measure_float, measure_plans, pieces, screen
+from quantopsy.analysis.phases import Measuring, measure_float, measure_plans, pieces, screen, unscreened
 from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.results import Distribution, Results
 from quantopsy.analysis.schemes import at_bits, full_plan, grids, single_layer
@@ -33,7 +33,7 @@ from quantopsy.core.imports import imported
 from quantopsy.data import Batch, Images, evenly_spaced_order, open_data, prefetch
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import calibrate, wanted_statistics
-from quantopsy.engine.exact import output_tensors, squared_norms
+from quantopsy.engine.exact import ExactEngine, output_tensors, squared_norms
 from quantopsy.engine.memory import bytes_per_image, choose_tile, screen_bytes_per_image
 from quantopsy.engine.pool import LocalPool, Pool, parse_engine
 from quantopsy.graph.capture import capture, load
@@ -174,10 +174,11 @@ def analyze(
             seed=settings.seed,
         )
         _describe(store, setup, full, settings, order, tile, model, data, calibration)
-        progress.say(settings_line(setup, settings, order, tile if settings.mode == "exact" else screen_tile, program))
+        progress.say(settings_line(setup, settings, order, tile, screen_tile, program))
         stopped = False
-        with _pool(setup, program, settings.engine) as (pool, worker):
-            measuring = Measuring(setup, program, pool, worker, order, tile, screen_tile, store, progress)
+        engine = ExactEngine(program, ranges)
+        with _pool(setup, engine, settings.engine) as (pool, worker):
+            measuring = Measuring(setup, engine, pool, worker, order, tile, screen_tile, store, progress)
             try:
                 measure_float(measuring)
                 progress.say(float_line(measuring, settings.level))
@@ -220,7 +221,6 @@ def _cells(store: Store, full: Plan, selected: Sequence[Layer], widths: Sequence
     whole_plans: dict[int, Plan] = {}
     bits_of: dict[int, tuple[int, ...]] = {}
     cells, whole = [], {}
-    ladders: dict[str, list[int]] = {}
     for bits in widths:
         at = at_bits(full, bits)
         for layer in selected:
@@ -230,12 +230,11 @@ def _cells(store: Store, full: Plan, selected: Sequence[Layer], widths: Sequence
                 plans[run] = plan
                 bits_of[run] = (*bits_of.get(run, ()), bits)
                 cells.append({"layer": layer.index, "bits": bits, "run": run})
-                ladders.setdefault(layer.name, []).append(run)
         whole[bits] = store.run(at)
         whole_plans[whole[bits]] = at
     store.note("cells", cells)
     store.note("whole", [{"bits": bits, "run": run} for bits, run in whole.items()])
-    return Cells(plans, bits_of, list(ladders.values()), whole, whole_plans)
+    return Cells(plans, bits_of, ladders_of(cells), whole, whole_plans)
 
 
 def candidates(full: Plan, selected: Sequence[Layer], widths: Sequence[int]) -> dict[Site, list[Spec]]:
@@ -251,13 +250,8 @@ def candidates(full: Plan, selected: Sequence[Layer], widths: Sequence[int]) -> 
 def _check_budget(budget: Budget, measuring: Measuring, spent: float) -> None:
     """Raise where not even the screen fits, saying what it needs."""
     unit = pass_seconds(measuring.store)
-    number = measuring.store.noted("screen")
-    images = (
-        len(measuring.order) - sum(len(tile.images) for tile in measuring.store.screened(number))
-        if number
-        else (len(measuring.order))
-    )
-    needed = SCREEN_PASSES * images / len(measuring.order)
+    _, todo = unscreened(measuring)
+    needed = SCREEN_PASSES * len(todo) / len(measuring.order)
     if budget.passes is not None and budget.passes < needed:
         raise QuantopsyError(
             f"budget of {budget}", f"the screen alone takes about {needed:.0f} passes", "give more, or --mode screen"
@@ -273,11 +267,11 @@ def _check_budget(budget: Budget, measuring: Measuring, spent: float) -> None:
 
 
 @contextmanager
-def _pool(setup: Setup, program: Program, engine: str) -> Iterator[tuple[Pool[Task, Done], Worker | None]]:
+def _pool(setup: Setup, engine: ExactEngine, where: str) -> Iterator[tuple[Pool[Task, Done], Worker | None]]:
     """Where tasks run, and the worker of this process if that is where."""
-    place = parse_engine(engine)
+    place = parse_engine(where)
     if place.kind == "local":
-        worker = Worker(setup, program)
+        worker = Worker(setup, engine)
         with LocalPool(worker) as pool:
             yield pool, worker
         return
@@ -319,14 +313,19 @@ def coverage_line(network: Network) -> str:
     return line
 
 
-def settings_line(setup: Setup, settings: Settings, order: np.ndarray, tile: int, program: Program) -> str:
+def settings_line(
+    setup: Setup, settings: Settings, order: np.ndarray, tile: int, screen_tile: int, program: Program
+) -> str:
     """What is about to be measured, with which settings, in a sentence."""
-    per_image = bytes_per_image(program) if settings.mode == "exact" else screen_bytes_per_image(program)
+    if settings.mode == "exact":
+        at_once, per_image = tile, bytes_per_image(program)
+    else:
+        at_once, per_image = screen_tile, screen_bytes_per_image(program)
     return (
         f"{settings.mode}: {settings.scheme}, weights at {', '.join(map(str, settings.bits))} bits, "
         f"activations at {settings.activation_bits}; {len(order)} of {setup.images.describe()}; ranges from "
-        f"{setup.calibration.images} images; {tile} images at once on {settings.device} "
-        f"(about {tile * per_image / 2**30:.1f} GiB), {torch.get_num_threads()} threads"
+        f"{setup.calibration.images} images; {at_once} images at once on {settings.device} "
+        f"(about {at_once * per_image / 2**30:.1f} GiB), {torch.get_num_threads()} threads"
     )
 
 

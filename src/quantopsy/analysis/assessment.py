@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -28,16 +30,19 @@ from quantopsy.study import FLOAT, RunResult, Store
 
 @dataclass(frozen=True)
 class Expected:
-    """What the screen says of a plan on the images it was screened on."""
+    """What the screen says of a plan on the images it was screened on; nothing that is run exactly changes it."""
 
     noise: float
     noise_stderr: float
     signal: float
     linear: bool  # whether a first-order prediction is to be believed
     outlook: Outlook
-    degradation: Interval  # between its ends what measuring these images would give, either at 95 %
-    stands: Verdict | None  # the verdict, where measuring could not change it
     loss_change: float  # of a user's loss, the mean over images; NaN without one
+
+    @property
+    def images(self) -> int:
+        """How many were screened."""
+        return len(self.outlook.flips)
 
     @property
     def agreement(self) -> float:
@@ -47,11 +52,17 @@ class Expected:
 
 @dataclass(frozen=True)
 class Assessment:
-    """Every run of a study: what was measured of it, and what the screen expects."""
+    """Every run of a study: what was measured of it, what the screen expects, and what follows from both.
+
+    ``predicted``: the degradation that measuring the screened images would give, between its ends, either at
+    95 %. ``standing``: verdicts that the screen expects and measuring could not change.
+    """
 
     reference: RunResult  # the float network on all images asked for
     measured: Mapping[int, Measured]
     expected: Mapping[int, Expected]
+    predicted: Mapping[int, Interval]
+    standing: Mapping[int, Verdict]
     implied: Mapping[int, Verdict]  # by what was found of the same layer at other bit-widths
     smallest_certain_loss: float  # of the metric, where it cannot be chance among all cells
     results: Mapping[int, RunResult] = field(repr=False, default_factory=dict)
@@ -60,16 +71,44 @@ class Assessment:
         """Of what was measured, else what is expected to stand or follows from other bit-widths, else undecided."""
         if run in self.measured and self.measured[run].settled:
             return self.measured[run].verdict
-        if run not in self.measured and run in self.expected and self.expected[run].stands is not None:
-            return self.expected[run].stands or "undecided"
+        if run not in self.measured and run in self.standing:
+            return self.standing[run]
         return self.implied.get(run, "undecided")
 
     def open(self, run: int) -> bool:
         """Whether measuring more could change the verdict."""
         if run in self.measured:
             return not self.measured[run].settled and run not in self.implied
-        stands = run in self.expected and self.expected[run].stands is not None
-        return not stands and run not in self.implied
+        return run not in self.standing and run not in self.implied
+
+
+def expectations(store: Store, metric: Metric, plans: Mapping[int, Plan]) -> dict[int, Expected]:
+    """What the study's newest screen says of ``plans`` (by run), as far as it scored all their sites.
+
+    Once for a screen: reading its scores and working out their outlooks is what takes long. Raises
+    ValueError where the float network has not been measured.
+    """
+    reference, scores, runner_up = _reference(store), scores_of(store), store.runner_up()
+    if scores is None or runner_up is None:
+        return {}
+    scores = scores.on(reference.images)
+    baseline = Baseline.of(reference, runner_up, scores.images)
+    signal = float(reference.on(scores.images).energy.mean())
+    found = {}
+    for run, plan in plans.items():
+        if not scores.covers(plan):
+            continue
+        noise, stderr = scores.predicted(plan)
+        change = scores.change(plan)
+        found[run] = Expected(
+            noise=noise,
+            noise_stderr=stderr,
+            signal=signal,
+            linear=is_linear(noise, signal),
+            outlook=outlook(scores, change, baseline, metric),
+            loss_change=float(change.mean()) if scores.kind == "loss" else float("nan"),
+        )
+    return found
 
 
 def assess(
@@ -77,78 +116,78 @@ def assess(
     metric: Metric,
     plans: Mapping[int, Plan],
     ladders: Sequence[Sequence[int]],
+    expected: Mapping[int, Expected],
     *,
     level: float,
     tolerance: float,
 ) -> Assessment:
-    """The assessment of ``plans`` (by run).
+    """The assessment of ``plans`` (by run), of which the screen expects what :func:`expectations` gave.
 
     ``ladders`` are the runs of each layer from its lowest bit-width up: the cells that are looked at
     together. What hurts at a bit-width is taken to hurt at every lower one, and what was measured and does
     not, not at any higher one. Raises ValueError where the float network has not been measured.
     """
     cells = max(1, len({run for ladder in ladders for run in ladder}))
-    wanted = np.sort(np.asarray(store.noted("order", []), dtype=np.int64))
-    reference = within(store.result(FLOAT), wanted)
-    if reference is None:
-        raise ValueError("the float network comes first")
+    reference = _reference(store)
     results = {run: done for run in plans if (done := _finished(store, run, reference.images)) is not None}
     certain = _smallest_certain_loss(len(reference.images), significance.corrected_level(level, cells)) * metric.scale
     known = {
         run: measured(metric, reference, done, level=level, cells=cells, tolerance=tolerance, draw=store.draw(run))
         for run, done in results.items()
     }
-    scores = scores_of(store)
-    runner_up = store.runner_up()
-    if scores is None or runner_up is None:
-        return Assessment(reference, known, {}, _implied(ladders, known, {}), certain, results)
-    scores = scores.on(reference.images)
-    baseline = Baseline.of(reference, runner_up, scores.images)
-    outlooks = {run: outlook(scores, plan, baseline, metric) for run, plan in plans.items() if scores.covers(plan)}
-    pairs = [(outlooks[run].lost, known[run].lost) for run in outlooks if run in known]
+    both = [run for run in expected if run in known]
+    screened = max((found.images for found in expected.values()), default=0)  # the same number for all
+    pairs = [(expected[run].outlook.lost, known[run].lost) for run in both]
     told = np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
-    error = ErrorModel.fit(len(scores.images), told[:, 0], told[:, 1])
-    decides = metric.linear and is_binary(reference.statistics)
-    for run in known.keys() & outlooks.keys():
-        if known[run].settled or not decides or len(scores.images) < len(reference.images):
-            continue
-        seen = Seen(known[run].lost, known[run].lost_spread)
-        verdict = standing_verdict(
-            outlooks[run], error, metric, len(scores.images), level=level, cells=cells, tolerance=tolerance, seen=seen
+    error = ErrorModel.fit(screened, told[:, 0], told[:, 1])
+    predicted = {run: predicted_interval(found.outlook, error, metric, screened) for run, found in expected.items()}
+    standing: dict[int, Verdict] = {}
+    if metric.linear and is_binary(reference.statistics):
+        judge = partial(
+            standing_verdict,
+            error=error,
+            metric=metric,
+            images=screened,
+            level=level,
+            cells=cells,
+            tolerance=tolerance,
         )
-        if verdict is not None:
-            known[run] = replace(known[run], verdicts=frozenset([verdict]))
-    signal = float(reference.on(scores.images).energy.mean())
-    expected = {}
-    for run, found in outlooks.items():
-        noise, stderr = scores.predicted(plans[run])
-        verdict = (
-            standing_verdict(found, error, metric, len(scores.images), level=level, cells=cells, tolerance=tolerance)
-            if decides and noise > 0.0
-            else None
-        )
-        expected[run] = Expected(
-            noise=noise,
-            noise_stderr=stderr,
-            signal=signal,
-            linear=is_linear(noise, signal),
-            outlook=found,
-            degradation=predicted_interval(found, error, metric, len(scores.images)),
-            stands=verdict,
-            loss_change=float(np.nanmean(scores.change(plans[run]))) if scores.kind == "loss" else float("nan"),
-        )
-    return Assessment(reference, known, expected, _implied(ladders, known, expected), certain, results)
+        for run in both if screened == len(reference.images) else ():
+            seen = Seen(known[run].lost, known[run].lost_spread)
+            if not known[run].settled and (verdict := judge(expected[run].outlook, seen=seen)) is not None:
+                known[run] = replace(known[run], verdicts=frozenset([verdict]))
+        for run, found in expected.items():
+            if found.noise > 0.0 and (verdict := judge(found.outlook)) is not None:
+                standing[run] = verdict
+    implied = _implied(ladders, known, standing)
+    return Assessment(reference, known, expected, predicted, standing, implied, certain, results)
+
+
+def ladders_of(cells: Iterable[Mapping[str, Any]]) -> list[list[int]]:
+    """The runs of each layer from its lowest bit-width up; ``cells`` have ``layer``, ``bits`` and ``run``."""
+    found: dict[int, list[int]] = {}
+    for cell in sorted(cells, key=lambda cell: cell["bits"]):
+        found.setdefault(cell["layer"], []).append(cell["run"])
+    return list(found.values())
+
+
+def _reference(store: Store) -> RunResult:
+    """The float network on the images last asked for."""
+    found = within(store.result(FLOAT), np.sort(np.asarray(store.noted("order", []), dtype=np.int64)))
+    if found is None:
+        raise ValueError("the float network comes first")
+    return found
 
 
 def _implied(
-    ladders: Sequence[Sequence[int]], known: Mapping[int, Measured], expected: Mapping[int, Expected]
+    ladders: Sequence[Sequence[int]], known: Mapping[int, Measured], standing: Mapping[int, Verdict]
 ) -> dict[int, Verdict]:
     found: dict[int, Verdict] = {}
     for ladder in ladders:
         for place, run in enumerate(ladder):
             own = known[run].verdict if run in known and known[run].settled else None
-            if own is None and run not in known and run in expected:
-                own = expected[run].stands
+            if own is None and run not in known:
+                own = standing.get(run)
             if own == "hurts":
                 found.update(dict.fromkeys(ladder[:place], "hurts"))
             elif own is not None and run in known:
@@ -160,7 +199,7 @@ def _finished(store: Store, run: int, images: np.ndarray) -> RunResult | None:
     """What ``run`` gave; None while images that were drawn for it by risk are lacking: weights are of them all."""
     found = within(store.result(run), images)
     design = store.draw(run)
-    if found is None or design is None or (design.probabilities >= 1.0).all() or len(found.images) == len(images):
+    if found is None or design is None or not design.by_chance or len(found.images) == len(images):
         return found
     asked = asked_for(store, run, images)
     drawn = np.intersect1d(asked, found.images)

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantopsy.analysis.assessment import Assessment, assess
+from quantopsy.analysis.assessment import Assessment, assess, expectations
 from quantopsy.analysis.budget import Budget, pass_seconds, passes_spent
 from quantopsy.analysis.phases import Measuring, cost_share, measure_plans
 from quantopsy.analysis.significance import is_binary, sampling_probabilities
 from quantopsy.core import Plan
-from quantopsy.engine.exact import ExactEngine
 from quantopsy.study import Draw, Store
 
 CHECKS = 6
@@ -50,9 +49,9 @@ def measure_what_decides(
     open on all images.
     """
     store, order = measuring.store, measuring.order
-    engine = ExactEngine(measuring.program, measuring.setup.calibration)
     plans = {**cells.plans, **cells.whole_plans}
-    shares = {run: cost_share(measuring.program, engine.prepare(plan)) for run, plan in plans.items()}
+    shares = {run: cost_share(measuring.engine, plan) for run, plan in plans.items()}
+    expected = expectations(store, measuring.metric, cells.plans)
     deadline = None if budget.seconds is None else begin + budget.seconds
 
     def left() -> float:
@@ -63,7 +62,7 @@ def measure_what_decides(
         return float("inf") if deadline is None or not unit else (deadline - time.perf_counter()) / (unit * len(order))
 
     def known() -> Assessment:
-        return assess(store, measuring.metric, cells.plans, cells.ladders, level=level, tolerance=tolerance)
+        return assess(store, measuring.metric, cells.plans, cells.ladders, expected, level=level, tolerance=tolerance)
 
     state = known()
     first = _first(state, cells, measuring.setup.seed)
@@ -150,7 +149,7 @@ def _from_border(state: Assessment, run: int) -> float:
     found = state.expected.get(run)
     if found is None or np.isnan(found.outlook.lost):
         return -found.noise if found is not None else -np.inf  # no metric to go by: the noisiest first
-    low, high = found.degradation.low, found.degradation.high
+    low, high = state.predicted[run].low, state.predicted[run].high
     # The range of what is expected is wide in logarithms around its middle: a border near one end is far.
     border = state.smallest_certain_loss
     return abs(float(np.log(max(low + high, 1e-9) / (2 * border))))

@@ -13,10 +13,9 @@ from quantopsy.analysis.screening import Scores, columns_from_json, columns_json
 from quantopsy.analysis.significance import draw as drawn_images
 from quantopsy.analysis.work import BaselineTask, Done, ExactTask, PaceTask, ScreenTask, Setup, Task, Worker
 from quantopsy.core import Plan
-from quantopsy.engine.exact import ExactEngine, Prepared
+from quantopsy.engine.exact import ExactEngine
 from quantopsy.engine.pool import Pool
 from quantopsy.engine.screen import columns
-from quantopsy.graph.execute import Program
 from quantopsy.metrics import Metric
 from quantopsy.study import FLOAT, Store
 
@@ -24,7 +23,6 @@ DECISION_SHARE = 0.5
 """Share of the images, those of smallest margin, that get the probe of the decision. The others are flipped
 only by perturbations so large that their spread says as much: predictions are as good as with all of
 them, at three quarters of the cost (benchmarks/screen.py)."""
-
 
 QUANTIZER_SHARE = 0.6
 """What it takes to put every value of a network on its grid, in float passes."""
@@ -34,11 +32,12 @@ QUANTIZER_SHARE = 0.6
 class Measuring:
     """One analysis in motion: what is measured, where, in tiles of which size, and where it is kept.
 
-    ``worker`` is the one that runs in this process, if any.
+    ``worker`` is the one that runs in this process, if any; ``engine`` is its, or else only knows what
+    plans cost.
     """
 
     setup: Setup
-    program: Program
+    engine: ExactEngine
     pool: Pool[Task, Done]
     worker: Worker | None
     order: np.ndarray
@@ -67,9 +66,9 @@ def measure_float(measuring: Measuring) -> None:
         store.spend("float", len(done.task.images), done.seconds)
 
 
-def screen(measuring: Measuring) -> Scores:
-    """Every candidate of the set-up scored to first order on every image; what the study holds is not done again."""
-    store, progress, setup = measuring.store, measuring.progress, measuring.setup
+def unscreened(measuring: Measuring) -> tuple[int, np.ndarray]:
+    """The number of the screen that the set-up asks for, and the images it still lacks, in order."""
+    store, setup = measuring.store, measuring.setup
     design = {
         "columns": columns_json(columns(setup.network, setup.candidates)),
         "probes": setup.noise_probes,
@@ -77,9 +76,14 @@ def screen(measuring: Measuring) -> Scores:
         "loss": getattr(setup.loss, "__qualname__", None) if setup.loss else None,
     }
     number = store.screen(design)
+    return number, measuring.order[~np.isin(measuring.order, store.screened_images(number))]
+
+
+def screen(measuring: Measuring) -> None:
+    """Every candidate of the set-up scored to first order on every image; what the study holds is not done again."""
+    store, progress = measuring.store, measuring.progress
+    number, todo = unscreened(measuring)
     store.note("screen", number)
-    done_images = [tile.images for tile in store.screened(number)]
-    todo = measuring.order[~np.isin(measuring.order, np.concatenate(done_images) if done_images else [])]
     at_risk = np.isin(todo, _smallest_margins(measuring))
     tasks = [
         ScreenTask(piece, decision)
@@ -94,9 +98,6 @@ def screen(measuring: Measuring) -> Scores:
         store.append_screened(number, done.screened)
         store.spend("screen", len(done.task.images), done.seconds)
         progress.advance(len(done.task.images))
-    scores = scores_of(store)
-    assert scores is not None
-    return scores
 
 
 def scores_of(store: Store) -> Scores | None:
@@ -140,8 +141,7 @@ def measure_plans(
     Runs in ``everywhere`` on all images, whatever was drawn for them.
     """
     store, progress, order = measuring.store, measuring.progress, measuring.order
-    engine = ExactEngine(measuring.program, measuring.setup.calibration)
-    costs = {run: len(engine.prepare(plan).schedule) for run, plan in plans.items()}
+    costs = {run: cost_share(measuring.engine, plan) for run, plan in plans.items()}
     asked = {run: order if run in everywhere else asked_for(store, run, order) for run in plans}
     missing = {run: np.isin(order, asked[run]) & ~np.isin(order, store.images(run)) for run in plans}
     tasks = list(_exact_tasks(order, plans, missing, measuring.tile))
@@ -187,9 +187,10 @@ def pieces(indices: np.ndarray, size: int) -> list[np.ndarray]:
     return [indices[start : start + size] for start in range(0, len(indices), size)]
 
 
-def cost_share(program: Program, prepared: Prepared) -> float:
+def cost_share(engine: ExactEngine, plan: Plan) -> float:
     """What running a plan costs, in float passes: the share of values that are computed again, and of those
     that are put on a grid."""
+    program, prepared = engine.program, engine.prepare(plan)
     sizes = {layer.output: int(np.prod(layer.output_shape)) for layer in program.network.layers}
     total = sum(sizes.values())
     again = sum(sizes.get(program.steps[index].writes, 0) for index in prepared.schedule)

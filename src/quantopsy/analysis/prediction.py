@@ -13,7 +13,6 @@ from scipy.special import log_ndtr, ndtr
 from quantopsy.analysis import significance
 from quantopsy.analysis.screening import Scores
 from quantopsy.analysis.significance import Interval, Verdict
-from quantopsy.core import Plan
 from quantopsy.metrics import Metric
 from quantopsy.study import RunnerUp, RunResult
 
@@ -108,16 +107,16 @@ class ErrorModel:
         return max(0.0, float(low)), min(float(self.images), float(high))
 
 
-def flip_probabilities(scores: Scores, plan: Plan, gaps: np.ndarray) -> np.ndarray:
-    """(n,) probability that ``plan`` changes each image's decision; NaN where the screen cannot say.
+def flip_probabilities(scores: Scores, change: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """(n,) probability that each image's decision changes; NaN where the screen cannot say.
 
-    Of classes: 1 - Phi((m_1 + D) / s) prod_{j > 1} Phi(m_j / s), with the distances m_j of the largest
-    score to the runners-up and the first-order change D of the first of them (0 for images that were not
-    probed: those of large margin). s is D's spread over images, as measure of what the first order leaves
-    out and of the other runners-up. A hard threshold m_1 + D < 0 misses most of what a large perturbation
-    does. Of maps: the mean over pixels of 1 - Phi(m / s), from quantiles of m.
+    ``change`` (n,) is a plan's, as :meth:`Scores.change` has it. Of classes:
+    1 - Phi((m_1 + D) / s) prod_{j > 1} Phi(m_j / s), with the distances m_j of the largest score to the
+    runners-up and the first-order change D of the first of them (0 for images that were not probed: those
+    of large margin). s is D's spread over images, as measure of what the first order leaves out and of the
+    other runners-up. A hard threshold m_1 + D < 0 misses most of what a large perturbation does. Of maps:
+    the mean over pixels of 1 - Phi(m / s), from quantiles of m.
     """
-    change = scores.change(plan)
     probed = np.isfinite(change)
     if scores.kind not in ("margin", "pixel margins") or not probed.any():
         return np.full(len(scores.images), np.nan)
@@ -134,13 +133,13 @@ def _spread(change: np.ndarray) -> float:
     return max(float(np.sqrt(np.pi / 2) * np.nanmean(np.abs(change))), 1e-30)
 
 
-def outlook(scores: Scores, plan: Plan, baseline: Baseline, metric: Metric) -> Outlook:
-    """What ``plan`` is expected to do to ``metric``.
+def outlook(scores: Scores, change: np.ndarray, baseline: Baseline, metric: Metric) -> Outlook:
+    """What a plan that makes this ``change`` (n,) of the decisions is expected to do to ``metric``.
 
     A flipped image counts as if its runner-up had won. Where several runners-up are as likely, what it
     could gain by that is as much less likely.
     """
-    flips = flip_probabilities(scores, plan, baseline.gaps)
+    flips = flip_probabilities(scores, change, baseline.gaps)
     nothing = Outlook(flips, np.nan, np.nan, np.nan)
     if not np.isfinite(flips).all() or not baseline.turned.shape[1]:
         return nothing
@@ -149,17 +148,17 @@ def outlook(scores: Scores, plan: Plan, baseline: Baseline, metric: Metric) -> O
         return Outlook(flips, float(metric.values(mixed, np.ones((1, len(mixed))))[0]), np.nan, np.nan)
     sign = 1.0 if metric.higher_is_better else -1.0
     loss = sign * (baseline.statistics - baseline.turned)[:, 0]
-    gained = float(-(flips * np.minimum(loss, 0.0) * _share_of_first(scores, plan, baseline.gaps)).sum())
+    gained = float(-(flips * np.minimum(loss, 0.0) * _share_of_first(scores, change, baseline.gaps)).sum())
     lost = float((flips * np.maximum(loss, 0.0)).sum())
     value = metric.scale * (baseline.statistics[:, 0].mean() - sign * (lost - gained) / len(flips))
     return Outlook(flips, float(value), lost, gained)
 
 
-def _share_of_first(scores: Scores, plan: Plan, gaps: np.ndarray) -> np.ndarray:
+def _share_of_first(scores: Scores, change: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     """(n,): how much of a flip goes to the first runner-up."""
     if scores.kind != "margin":
         return np.ones(len(gaps))
-    odds = ndtr(-gaps / _spread(scores.change(plan)))
+    odds = ndtr(-gaps / _spread(change))
     total = odds.sum(1)
     return np.where(total > 0, odds[:, 0] / np.where(total > 0, total, 1.0), 1.0)
 

@@ -191,11 +191,7 @@ def columns_json(columns: Iterable[Column]) -> list[Any]:
 
 def columns_from_json(data: Iterable[Any]) -> tuple[Column, ...]:
     """The inverse of :func:`columns_json`."""
-    specs: dict[str, Spec] = {}
-
-    def spec(value: Any) -> Spec:
-        return specs.setdefault(str(value), Spec.from_json(value))
-
     return tuple(
-        Column(Site(layer, role), spec(of), value, given and spec(given)) for layer, role, of, value, given in data
+        Column(Site(layer, role), Spec.from_json(spec), value, given and Spec.from_json(given))
+        for layer, role, spec, value, given in data
     )

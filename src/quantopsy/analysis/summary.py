@@ -10,9 +10,8 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from quantopsy.analysis import significance
-from quantopsy.analysis.assessment import Assessment, assess, tolerance_of, within
+from quantopsy.analysis.assessment import Assessment, assess, expectations, ladders_of, tolerance_of, within
 from quantopsy.analysis.budget import passes_spent
-from quantopsy.analysis.phases import scores_of
 from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Check, Distribution, Results
 from quantopsy.analysis.verdicts import Measured
 from quantopsy.metrics import Metric, chance_level, is_at_chance
@@ -48,13 +47,12 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
         tolerance = tolerance_of(metric, interval.value)
     layers = pd.DataFrame(store.noted("layers", [])).rename(columns={"index": "layer"})
     layers = layers.reindex(columns=list(LAYER_COLUMNS))
-    runs = {cell["run"] for cell in store.noted("cells", [])}
+    noted = store.noted("cells", [])
+    runs = {cell["run"] for cell in noted}
     whole_runs = {entry["bits"]: entry["run"] for entry in store.noted("whole", [])}
     plans = {run: store.plan(run) for run in runs | set(whole_runs.values())}
-    ladders: dict[int, list[int]] = {}
-    for cell in sorted(store.noted("cells", []), key=lambda cell: cell["bits"]):
-        ladders.setdefault(cell["layer"], []).append(cell["run"])
-    state = assess(store, metric, plans, list(ladders.values()), level=level, tolerance=tolerance)
+    expected = expectations(store, metric, plans)
+    state = assess(store, metric, plans, ladders_of(noted), expected, level=level, tolerance=tolerance)
     rows = [
         {
             "layer": cell["layer"],
@@ -63,7 +61,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
             "bits": cell["bits"],
             **found,
         }
-        for cell in store.noted("cells", [])
+        for cell in noted
         if (found := _cell(state, cell["run"])) is not None
     ]
     cells = pd.DataFrame(rows, columns=list(CELL_COLUMNS)).sort_values(["layer", "bits"], ignore_index=True)
@@ -91,7 +89,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
         float_low=interval.low,
         float_high=interval.high,
         samples=len(reference.images),
-        bits=tuple(sorted({cell["bits"] for cell in store.noted("cells", [])})),
+        bits=tuple(sorted({cell["bits"] for cell in noted})),
         layers=layers,
         cells=cells,
         whole=whole,
@@ -113,27 +111,27 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
 
 def _cell(state: Assessment, run: int) -> dict[str, Any] | None:
     """A cell's figures, measured where they are, else predicted."""
-    expected = state.expected.get(run)
+    expected, predicted = state.expected.get(run), state.predicted.get(run)
     beside = {
         "linear": expected.linear if expected else None,
         "screened_noise": expected.noise if expected else np.nan,
-        "screened_degradation": expected.degradation.value if expected else np.nan,
+        "screened_degradation": predicted.value if predicted else np.nan,
         "loss_change": expected.loss_change if expected else np.nan,
         "verdict": state.verdict(run),
     }
     if run in state.measured:
         return {**_measured(state.measured[run], state.results[run].seconds), "method": "exact", **beside}
-    if expected is None or not np.isfinite(expected.noise):
+    if expected is None or predicted is None or not np.isfinite(expected.noise):
         return None
     return {
         "noise": expected.noise,
         "noise_stderr": expected.noise_stderr,
         "sqnr_db": _sqnr_db(expected.signal, expected.noise),
-        "degradation": expected.degradation.value,
-        "degradation_low": expected.degradation.low,
-        "degradation_high": expected.degradation.high,
+        "degradation": predicted.value,
+        "degradation_low": predicted.low,
+        "degradation_high": predicted.high,
         "agreement": expected.agreement,
-        "samples": len(expected.outlook.flips),
+        "samples": expected.images,
         "method": "screened",
         "seconds": 0.0,
         **beside,
@@ -171,7 +169,7 @@ def _check(state: Assessment, runs: Iterable[int], drawn: set[int]) -> Check | N
     low, middle, high = np.quantile(predicted / found, (0.1, 0.5, 0.9)) if linear else (np.nan,) * 3
 
     def error(some: list[int]) -> float:
-        distances = [abs(state.expected[run].degradation.value - state.measured[run].degradation.value) for run in some]
+        distances = [abs(state.predicted[run].value - state.measured[run].degradation.value) for run in some]
         return float(np.mean(distances)) if distances else float("nan")
 
     return Check(
@@ -189,8 +187,8 @@ def _finished(store: Store, runs: Iterable[int], wanted: np.ndarray, settings: M
     """Whether everything that the mode asks for is there."""
     if settings.get("mode") == "exact":
         return all(len(np.intersect1d(store.images(run), wanted)) == len(wanted) for run in runs) and bool(runs)
-    screened = scores_of(store)
-    return screened is not None and bool(np.isin(wanted, screened.images).all())
+    number = store.noted("screen")
+    return number is not None and bool(np.isin(wanted, store.screened_images(number)).all())
 
 
 def _warnings(store: Store, metric: Metric, reference: RunResult, settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -62,27 +62,26 @@ def measured(
     """
     on = reference.on(result.images)
     corrected = significance.corrected_level(level, cells)
-    chosen_by_risk = draw is not None and bool((draw.probabilities < 1.0).any())
-    if draw is None or not chosen_by_risk or len(result.images) == len(draw.images):
-        noise, stderr = significance.mean_stderr(result.energy)
-        strict = significance.degradation(metric, on.statistics, result.statistics, level=corrected)
-        verdict = significance.verdict(strict, tolerance)
-        all_images = len(result.images) == len(reference.images)
-        lost = float(_lost(metric, on.statistics, result.statistics).sum()) if metric.linear else float("nan")
-        return Measured(
-            noise=noise,
-            noise_stderr=stderr,
-            signal=float(on.energy.mean()),
-            value=metric.value(result.statistics),
-            degradation=significance.degradation(metric, on.statistics, result.statistics, level=level),
-            # Fewer images than there are may leave open what all of them would decide.
-            verdicts=frozenset([verdict]) if all_images or verdict != "undecided" else frozenset(get_args(Verdict)),
-            lost=lost * len(reference.images) / len(on.images),
-            lost_spread=float(np.sqrt((1.0 - len(on.images) / len(reference.images)) / (lost + 0.5))),
-            agreement=float(result.agreement.mean()),
-            samples=len(result.images),
-        )
-    return _from_draw(metric, reference, result, draw, level, corrected, tolerance)
+    if draw is not None and draw.by_chance and len(result.images) < len(draw.images):
+        return _from_draw(metric, reference, result, draw, level, corrected, tolerance)
+    noise, stderr = significance.mean_stderr(result.energy)
+    strict = significance.degradation(metric, on.statistics, result.statistics, level=corrected)
+    verdict = significance.verdict(strict, tolerance)
+    all_images = len(result.images) == len(reference.images)
+    lost = float(_lost(metric, on.statistics, result.statistics).sum()) if metric.linear else float("nan")
+    return Measured(
+        noise=noise,
+        noise_stderr=stderr,
+        signal=float(on.energy.mean()),
+        value=metric.value(result.statistics),
+        degradation=significance.degradation(metric, on.statistics, result.statistics, level=level),
+        # Fewer images than there are may leave open what all of them would decide.
+        verdicts=frozenset([verdict]) if all_images or verdict != "undecided" else frozenset(get_args(Verdict)),
+        lost=lost * len(reference.images) / len(on.images),
+        lost_spread=float(np.sqrt((1.0 - len(on.images) / len(reference.images)) / (lost + 0.5))),
+        agreement=float(result.agreement.mean()),
+        samples=len(result.images),
+    )
 
 
 def _from_draw(

@@ -15,10 +15,10 @@ from torch import Tensor
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.data import Batch, Images
 from quantopsy.engine.calibration import Calibration
-from quantopsy.engine.exact import ExactEngine, Prepared, output_tensors, squared_norms
+from quantopsy.engine.exact import ExactEngine, output_tensors, squared_norms
 from quantopsy.engine.probes import Loss, runner_up_in_front, top_gaps
 from quantopsy.engine.screen import Candidates, ScreenEngine
-from quantopsy.graph.execute import Program, compile_network
+from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.metrics import Agreement, Metric, logits, measure
 from quantopsy.study import FLOAT, RunnerUp, ScreenTile, TileResult
@@ -89,17 +89,19 @@ class Done:
 
 
 class Worker:
-    """Does tasks on one device. ``advance`` hears of every run of a task as it is done, with its images."""
+    """Does tasks on one device, with ``exact`` where there is such an engine already.
+
+    ``advance`` hears of every run of a task as it is done, with its images.
+    """
 
     def __init__(
-        self, setup: Setup, program: Program | None = None, advance: Callable[[int, int], None] | None = None
+        self, setup: Setup, exact: ExactEngine | None = None, advance: Callable[[int, int], None] | None = None
     ) -> None:
         self.setup = setup
-        self.program = program or compile_network(setup.network, setup.device)
+        self.exact = exact or ExactEngine(compile_network(setup.network, setup.device), setup.calibration)
+        self.program = self.exact.program
         self.advance = advance
-        self.exact = ExactEngine(self.program, setup.calibration)
         self._screens: dict[bool, ScreenEngine] = {}
-        self._prepared: dict[str, Prepared] = {}
 
     def load(self, task: Task) -> Batch:
         """The task's images."""
@@ -132,7 +134,7 @@ class Worker:
     def _exact(self, task: ExactTask, batch: Batch) -> Done:
         begin = time.perf_counter()
         runs = list(task.plans)
-        prepared = [self._prepare(plan) for plan in task.plans.values()]
+        prepared = [self.exact.prepare(plan) for plan in task.plans.values()]
         rows = [task.rows.get(run) for run in runs]
         results: list[TileResult] = []
         reference: tuple[Any, ...] = ()
@@ -144,12 +146,6 @@ class Worker:
             results.append(self._measured(run, batch, own, measured.outputs, reference, measured.seconds))
             self._advanced(run, len(results[-1].images))
         return Done(task, time.perf_counter() - begin, tuple(results))
-
-    def _prepare(self, plan: Plan) -> Prepared:
-        key = plan.fingerprint
-        if key not in self._prepared:
-            self._prepared[key] = self.exact.prepare(plan)
-        return self._prepared[key]
 
     def _screen(self, task: ScreenTask, batch: Batch) -> Done:
         begin = time.perf_counter()

@@ -31,21 +31,24 @@ class Calibration:
 
     def qparams(self, value: str, spec: Spec) -> QParams:
         """The qparams that ``spec`` means for ``value``: the same object for the same question."""
-        key = (self.origins.get(value, value), spec)
+        key = (self._origin(value), spec)
         if key not in self._realised:
             self._realised[key] = realise(spec, self.observers[key[0], observer(spec).key])
         return self._realised[key]
 
     def range(self, value: str) -> tuple[float, float]:
         """Least and greatest number seen in ``value``."""
-        value = self.origins.get(value, value)
+        value = self._origin(value)
         seen = next(statistics for (name, _), statistics in self.observers.items() if name == value)
         return float(seen.low), float(seen.high)
 
     def has(self, value: str) -> bool:
         """Whether anything was observed of ``value``."""
-        value = self.origins.get(value, value)
+        value = self._origin(value)
         return any(name == value for name, _ in self.observers)
+
+    def _origin(self, value: str) -> str:
+        return self.origins.get(value, value)
 
 
 def edges(layer: Layer, role: str) -> tuple[str, ...]:
@@ -67,7 +70,7 @@ def wanted_statistics(network: Network, plans: Iterable[Plan]) -> dict[tuple[str
         for spec in specs:
             key = observer(spec).key
             for value in edges(by_name[name], role):
-                wanted.setdefault((network.origins.get(value, value), key), spec)
+                wanted.setdefault((network.origin(value), key), spec)
     return wanted
 
 

@@ -21,11 +21,10 @@ from quantopsy.calibrate import quantized_weight
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration
+from quantopsy.engine.tensor_cache import WEIGHT_CACHE_BYTES, TensorCache
 from quantopsy.graph.execute import Lookup, Overlay, Program, Step, Values, channels_last
 from quantopsy.graph.network import Layer
 from quantopsy.quant import QParams, fake_quantize
-
-WEIGHT_CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -65,17 +64,25 @@ class Measured(NamedTuple):
 
 
 class ExactEngine:
-    """Runs plans on tiles of images. Holds the program, the ranges, and a cache of quantized weights."""
+    """Runs plans on tiles of images. Holds the program, the ranges, prepared plans and quantized weights."""
 
     def __init__(self, program: Program, calibration: Calibration) -> None:
         keep_freed_memory()
         self.program = program
         self.calibration = calibration
-        self._weights: dict[tuple[str, Spec], Tensor] = {}
-        self._weight_bytes = 0
+        self._prepared: dict[Plan, Prepared] = {}
+        self._weights = TensorCache[tuple[str, Spec]](WEIGHT_CACHE_BYTES)
 
     def prepare(self, plan: Plan) -> Prepared:
-        """Realise the ranges of ``plan`` and find the steps it changes."""
+        """``plan`` with its ranges realised, and the steps it changes; worked out once.
+
+        Raises ValueError for an empty plan.
+        """
+        if plan not in self._prepared:
+            self._prepared[plan] = self._realised(plan)
+        return self._prepared[plan]
+
+    def _realised(self, plan: Plan) -> Prepared:
         program = self.program
         specs = dict(plan.sites)
         quantizers: dict[int, LayerQuantizers] = {}
@@ -127,9 +134,9 @@ class ExactEngine:
 
     def quantized_weight(self, layer: Layer, spec: Spec) -> Tensor:
         """The layer's weight on the grid of ``spec``; kept while the cache has room."""
-        key = (layer.name, spec)
-        if key in self._weights:
-            return self._weights[key]
+        return self._weights.get((layer.name, spec), lambda: self._weight_on_grid(layer, spec))
+
+    def _weight_on_grid(self, layer: Layer, spec: Spec) -> Tensor:
         assert layer.weight is not None
         # From the tensor as the network has it: memory format must not decide the order of sums.
         weight = self.program.network.tensors[layer.weight]
@@ -137,12 +144,7 @@ class ExactEngine:
             quantized = quantized_weight(spec, weight, axis=layer.weight_axis)
         except QuantopsyError as error:
             raise QuantopsyError(f"weight of layer {layer.name!r}", error.reason, error.remedy) from error
-        quantized = channels_last(quantized.to(self.program.device))
-        size = quantized.numel() * quantized.element_size()
-        if self._weight_bytes + size <= WEIGHT_CACHE_BYTES:
-            self._weights[key] = quantized
-            self._weight_bytes += size
-        return quantized
+        return channels_last(quantized.to(self.program.device))
 
     def float_pass(self, inputs: Any) -> tuple[tuple[Any, ...], float]:
         """Outputs of the float network and the seconds they took, values released on the way."""

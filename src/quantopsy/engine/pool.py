@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -34,28 +35,30 @@ class Worker(Protocol[Task_contra, Batch, Result_co]):
         ...
 
 
-class Pool(Protocol[Task_contra, Result_co]):
+class Pool(ABC, Generic[Task, Result]):
     """Workers, wherever they are. A context manager: leaving it closes it."""
 
-    def map(self, tasks: Sequence[Task_contra], /) -> Iterator[Result_co]:
+    @abstractmethod
+    def map(self, tasks: Sequence[Task]) -> Iterator[Result]:
         """The result of every task exactly once, in ANY order: each must carry what it is of.
 
         What a worker raises ends the iteration as it is. One iteration at a time.
         """
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the workers. Closing twice does nothing."""
-        ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
-class LocalPool(Generic[Task, Result]):
+class LocalPool(Pool[Task, Result]):
     """One worker in this process, run in the calling thread."""
 
     def __init__(self, worker: Worker[Task, Any, Result]) -> None:
@@ -79,14 +82,6 @@ class LocalPool(Generic[Task, Result]):
 
     def close(self) -> None:
         """Nothing to let go of."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,13 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Generic, Self
+from typing import Any
 
 import torch
 
 from quantopsy.core import QuantopsyError
 from quantopsy.data import reader
-from quantopsy.engine.pool import Result, Task, Worker
+from quantopsy.engine.pool import Pool, Result, Task, Worker
 
 # Ray prints these on standard output, which may be meant for a document; a pool mends what they tell.
 _TOLD_BY_RAY = "worker died or was killed|due to memory pressure|marked dead|Raylet is terminated"
@@ -50,8 +49,8 @@ _REACHED_WITHIN = 5.0  # seconds
 _SETTLED_WITHIN = 5.0  # until a cluster that has just started knows its own CPUs
 
 
-class RayPool(Generic[Task, Result]):
-    """A :class:`quantopsy.engine.pool.Pool` of one worker per ``threads`` CPUs of a Ray cluster.
+class RayPool(Pool[Task, Result]):
+    """One worker per ``threads`` CPUs of a Ray cluster.
 
     Every worker is a process that computes ``build(shared)`` once; ``shared`` travels once to each
     node. All of them compute with ``threads`` threads, because the number of threads decides the order
@@ -128,14 +127,6 @@ class RayPool(Generic[Task, Result]):
         self._lanes = []
         if self._connected_here:
             ray.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open(self, failed_starts: int = 0) -> _Lane:
         here = str(Path.cwd()), [str(Path(folder).absolute()) for folder in sys.path]

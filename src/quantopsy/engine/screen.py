@@ -24,8 +24,8 @@ from quantopsy.calibrate import quantized_weight
 from quantopsy.core import Role, Site, Spec
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration, edges
-from quantopsy.engine.exact import WEIGHT_CACHE_BYTES
 from quantopsy.engine.probes import Kind, Loss, decision_probe, loss_probe, random_signs
+from quantopsy.engine.tensor_cache import WEIGHT_CACHE_BYTES, TensorCache
 from quantopsy.engine.weight_gradients import per_sample_gradients, supported
 from quantopsy.graph.execute import Overlay, Program, Step, Values
 from quantopsy.graph.network import Layer, Network
@@ -179,8 +179,7 @@ class ScreenEngine:
         self.decision = decision
         self.loss = loss
         self.seed = seed
-        self._weights: dict[tuple[Site, tuple[Spec, ...]], Tensor] = {}
-        self._weight_bytes = 0
+        self._weights = TensorCache[tuple[Site, tuple[Spec, ...]]](WEIGHT_CACHE_BYTES)
         self._readers: dict[str, set[int]] = {}
         for step in program.steps:
             for name in step.reads:
@@ -421,17 +420,13 @@ class ScreenEngine:
         return [specs[start : start + size] for start in range(0, len(specs), size)]
 
     def _weight_change(self, site: Site, specs: tuple[Spec, ...], layer: Layer) -> Tensor:
-        if (site, specs) in self._weights:
-            return self._weights[site, specs]
-        assert layer.weight is not None
-        weight = self.program.network.tensors[layer.weight]
-        moved = [quantized_weight(spec, weight, axis=layer.weight_axis) - weight for spec in specs]
-        change = torch.stack(moved).to(self.program.device)
-        size = change.numel() * change.element_size()
-        if self._weight_bytes + size <= WEIGHT_CACHE_BYTES:
-            self._weights[site, specs] = change
-            self._weight_bytes += size
-        return change
+        def change() -> Tensor:
+            assert layer.weight is not None
+            weight = self.program.network.tensors[layer.weight]
+            moved = [quantized_weight(spec, weight, axis=layer.weight_axis) - weight for spec in specs]
+            return torch.stack(moved).to(self.program.device)
+
+        return self._weights.get((site, specs), change)
 
     def _on_grid(self, x: Tensor, name: str, spec: Spec, gradients: Gradients) -> Tensor:
         """(B, P): <g, Q(x) - x>."""
