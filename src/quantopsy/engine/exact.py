@@ -232,19 +232,20 @@ class ExactEngine:
             if quantizers is None:
                 local[step.writes] = step.compute(Overlay(local, Overlay(values, program.constants)))
             else:
-                local[step.writes] = self._quantized(step, quantizers, local, values, shared if position == 0 else None)
+                local[step.writes] = self.quantized(step, quantizers, local, values, shared if position == 0 else None)
             for name in released:
                 del local[name]
         return tuple(local[name] if name in local else values[name] for name in program.outputs)
 
-    def _quantized(
+    def quantized(
         self,
         step: Step,
         quantizers: LayerQuantizers,
         local: Values,
         values: Lookup,
-        shared: dict[tuple[str, int], Tensor] | None,
+        shared: dict[tuple[str, int], Tensor] | None = None,
     ) -> Tensor:
+        """What the layer of ``step`` gives on its grids, reading from ``local``, else from ``values``."""
         over: Values = {}  # for this layer's use only: other readers of an input get it as it was
         for name, qparams in quantizers.inputs:
             key = (name, id(qparams))
