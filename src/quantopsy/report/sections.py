@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantopsy.analysis.results import Results
 from quantopsy.report.chart import Axis, Chart, Group, Point, Section
+from quantopsy.report.findings import findings_section
 from quantopsy.report.palette import bit_tones
 from quantopsy.report.tables import run_and_screened
 from quantopsy.report.wording import BEYOND_LINEAR, count, degradation_decimals, fixed, significant
@@ -14,7 +15,7 @@ CHECK_FROM = 3
 
 def sections(results: Results) -> list[Section]:
     """Those that ``results`` has something for, in the order of the page."""
-    return [section for section in (check_section(results),) if section is not None]
+    return [section for section in (findings_section(results), check_section(results)) if section is not None]
 
 
 def check_section(results: Results) -> Section | None:
