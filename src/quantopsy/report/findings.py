@@ -86,7 +86,7 @@ def _evidence(finding: Finding) -> Iterator[str]:
             times = f"{significant(e['peak_ratio'], 2)} times"
             yield f"{wide} of {channels} output channels {'reaches' if wide == 1 else 'reach'} {reach} ({times})"
             if finding.cause == "dead_channel":
-                yield "nothing of it is left behind its activation"
+                yield "what it gives is the same for all images and positions"
             if finding.cause == "weight_outlier":
                 ratio = significant(e["in_channel_outlier_ratio"], 2)
                 yield f"single weights stand out there, {ratio} times as far as in other channels"
@@ -250,7 +250,7 @@ def channel_charts(results: Results, layer: str, bits: int) -> Iterator[Chart]:
         )
         yield Chart(f"{layer}: weights by output channel", Axis("output channel"), Axis("weight"), (channels,), lines)
     if local is not None and len(local.shift) > 1:
-        size = np.sqrt(local.energy)
+        size = np.sqrt(local.variance)
         shifted = Group(
             "mean shift of a channel",
             tuple(
