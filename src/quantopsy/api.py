@@ -14,6 +14,7 @@ import pandas as pd
 
 from quantopsy.analysis import analyze as _analyze
 from quantopsy.analysis import diagnose as _diagnose
+from quantopsy.analysis import measure_additivity as _measure_additivity
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.settings import DEFAULT_BITS, Settings
@@ -124,6 +125,16 @@ def analyze(
     return finish(study)
 
 
+def additivity(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
+    """Whether the single layers of the study in ``folder`` add up: random subsets of them at a low bit-width.
+
+    ``settings``: ``low``, ``high``, ``subsets``, ``samples``, ``seed`` and what was given as Python objects, as
+    :func:`quantopsy.analysis.measure_additivity.measure_additivity` takes them.
+    """
+    results = _measure_additivity.measure_additivity(folder, progress=progress, **settings)
+    return finish(Study(Path(folder), results))
+
+
 def diagnose(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
     """Why layers of the study in ``folder`` hurt: causes, each tested by a counterfactual that is run.
 
@@ -151,4 +162,4 @@ def open_study(folder: str | Path, metric: Any = None) -> Study:
         return Study(Path(folder), summarise(store, chosen, complete=True))
 
 
-__all__ = ["CELLS", "FILE", "REPORT", "Study", "analyze", "diagnose", "finish", "open_study"]
+__all__ = ["CELLS", "FILE", "REPORT", "Study", "additivity", "analyze", "diagnose", "finish", "open_study"]
