@@ -177,6 +177,21 @@ class Store:
         row = self._connection.execute("SELECT value FROM note WHERE key = ?", (key,)).fetchone()
         return default if row is None else json.loads(row[0])
 
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Raise :class:`QuantopsyError` naming what differs where the study is of another experiment."""
+        stored = self.noted("identity", {})
+        differences = [
+            f"{key} was {_short(stored.get(key))}, now {_short(identity.get(key))}"
+            for key in dict.fromkeys([*stored, *identity])
+            if stored.get(key) != identity.get(key)
+        ]
+        if differences:
+            raise QuantopsyError(
+                f"study {str(self.path.parent)!r}",
+                f"is of another experiment: {'; '.join(differences)}",
+                "give another --out, or --fresh to discard it",
+            )
+
     def run(self, plan: Plan) -> int:
         """The id of the run that measures ``plan``, made where there is none."""
         with self._transaction() as connection:
@@ -373,19 +388,11 @@ def open_or_create(folder: Path, identity: Mapping[str, Any], *, fresh: bool) ->
     if fresh or not (folder / FILE).exists():
         return create(folder, identity)
     store = open_existing(folder)
-    stored = store.noted("identity", {})
-    differences = [
-        f"{key} was {_short(stored.get(key))}, now {_short(identity.get(key))}"
-        for key in dict.fromkeys([*stored, *identity])
-        if stored.get(key) != identity.get(key)
-    ]
-    if differences:
+    try:
+        store.check_identity(identity)
+    except QuantopsyError:
         store.close()
-        raise QuantopsyError(
-            f"study {str(folder)!r}",
-            f"is of another experiment: {'; '.join(differences)}",
-            "give another --out, or --fresh to discard it",
-        )
+        raise
     return store
 
 
