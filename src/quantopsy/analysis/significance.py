@@ -22,7 +22,7 @@ _CHUNK = 4_000_000
 # The jackknife behind BCa leaves out one of at most so many groups of images.
 _JACKKNIFE_GROUPS = 100
 
-# Resamples that should lie beyond either end of a bootstrap's interval, for its quantiles to be told.
+# Resamples that should lie outside a bootstrap's interval, for its quantiles to be told.
 _BEYOND_END = 10
 
 Verdict = Literal["hurts", "harmless", "undecided"]
@@ -89,7 +89,7 @@ def change_of_degradation(
     _check_paired(*before)
     _check_paired(before[0], after[0])
     _check_paired(*after)
-    resamples = max(RESAMPLES, int(np.ceil(_BEYOND_END / (1.0 - level))))
+    resamples = resamples_for(level)
     if np.array_equal(before[0], after[0]):
         return degradation(metric, before[1], after[1], level=level, resamples=resamples, seed=seed)
     if metric.linear and all(map(is_binary, (*before, *after))):
@@ -100,6 +100,11 @@ def change_of_degradation(
     first, second = _difference(metric, *before), _difference(metric, *after)
     n = len(before[0])
     return _bootstrap(lambda w: second(w) - first(w), n, level, resamples, seed).scaled(sign)
+
+
+def resamples_for(level: float) -> int:
+    """Resamples of a bootstrap of which :data:`_BEYOND_END` lie outside the interval of ``level``."""
+    return max(RESAMPLES, int(np.ceil(_BEYOND_END / (1.0 - level))))
 
 
 def difference(after: Interval, before: Interval, correlation: float = 0.0) -> Interval:
