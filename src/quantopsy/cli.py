@@ -148,7 +148,7 @@ def analyze(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of the weight quantizer; may be repeated")
     ] = None,
-    correction: Annotated[str | None, typer.Option(help="Of quantized weights: none, mean_variance")] = None,
+    correction: Annotated[str | None, typer.Option(help="Of quantized weights: none, mean_variance, bias")] = None,
     split_channels: Annotated[float, typer.Option(help="Share of input channels split in two (OCS)")] = 0.0,
     weight_range: Annotated[str | None, typer.Option(help="Range estimator of weights")] = None,
     activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,

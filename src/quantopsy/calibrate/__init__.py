@@ -1,6 +1,6 @@
 """From data to qparams: streaming statistics, range estimators, corrections of weights."""
 
-from quantopsy.calibrate.bias_correction import WeightCorrection, weight_correction
+from quantopsy.calibrate.bias_correction import WeightCorrection, output_shift, weight_correction
 from quantopsy.calibrate.channel_splitting import SplitWeight, split_channels
 from quantopsy.calibrate.fit import fit, realise
 from quantopsy.calibrate.fixed import fixed
@@ -19,6 +19,7 @@ __all__ = [
     "fit_several",
     "fixed",
     "observer",
+    "output_shift",
     "quantized_weight",
     "realise",
     "split_channels",
