@@ -26,8 +26,18 @@ from quantopsy.study import Draw, Store
 NOISE_TOLERANCE_DB = 1.0
 """Noise over signal that changes by less counts as unchanged: a sixth of a bit."""
 
-_IMMATERIAL = ("tile", "threads", "max_memory", "engine", "device")
-"""Settings that change no number."""
+_MATERIAL = (
+    "scheme",
+    "activation_bits",
+    "changes",
+    "plan",
+    "split_channels",
+    "samples",
+    "calibration",
+    "calibration_samples",
+    "metric",
+)
+"""Settings that decide what is measured."""
 
 COLUMNS = (
     "layer",  # position in the first study
@@ -165,15 +175,16 @@ class Difference:
 
     def differing_settings(self) -> dict[str, tuple[str, str]]:
         """What the studies were made with, where it is not the same."""
-        mine, other = ({**view.results.settings, "bits": view.bits} for view in (self.before, self.after))
+        mine, other = self.before.results, self.after.results
         found = {
-            name: (str(mine.get(name, "none")), str(other.get(name, "none")))
-            for name in dict.fromkeys([*mine, *other])
-            if mine.get(name) != other.get(name) and name not in _IMMATERIAL
+            name: (str(mine.settings.get(name, "none")), str(other.settings.get(name, "none")))
+            for name in _MATERIAL
+            if mine.settings.get(name) != other.settings.get(name)
         }
         for name in ("model", "data"):
             if _provenance(self.before, name) != _provenance(self.after, name):
-                found[name] = (getattr(self.before.results, name), getattr(self.after.results, name))
+                texts = getattr(mine, name), getattr(other, name)
+                found[name] = texts if texts[0] != texts[1] else (texts[0], "of other content")
         return found
 
 

@@ -144,6 +144,33 @@ def predicted(text: str, screened: bool) -> str:
     return f"{PREDICTED}{text}" if screened and text and text != MISSING else text
 
 
+class Writer:
+    """Numbers of one ``Results`` in words."""
+
+    def __init__(self, results: Results) -> None:
+        self.decimals = degradation_decimals(results)
+        self.unit = " points" if results.unit == "points" else f" {results.unit}" if results.unit else ""
+        self.percent = " %" if results.unit == "points" else ""
+        self.confidence = confidence(results)
+
+    def amount(self, value: float) -> str:
+        """A degradation with its unit."""
+        return f"{fixed(value, self.decimals)}{self.unit}"
+
+    def lost(self, row: Any) -> str:
+        """A cell's degradation and its interval, marked where it is screened."""
+        low, high = row["degradation_low"], row["degradation_high"]
+        return predicted(with_interval(row["degradation"], low, high, self.decimals), row["screened"])
+
+    def level(self, value: float) -> str:
+        """A value of the metric."""
+        return f"{fixed(value, self.decimals)}{self.percent}"
+
+    def between(self, low: float, high: float) -> str:
+        """``95 % interval a to b``, at the level of these results."""
+        return f"{self.confidence} interval {interval(low, high, self.decimals)}"
+
+
 def cell_interval(cell: Any, decimals: int) -> str:
     """A cell's ``a to b``, in brackets and marked where it is the range in which a measurement would fall."""
     between = interval(cell["degradation_low"], cell["degradation_high"], decimals)
