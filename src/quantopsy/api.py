@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +19,9 @@ from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.settings import DEFAULT_BITS, Settings
 from quantopsy.analysis.summary import summarise
-from quantopsy.metrics import resolve_metric
-from quantopsy.study import FILE, open_existing
+from quantopsy.core import QuantopsyError
+from quantopsy.metrics import Metric, resolve_metric
+from quantopsy.study import FILE, Store, open_existing
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -183,8 +184,16 @@ def open_study(folder: str | Path, metric: Any = None) -> Study:
 
 
 def _metric(store: Store, metric: Any) -> Metric:
-    """The metric of a study, ``metric`` where it was a Python object."""
-    return resolve_metric(metric if metric is not None else store.noted("metric"), store.noted("labelled", True))
+    """The metric that a study was made with, ``metric`` where that was a Python object."""
+    study = f"study {str(store.path.parent)!r}"
+    given = store.noted("request", {"given": {}})["given"].get("metric") if metric is None else metric
+    if isinstance(given, Mapping):
+        raise QuantopsyError(study, f"its metric was a Python object ({given['object']})", "give metric= in Python")
+    found = resolve_metric(given, store.noted("labelled", True))
+    name = store.noted("identity", {}).get("metric", found.name)
+    if found.name != name:
+        raise QuantopsyError(study, f"its metric is {name}, not {found.name}", "give that one, or leave it out")
+    return found
 
 
 def compare(
