@@ -249,7 +249,7 @@ def compare(
     metric: Annotated[str | None, typer.Option(help="The metric, where it was a Python object")] = None,
     as_json: Json = False,
 ) -> None:
-    """Which layers changed from the first study to the others, or from one study's finest bits to fewer. Runs nothing."""
+    """Which layers changed from the first study to the others, or from its finest bits to fewer. Runs nothing."""
     from quantopsy.analysis.document import comparison_document
     from quantopsy.api import compare as compared
     from quantopsy.report.compared.terminal import print_compared

@@ -114,8 +114,9 @@ def _whole_view(view: View, compared: Compared) -> str:
     name, write, whole = f"`{called(view, compared)}`", Writer(view.results), view.whole
     if whole is None:
         return f"{name} was not measured"
+    verb = "gains" if whole["degradation"] < 0 else "loses"
     return (
-        f"{name} loses {write.amount(whole['degradation'])} of {view.results.metric} "
+        f"{name} {verb} {write.amount(abs(whole['degradation']))} of {view.results.metric} "
         f"({write.level(view.results.float_value)} in float, {write.level(whole['value'])} quantized)"
     )
 
@@ -167,7 +168,7 @@ def _noise_sentences(difference: Difference) -> Iterator[str]:
             most = ", most of all " if len(found) > 1 else ": "
             parts.append(
                 f"{count(len(found), 'layer')} {'is' if len(found) == 1 else 'are'} {what}{most}`{first['name']}` "
-                f"(SQNR {before_to_after(first, 'sqnr_db', 0)} dB)"
+                f"(SQNR {before_to_after(first, 'sqnr_db', 1)} dB)"
             )
     tally = layers["noise_verdict"].value_counts()
     parts.append(f"{tally.get('unchanged', 0)} unchanged within {NOISE_TOLERANCE_DB:g} dB")
