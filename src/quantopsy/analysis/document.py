@@ -12,6 +12,7 @@ from quantopsy.analysis.change import Change
 from quantopsy.analysis.comparison import Compared, Difference, View
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.significance import Interval
+from quantopsy.core import Finding
 
 WORST = 10
 
@@ -38,6 +39,8 @@ def document(results: Results) -> dict[str, Any]:
         "open_cells": results.open_cells,
         "whole": {str(row["bits"]): _plain(row) for row in results.whole.to_dict("records")},
         "worst": {str(bits): [_plain(row) for row in worst(results, bits).to_dict("records")] for bits in results.bits},
+        "diagnosed": list(results.diagnosed),
+        "findings": [_finding(finding) for finding in results.findings],
         "coverage": dict(results.coverage),
         "unquantized": [dict(item) for item in results.unquantized],
         "warnings": list(results.warnings),
@@ -107,6 +110,11 @@ def worst(results: Results, bits: int, count: int = WORST) -> pd.DataFrame:
     """The ``count`` cells at ``bits`` with most noise."""
     cells = results.cells[results.cells["bits"] == bits]
     return cells.sort_values("noise", ascending=False, kind="stable").head(count)
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    plain = finding.to_json()
+    return {**plain, "evidence": _plain(plain["evidence"]), "shares": _plain(plain["shares"])}
 
 
 def _plain(row: dict[Any, Any]) -> dict[str, Any]:
