@@ -35,6 +35,12 @@ def fixed(value: float, decimals: int) -> str:
     return text.replace("-", MINUS)
 
 
+def signed(value: float, decimals: int) -> str:
+    """A change, as :func:`fixed` writes it, with its sign where it is not zero."""
+    text = fixed(value, decimals)
+    return f"+{text}" if math.isfinite(value) and round(value, decimals) > 0 else text
+
+
 def significant(value: float, digits: int = 3) -> str:
     """``value`` to so many significant digits, as a plain decimal from 0.001 up to a million.
 
@@ -161,9 +167,13 @@ class Writer:
         self.percent = " %" if results.unit == "points" else ""
         self.confidence = confidence(results)
 
+    def number(self, value: float) -> str:
+        """A degradation, or a value of the metric."""
+        return fixed(value, self.decimals)
+
     def amount(self, value: float) -> str:
         """A degradation with its unit."""
-        return f"{fixed(value, self.decimals)}{self.unit}"
+        return f"{self.number(value)}{self.unit}"
 
     def lost(self, row: Any) -> str:
         """A cell's degradation and its interval, marked where it is screened."""

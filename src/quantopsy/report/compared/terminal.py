@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import pandas as pd
 from rich import box
 from rich.console import Console, Group
 from rich.table import Table
@@ -13,7 +14,15 @@ from rich.text import Text
 
 from quantopsy.analysis.comparison import Compared, Difference, View
 from quantopsy.report.compared.profile import columns
-from quantopsy.report.compared.words import before_to_after, called, cautions, heading, statements, worst_first
+from quantopsy.report.compared.words import (
+    before_to_after,
+    called,
+    cautions,
+    heading,
+    in_decibels,
+    statements,
+    worst_first,
+)
 from quantopsy.report.grid import degradation_limit
 from quantopsy.report.terminal import BLOCKS, SHADES, Encodable, bullets, ruler, shade
 from quantopsy.report.wording import (
@@ -21,9 +30,9 @@ from quantopsy.report.wording import (
     Writer,
     degradation_unit,
     elide,
-    fixed,
     interval,
     predicted,
+    signed,
     significant,
 )
 
@@ -61,55 +70,67 @@ def layer_table(difference: Difference, compared: Compared, width: int, worst: i
     """The ``worst`` layers, those that certainly changed first, fitted to ``width`` columns."""
     write, wide = Writer(difference.before.results), width >= _WIDE
     layers = worst_first(difference).head(worst)
-    told = [
-        (
-            before_to_after(row, "degradation", write.decimals),
-            before_to_after(row, "sqnr_db", 0),
-            interval(row["degradation_change_low"], row["degradation_change_high"], write.decimals),
-        )
-        for _, row in layers.iterrows()
-    ]
-    widths = [max(map(len, texts)) for texts in zip(*told, strict=True)]
-    room = max(12, width - 49 - max(widths[2], 4) - (max(widths[0], 11) + max(widths[1], 9) + 4 if wide else 0))
+    rows = [_texts(row, write) for _, row in layers.iterrows()]
+    widths = {name: max(len(row[name]) for row in rows) for name in ("lost", "sqnr", "span")}
+    if wide:
+        room = max(12, width - 75 - widths["lost"] - widths["span"] - widths["sqnr"])
+    else:  # the name has at least the room of what stands below it
+        room = max(widths["lost"] + widths["sqnr"] + 2, width - 46 - widths["span"])
     unit = degradation_unit(difference.before.results)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("#", justify="right", style="dim", no_wrap=True)
     table.add_column("layer", no_wrap=True)
     if wide:
         table.add_column("degradation", justify="right", no_wrap=True)
-        table.add_column("SQNR (dB)", justify="right", no_wrap=True)
     table.add_column("change", justify="right", no_wrap=True)
-    table.add_column(f"{100 * compared.level:g} %", no_wrap=True, style="dim")
+    if wide:
+        table.add_column(f"{100 * compared.level:g} %", no_wrap=True, style="dim")
     table.add_column("verdict", no_wrap=True)
-    table.add_column("SQNR", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("SQNR (dB)", justify="right", no_wrap=True)
+    table.add_column("change" if wide else "SQNR", justify="right", no_wrap=True)
     table.add_column("noise", no_wrap=True)
-    for (_, row), (lost, sqnr, span) in zip(layers.iterrows(), told, strict=True):
-        name = Text(elide(row["name"], room))
+    for row in rows:
+        on_loss, on_noise = _STYLES[row["verdict"]], _STYLES[row["noise"]]
+        name, change = Text(elide(row["name"], room)), Text(row["change"], style=on_loss)
+        span = Text(row["span"], style="dim")
         if not wide:
-            name = Text("\n").join([name, Text(elide(f"{lost}; {sqnr} dB", max(room, 22)), style="dim")])
-        screened = row["screened_before"] or row["screened_after"]
-        on_loss, on_noise = (
-            Text(str(row[name]), style=_STYLES[str(row[name])]) for name in ("verdict", "noise_verdict")
-        )
+            name = _over(name, Text(f"{row['lost']}; {row['sqnr']}", style="dim"))
+            change = _over(change, span)
         table.add_row(
-            str(row["layer"]),
+            row["layer"],
             name,
-            *([lost, sqnr] if wide else []),
-            Text(predicted(_signed(row["degradation_change"], write.decimals), screened), style=on_loss.style),
-            span,
-            on_loss,
-            Text(predicted(_signed(row["sqnr_change_db"], 1), screened), style=on_noise.style),
-            on_noise,
+            *([row["lost"]] if wide else []),
+            change,
+            *([span] if wide else []),
+            Text(row["verdict"], style=on_loss),
+            *([row["sqnr"]] if wide else []),
+            Text(row["sqnr_change"], style=on_noise),
+            Text(row["noise"], style=on_noise),
         )
-    notes = [f"change: of the degradation{unit}, positive is worse; SQNR: its change in dB, negative is worse"]
+    notes = [f"change: of the degradation{unit}, positive is worse; of the SQNR, in dB, negative is worse"]
     if layers[["screened_before", "screened_after"]].to_numpy().any():
         notes.append(f"{PREDICTED} screened: predicted, not run")
     return Group(table, *[Text(note, style="dim") for note in notes])
 
 
-def _signed(value: float, decimals: int) -> str:
-    text = fixed(value, decimals)
-    return f"+{text}" if math.isfinite(value) and float(f"{value:.{decimals}f}") > 0 else text
+def _over(above: Text, below: Text) -> Text:
+    return Text("\n").join([above, below])
+
+
+def _texts(row: pd.Series, write: Writer) -> dict[str, str]:
+    screened = bool(row["screened_before"] or row["screened_after"])
+    return {
+        "layer": str(row["layer"]),
+        "name": str(row["name"]),
+        "lost": before_to_after(row, "degradation", write.number),
+        "change": predicted(signed(row["degradation_change"], write.decimals), screened),
+        "span": interval(row["degradation_change_low"], row["degradation_change_high"], write.decimals),
+        "verdict": str(row["verdict"]),
+        "sqnr": before_to_after(row, "sqnr_db", in_decibels),
+        "sqnr_change": predicted(signed(row["sqnr_change_db"], 1), screened),
+        "noise": str(row["noise_verdict"]),
+    }
 
 
 def degradation_strips(compared: Compared, width: int) -> Group:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -66,15 +66,15 @@ def worst_first(difference: Difference) -> pd.DataFrame:
     )
 
 
-def before_to_after(row: pd.Series, name: str, decimals: int) -> str:
-    """``58.5 -> 0.6`` of a layer's column, either marked where it is predicted."""
-    before, after = (
-        predicted(fixed(row[f"{name}_{side}"], decimals), row[f"method_{side}"] == "screened") for side in _SIDES
-    )
+def before_to_after(row: pd.Series, name: str, text: Callable[[float], str]) -> str:
+    """``58.5 -> 0.6`` of a layer's column in ``text``, either marked where it is predicted."""
+    before, after = (predicted(text(row[f"{name}_{s}"]), row[f"method_{s}"] == "screened") for s in ("before", "after"))
     return f"{before} \N{RIGHTWARDS ARROW} {after}"
 
 
-_SIDES = ("before", "after")
+def in_decibels(value: float) -> str:
+    """An SQNR, with as many decimals as a comparison needs."""
+    return fixed(value, 1)
 
 
 def _writer(difference: Difference) -> Writer:
@@ -144,8 +144,8 @@ def _layer_sentences(difference: Difference, compared: Compared) -> Iterator[str
         return
     changed = layers[layers["verdict"].isin(["better", "worse"])]
     listed = "; ".join(
-        f"`{row['name']}` {before_to_after(row, 'degradation', write.decimals)}{write.unit} (difference "
-        f"{fixed(row['degradation_change'], write.decimals)}, {_percent(compared)} interval "
+        f"`{row['name']}` {before_to_after(row, 'degradation', write.number)}{write.unit} (difference "
+        f"{write.number(row['degradation_change'])}, {_percent(compared)} interval "
         f"{interval(row['degradation_change_low'], row['degradation_change_high'], write.decimals)})"
         for _, row in changed.head(_NAMED).iterrows()
     )
@@ -168,7 +168,7 @@ def _noise_sentences(difference: Difference) -> Iterator[str]:
             most = ", most of all " if len(found) > 1 else ": "
             parts.append(
                 f"{count(len(found), 'layer')} {'is' if len(found) == 1 else 'are'} {what}{most}`{first['name']}` "
-                f"(SQNR {before_to_after(first, 'sqnr_db', 1)} dB)"
+                f"(SQNR {before_to_after(first, 'sqnr_db', in_decibels)} dB)"
             )
     tally = layers["noise_verdict"].value_counts()
     parts.append(f"{tally.get('unchanged', 0)} unchanged within {NOISE_TOLERANCE_DB:g} dB")
