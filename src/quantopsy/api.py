@@ -14,6 +14,7 @@ import pandas as pd
 
 from quantopsy.analysis import analyze as _analyze
 from quantopsy.analysis import comparison as _comparison
+from quantopsy.analysis import diagnose as _diagnose
 from quantopsy.analysis.comparison import Compared, Recorded
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.results import Results
@@ -48,6 +49,11 @@ class Study:
     def layers(self) -> pd.DataFrame:
         """A row per layer: name, operation, source line, shapes, MACs, parameters."""
         return self.results.layers.copy()
+
+    def findings(self) -> pd.DataFrame:
+        """A row per finding of :func:`diagnose`: layer, bits, cause, what its test removed, fixes."""
+        columns = ["layer", "bits", "cause", "primary", "severity", "sites", "change", "removed", "fixes", "evidence"]
+        return pd.DataFrame([finding.to_json() for finding in self.results.findings], columns=columns)
 
     def heatmap(self, view: Literal["degradation", "noise"] = "degradation") -> go.Figure:
         """Bit-widths by layers, as in Figure 3 of the layer-wise paper; ``view`` may be ``noise``."""
@@ -167,6 +173,15 @@ def analyze(
     return finish(study)
 
 
+def diagnose(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
+    """Why layers of the study in ``folder`` hurt: causes, each tested by a counterfactual that is run.
+
+    ``settings``: ``bits``, ``layers``, ``samples``, and what was given as Python objects, as
+    :func:`quantopsy.analysis.diagnose.diagnose` takes them. The findings stay in the study.
+    """
+    return finish(Study(Path(folder), _diagnose.diagnose(folder, progress=progress, **settings)))
+
+
 def finish(study: Study) -> Study:
     """Write ``cells.csv`` and ``report.html`` beside the store."""
     study.results.cells.to_csv(study.folder / CELLS, index=False)
@@ -236,4 +251,4 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return labels
 
 
-__all__ = ["CELLS", "FILE", "REPORT", "Comparison", "Study", "analyze", "compare", "finish", "open_study"]
+__all__ = ["CELLS", "FILE", "REPORT", "Comparison", "Study", "analyze", "compare", "diagnose", "finish", "open_study"]

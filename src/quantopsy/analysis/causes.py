@@ -54,7 +54,7 @@ BEYOND_SHARE = 1e-4
 WIDE_RATIO = 1.3
 SIDE_SHARE = 0.2
 DOUBLE_RATIO = 1.3
-DEAD_ENERGY = 1e-4  # of the typical channel's
+DEAD_VARIANCE = 1e-4  # of the typical channel's
 INT32 = 2**31 - 1
 
 _WITHOUT_WEIGHTS = ("concat", "add", "max_pool", "avg_pool", "adaptive_avg_pool", "mean", "upsample", "mul")
@@ -132,9 +132,9 @@ def _of_weights(scene: Scene) -> Iterator[Suspect]:
     spiky = reach / middle
     # Channels of the same layer have as many weights, so that their peaks compare.
     outlier = float(np.median(spiky[wide]) / np.median(np.delete(spiky, wide))) if len(wide) < len(reach) else 1.0
-    energy = scene.local.energy
-    alive = float(np.median(energy)) if len(energy) == len(reach) else float("nan")
-    dead = bool(np.isfinite(alive) and alive > 0 and (energy[wide] < DEAD_ENERGY * alive).all())
+    variance = scene.local.variance
+    alive = float(np.median(variance)) if len(variance) == len(reach) else 0.0
+    dead = bool(alive > 0 and (variance[wide] < DEAD_VARIANCE * alive).all())
     evidence = {
         "peak": peak,
         "typical_channel_peak": typical,
@@ -149,7 +149,10 @@ def _of_weights(scene: Scene) -> Iterator[Suspect]:
     if dead:
         changes = {"weights clipped to those of live channels": scene.changed({"weight": clipped}), **per_channel}
         yield Suspect(
-            "dead_channel", ("weight",), {**evidence, "dead_channel_energy": float(energy[wide].max() / alive)}, changes
+            "dead_channel",
+            ("weight",),
+            {**evidence, "dead_channel_variance": float(variance[wide].max() / alive)},
+            changes,
         )
     elif outlier >= OUTLIER_RATIO:
         mse = scene.changed({"weight": replace(spec, range_estimator="mse")})
