@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 
 if TYPE_CHECKING:
-    from quantopsy.api import Study, additivity, analyze, diagnose, open_study
+    from quantopsy.api import Study, additivity, analyze, compare, diagnose, open_study
     from quantopsy.graph.capture import capture
 
 _LAZY = {
     "Study": "quantopsy.api",
     "additivity": "quantopsy.api",
     "analyze": "quantopsy.api",
+    "compare": "quantopsy.api",
     "diagnose": "quantopsy.api",
     "open_study": "quantopsy.api",
     "capture": "quantopsy.graph.capture",
@@ -37,6 +38,7 @@ __all__ = [
     "additivity",
     "analyze",
     "capture",
+    "compare",
     "diagnose",
     "open_study",
 ]
