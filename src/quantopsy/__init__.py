@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 
 if TYPE_CHECKING:
-    from quantopsy.api import Study, analyze, compare, diagnose, open_study
+    from quantopsy.api import Study, analyze, compare, diagnose, open_study, schemes
     from quantopsy.graph.capture import capture
 
 _LAZY = {
@@ -25,10 +25,23 @@ _LAZY = {
     "compare": "quantopsy.api",
     "diagnose": "quantopsy.api",
     "open_study": "quantopsy.api",
+    "schemes": "quantopsy.api",
     "capture": "quantopsy.graph.capture",
 }
 
-__all__ = ["Plan", "QuantopsyError", "Site", "Spec", "Study", "analyze", "capture", "compare", "diagnose", "open_study"]
+__all__ = [
+    "Plan",
+    "QuantopsyError",
+    "Site",
+    "Spec",
+    "Study",
+    "analyze",
+    "capture",
+    "compare",
+    "diagnose",
+    "open_study",
+    "schemes",
+]
 
 
 def __getattr__(name: str) -> Any:
