@@ -70,16 +70,20 @@ def _verdict_sentence(table: SchemeTable, rows: pd.DataFrame, bits: int, write: 
     named = {verdict: rows.loc[rows["verdict"] == verdict, "scheme"].tolist() for verdict in ("hurts", "harmless")}
     sure = f"{write.confidence}, corrected for {count(len(table.schemes), 'scheme')}"
     parts = [
-        f"{len(schemes)} {told}: {'; '.join(schemes)}"
+        f"{_are(len(schemes))} {told}: {'; '.join(schemes)}"
         for told, schemes in (
-            (f"are certain to lose {table.metric}", named["hurts"]),
-            (f"are harmless, losses above {write.amount(table.tolerance)} ruled out", named["harmless"]),
+            (f"certain to lose {table.metric}", named["hurts"]),
+            (f"harmless, losses above {write.amount(table.tolerance)} ruled out", named["harmless"]),
         )
         if schemes
     ]
     rest = len(rows) - sum(map(len, named.values()))
-    parts += [f"{rest} are undecided"] if rest else []
+    parts += [f"{_are(rest)} undecided"] if rest else []
     return f"Of {count(len(rows), 'scheme')} at {bits} bits ({sure}) {'. '.join(parts)}."
+
+
+def _are(number: int) -> str:
+    return f"{number} {'is' if number == 1 else 'are'}"
 
 
 def _change_sentence(row: pd.Series, write: Writer) -> str:
