@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 
 if TYPE_CHECKING:
-    from quantopsy.api import Study, analyze, compare, diagnose, open_study, schemes
+    from quantopsy.api import Study, additivity, analyze, compare, diagnose, open_study, schemes
     from quantopsy.graph.capture import capture
 
 _LAZY = {
     "Study": "quantopsy.api",
+    "additivity": "quantopsy.api",
     "analyze": "quantopsy.api",
     "compare": "quantopsy.api",
     "diagnose": "quantopsy.api",
@@ -35,6 +36,7 @@ __all__ = [
     "Site",
     "Spec",
     "Study",
+    "additivity",
     "analyze",
     "capture",
     "compare",

@@ -15,6 +15,7 @@ import pandas as pd
 from quantopsy.analysis import analyze as _analyze
 from quantopsy.analysis import comparison as _comparison
 from quantopsy.analysis import diagnose as _diagnose
+from quantopsy.analysis import measure_additivity as _measure_additivity
 from quantopsy.analysis import scheme_table as _scheme_table
 from quantopsy.analysis.comparison import Compared, Recorded
 from quantopsy.analysis.progress import Progress
@@ -211,6 +212,16 @@ def analyze(
     return finish(study)
 
 
+def additivity(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
+    """Whether the single layers of the study in ``folder`` add up: random subsets of them at a low bit-width.
+
+    ``settings``: ``low``, ``high``, ``subsets``, ``samples``, ``seed`` and what was given as Python objects, as
+    :func:`quantopsy.analysis.measure_additivity.measure_additivity` takes them.
+    """
+    results = _measure_additivity.measure_additivity(folder, progress=progress, **settings)
+    return finish(Study(Path(folder), results))
+
+
 def diagnose(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
     """Why layers of the study in ``folder`` hurt: causes, each tested by a counterfactual that is run.
 
@@ -356,6 +367,7 @@ __all__ = [
     "Comparison",
     "Schemes",
     "Study",
+    "additivity",
     "analyze",
     "compare",
     "diagnose",

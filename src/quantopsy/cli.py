@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,9 +127,10 @@ def changes(
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="FILE.pt2 or package.module:callable")]
-StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of an analysis")]
 Data = Annotated[str, typer.Option(help="Folder of images or package.module:callable; with labels where there are")]
 Out = Annotated[Path | None, typer.Option(help="Study folder; a run that was interrupted goes on in it")]
+StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of an analysis")]
+StudyMetric = Annotated[str | None, typer.Option(help="The metric, where it was a Python object")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else")]
 
 
@@ -227,13 +228,39 @@ def analyze(
 @app.command()
 def report(
     study: StudyFolder,
-    metric: Annotated[str | None, typer.Option(help="The metric, where it was a Python object")] = None,
+    metric: StudyMetric = None,
     as_json: Json = False,
 ) -> None:
     """Show a study again and rewrite its page and table, from what it holds."""
     from quantopsy.api import finish, open_study
+    from quantopsy.report.terminal import print_results
 
-    _show(finish(open_study(study, metric)), as_json)
+    _show(finish(open_study(study, metric)), as_json, print_results)
+
+
+@app.command()
+def additivity(
+    study: StudyFolder,
+    low: Annotated[int, typer.Option(help="Bits of the weights of a random subset of layers")] = 4,
+    high: Annotated[int, typer.Option(help="Bits of the weights of all others")] = 8,
+    subsets: Annotated[int, typer.Option(help="How many, their sizes spread from one layer to all")] = 24,
+    samples: Annotated[int | None, typer.Option(help="The first so many images of the study  [default: all]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the subsets")] = 0,
+    metric: StudyMetric = None,
+    as_json: Json = False,
+) -> None:
+    """Say how far the losses of single layers add up to that of the network."""
+    from quantopsy import api
+    from quantopsy.report.terminal import print_additivity
+
+    with watched(as_json) as watch, _kept_clean(as_json):
+        found = api.additivity(
+            study, low=low, high=high, subsets=subsets, samples=samples, seed=seed, metric=metric, progress=watch
+        )
+    _show(found, as_json, print_additivity)
+    done = found.results.additivity
+    if done is None or done.samples < done.wanted:
+        raise _stopped()
 
 
 @app.command()
@@ -246,10 +273,11 @@ def diagnose(
 ) -> None:
     """Find out why layers hurt: name causes, test each by a counterfactual, say what it removes."""
     from quantopsy.api import diagnose as run
+    from quantopsy.report.terminal import print_results
 
     with watched(as_json) as watch:
         found = run(study, bits=bits, layers=tuple(layers or ()), samples=samples, progress=watch)
-    _show(found, as_json)
+    _show(found, as_json, print_results)
 
 
 @app.command()
@@ -339,7 +367,7 @@ def schemes(
         max_memory=max_memory,
     )
     folder = out or Path(f"quantopsy-schemes-{_slug(model)}")
-    with watched(as_json) as watch, _only_the_document(as_json):
+    with watched(as_json) as watch, _kept_clean(as_json):
         watch.say(f"Quantopsy: {model}")
         given = Given(model, data, metric, calibration, preprocess, skip_bad)
         table = evaluate(given, settings, out=folder, fresh=fresh, progress=watch)
@@ -350,7 +378,8 @@ def schemes(
         console = Console()
         print_schemes(table, console)
         console.print(f"\nReport: {folder / SCHEMES_REPORT}   table: {folder / SCHEMES}", highlight=False)
-    _stop_unless(table.complete)
+    if not table.complete:
+        raise _stopped()
 
 
 @app.command()
@@ -395,35 +424,36 @@ def _analyze(
 ) -> None:
     from quantopsy.analysis.analyze import analyze as run
     from quantopsy.api import Study, finish
+    from quantopsy.report.terminal import print_results
 
-    with watched(as_json) as watch, _only_the_document(as_json):
+    with watched(as_json) as watch, _kept_clean(as_json):
         watch.say(f"Quantopsy: {title or model}")
         results = run(model, data, out=out, settings=settings, progress=watch, **options)
-    _show(finish(Study(out, results)), as_json)
-    _stop_unless(results.complete)
+    _show(finish(Study(out, results)), as_json, print_results)
+    if not results.complete:
+        raise _stopped()
 
 
-def _only_the_document(as_json: bool) -> AbstractContextManager[Any]:
-    """A cluster's own notices go to standard output, which is for the document."""
+def _kept_clean(as_json: bool) -> AbstractContextManager[Any]:
+    """Standard output is for the document; a cluster's own notices would go there too."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
-def _stop_unless(complete: bool) -> None:
-    if not complete:
-        Console(stderr=True).print("Stopped; the same command goes on where it was.")
-        raise typer.Exit(130)
+def _stopped() -> typer.Exit:
+    Console(stderr=True).print("Stopped; the same command goes on where it was.")
+    return typer.Exit(130)
 
 
-def _show(study: Any, as_json: bool) -> None:
+def _show(study: Any, as_json: bool, show: Callable[[Any, Console], None]) -> None:
+    """The document, or what ``show`` prints of the results."""
     from quantopsy.analysis.document import document
     from quantopsy.api import CELLS, REPORT
-    from quantopsy.report.terminal import print_results
 
     if as_json:
         sys.stdout.write(json.dumps(document(study.results), indent=2) + "\n")
         return
     console = Console()
-    print_results(study.results, console)
+    show(study.results, console)
     console.print(f"\nReport: {study.folder / REPORT}   table: {study.folder / CELLS}", highlight=False)
 
 

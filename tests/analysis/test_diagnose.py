@@ -119,6 +119,18 @@ def test_a_planted_fault_is_named(tmp_path, layer, plant, cause) -> None:
     assert sum(finding.shares.values()) == pytest.approx(1.0)
 
 
+def test_a_heavy_tail_per_channel_is_named(tmp_path) -> None:
+    def tailed(module: Net) -> None:
+        module.second.weight[:, 0, 0, 0] = 1.5
+        module.first.weight[0] /= 50  # what meets those weights is small
+        module.first.bias[0] /= 50
+
+    finding = primary(examined(tmp_path, "second", tailed, scheme="per-channel"))
+    assert finding.cause == "weight_outlier"
+    assert finding.change == "outliers clipped at three deviations"
+    assert finding.evidence["tailed_grids"] == 8
+
+
 def test_what_a_test_removed_is_what_the_changed_network_lacks(tmp_path) -> None:
     finding = primary(examined(tmp_path / "a", "first", wide_channel))
     assert finding.change == "scales per channel"

@@ -81,6 +81,20 @@ def test_every_cause_has_a_sentence_with_evidence_test_and_fixes(cause) -> None:
     assert text.endswith(".")
 
 
+def test_a_tail_is_worded_by_its_channels() -> None:
+    tail = {
+        "peak_over_rms": 9.0,
+        "expected": 3.4,
+        "tailed_grids": 5.0,
+        "grids": 8.0,
+        **{k: EVIDENCE[k] for k in ("gain", "shift_share", "local_sqnr_db")},
+    }
+    text = findings_sentences(with_findings(finding("weight_outlier", evidence=tail)))[0]
+    assert (
+        "in 5 of 8 channels the largest weight is 9.0 root mean squares from zero, where a bell curve's is 3.4" in text
+    )
+
+
 def test_a_second_cause_follows_the_first_of_its_layer() -> None:
     second = finding("bias_shift", primary=False)
     first, also = findings_sentences(with_findings(second, finding("dead_channel")))[:2]

@@ -48,6 +48,7 @@ FIXES: Mapping[Cause, tuple[str, ...]] = {
 # From where evidence is worth a test. Low on purpose: the test decides.
 PEAK_RATIO = 2.0  # largest over typical weight channel; reach over body of an activation
 OUTLIER_RATIO = 2.5  # in-channel peak over its median, against that of the other channels
+TAIL_RATIO = 1.5
 BRANCH_RATIO = 3.0
 SHIFT_SHARE = 0.1
 BEYOND_SHARE = 1e-4
@@ -117,15 +118,15 @@ def suspects(scene: Scene) -> list[Suspect]:
 def _of_weights(scene: Scene) -> Iterator[Suspect]:
     """The range that few weights or channels take for themselves."""
     weight, spec = scene.weight, scene.spec("weight")
-    if weight is None or spec is None or spec.granularity != "per_tensor":
+    if weight is None or spec is None:
         return
-    rows = weight.detach().float().movedim(scene.layer.weight_axis, 0).reshape(
-        weight.shape[scene.layer.weight_axis], -1
-    ).abs().numpy()  # fmt: skip
+    axis = scene.layer.weight_axis
+    rows = weight.detach().float().movedim(axis, 0).reshape(weight.shape[axis], -1).abs().numpy()
     reach = rows.max(1)
     typical = float(np.median(reach))
     peak = float(reach.max())
-    if peak <= 0 or peak < PEAK_RATIO * max(typical, 1e-30):
+    if spec.granularity != "per_tensor" or peak < PEAK_RATIO * typical or typical <= 0:
+        yield from _of_tails(scene, spec, rows if spec.granularity == "per_channel" else rows.reshape(1, -1))
         return
     wide = np.flatnonzero(reach > peak / 2)
     middle = np.maximum(np.median(rows, axis=1), 1e-30)
@@ -138,7 +139,7 @@ def _of_weights(scene: Scene) -> Iterator[Suspect]:
     evidence = {
         "peak": peak,
         "typical_channel_peak": typical,
-        "peak_ratio": peak / max(typical, 1e-30),
+        "peak_ratio": peak / typical,
         "wide_channels": float(len(wide)),
         "channels": float(len(reach)),
         "in_channel_outlier_ratio": outlier,
@@ -155,10 +156,33 @@ def _of_weights(scene: Scene) -> Iterator[Suspect]:
             changes,
         )
     elif outlier >= OUTLIER_RATIO:
-        mse = scene.changed({"weight": replace(spec, range_estimator="mse")})
-        yield Suspect("weight_outlier", ("weight",), evidence, {"outliers clipped": mse, **per_channel})
+        yield Suspect("weight_outlier", ("weight",), evidence, {**_clipped(scene, spec), **per_channel})
     else:
         yield Suspect("channel_imbalance", ("weight",), evidence, per_channel)
+
+
+def _of_tails(scene: Scene, spec: Spec, grids: np.ndarray) -> Iterator[Suspect]:
+    """Grids (G, n) of absolute weights with a few values far from the rest; normal ones reach sqrt(2 ln n)."""
+    rms = np.sqrt(np.square(grids).mean(1))
+    reach = grids.max(1)[rms > 0] / rms[rms > 0]
+    expected = float(np.sqrt(2 * np.log(max(grids.shape[1], 3))))
+    if not len(reach) or reach.max() < TAIL_RATIO * expected:
+        return
+    evidence = {
+        "peak_over_rms": float(reach.max()),
+        "expected": expected,
+        "tailed_grids": float((reach >= TAIL_RATIO * expected).sum()),
+        "grids": float(len(grids)),
+    }
+    yield Suspect("weight_outlier", ("weight",), evidence, _clipped(scene, spec))
+
+
+def _clipped(scene: Scene, spec: Spec) -> dict[str, Plan]:
+    """Two ways to clip outliers: by the weight's own error, which spares a far one, and whatever it costs there."""
+    return {
+        "outliers clipped by their error": scene.changed({"weight": replace(spec, range_estimator="mse")}),
+        "outliers clipped at three deviations": scene.changed({"weight": replace(spec, range_estimator="sigma:3")}),
+    }
 
 
 def _of_activations(scene: Scene) -> Iterator[Suspect]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from quantopsy.analysis.additivity import Additivity, Relation
 from quantopsy.analysis.change import Change
 from quantopsy.analysis.comparison import Compared, Difference, View
 from quantopsy.analysis.results import Results
@@ -37,6 +38,7 @@ def document(results: Results) -> dict[str, Any]:
         "level": results.level,
         "tolerance": _number(results.tolerance),
         "check": None if results.check is None else _plain(asdict(results.check)),
+        "additivity": None if results.additivity is None else _additivity(results.additivity),
         "open_cells": results.open_cells,
         "whole": {str(row["bits"]): _plain(row) for row in results.whole.to_dict("records")},
         "worst": {str(bits): [_plain(row) for row in worst(results, bits).to_dict("records")] for bits in results.bits},
@@ -133,6 +135,32 @@ def worst(results: Results, bits: int, count: int = WORST) -> pd.DataFrame:
     return cells.sort_values("noise", ascending=False, kind="stable").head(count)
 
 
+def _additivity(found: Additivity) -> dict[str, Any]:
+    """All of it but which subset holds, which stands in the rows of ``subsets``."""
+
+    def related(relation: Relation | None) -> Any:
+        if relation is None:
+            return None
+        line = None if relation.fit is None else asdict(relation.fit)
+        return {"limit": relation.limit, "reach": relation.reach, "largest": relation.largest, "fit": line}
+
+    return _plain(
+        {
+            "low": found.low_bits,
+            "high": found.high_bits,
+            "samples": found.samples,
+            "bias_shift": found.bias_shift,
+            "noise_ratio": asdict(found.noise_ratio),
+            "sum_error": found.sum_error,
+            "screen_error": found.screen_error,
+            "noise": related(found.noise),
+            "degradation": related(found.degradation),
+            "interaction": None if found.interaction is None else asdict(found.interaction),
+            "subsets": found.table.to_dict("records"),
+        }
+    )
+
+
 def _finding(finding: Finding) -> dict[str, Any]:
     plain = finding.to_json()
     return {**plain, "evidence": _plain(plain["evidence"]), "shares": _plain(plain["shares"])}
@@ -147,7 +175,9 @@ def _number(value: Any) -> Any:
         return value
     if value is None or value is pd.NA:
         return None
-    if isinstance(value, tuple):
+    if isinstance(value, dict):
+        return _plain(value)
+    if isinstance(value, tuple | list):
         return [_number(item) for item in value]
     if isinstance(value, float) or hasattr(value, "dtype"):
         value = value.item() if hasattr(value, "item") else value

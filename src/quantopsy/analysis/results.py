@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from quantopsy.analysis.additivity import Additivity
 from quantopsy.core import Finding
 from quantopsy.engine.local import Local
 
@@ -127,6 +128,7 @@ class Results:
     diagnosed: tuple[int, ...] = ()  # bit-widths that it looked at
     locals: Mapping[int, Mapping[str, Local]] = field(default_factory=dict)  # by bit-width and layer
     check: Check | None = None  # None where nothing was both screened and run
+    additivity: Additivity | None = None  # None where no subsets of layers were run
     open_cells: int = 0  # whose verdict more measuring could change
     passes: float = 0.0
     seconds: float = 0.0

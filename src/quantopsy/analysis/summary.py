@@ -14,6 +14,7 @@ from quantopsy.analysis import significance
 from quantopsy.analysis.assessment import Assessment, assess_study, images_asked_for
 from quantopsy.analysis.budget import passes_spent
 from quantopsy.analysis.results import CELL_COLUMNS, EVALUATION_IMAGES, WHOLE_COLUMNS, Check, Distribution, Results
+from quantopsy.analysis.subsets import additivity_of
 from quantopsy.analysis.verdicts import Measured
 from quantopsy.core import Finding
 from quantopsy.engine.local import Edge, Local
@@ -102,6 +103,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment
             for bits in store.noted("diagnosed", [])
         },
         check=_check(state, runs, set(store.noted("checks", []))),
+        additivity=additivity_of(store, metric, level=state.level, tolerance=state.tolerance),
         open_cells=sum(state.open(run) for run in runs),
         passes=passes_spent(store, len(reference.images)),
         seconds=store.noted("seconds", 0.0),

@@ -80,6 +80,12 @@ def _evidence(finding: Finding) -> Iterator[str]:
     """The numbers that speak for the cause."""
     e = finding.evidence
     match finding.cause:
+        case "weight_outlier" if "peak_over_rms" in e:
+            where = "" if e["grids"] == 1 else f"in {int(e['tailed_grids'])} of {int(e['grids'])} channels "
+            yield (
+                f"{where}the largest weight is {significant(e['peak_over_rms'], 2)} root mean squares from zero, "
+                f"where a bell curve's is {significant(e['expected'], 2)}"
+            )
         case "dead_channel" | "channel_imbalance" | "weight_outlier":
             wide, channels = int(e["wide_channels"]), int(e["channels"])
             reach = f"{significant(e['peak'])}, the typical one {significant(e['typical_channel_peak'])}"

@@ -16,6 +16,7 @@ import pandas as pd
 
 from quantopsy.analysis.reference import reference_doubt
 from quantopsy.analysis.results import Results
+from quantopsy.report.additivity import additivity_headlines
 from quantopsy.report.tables import headline_bits, ranked, verdicts_given, whole_network, with_marks
 from quantopsy.report.wording import (
     Writer,
@@ -54,6 +55,7 @@ def statements(results: Results) -> list[str]:
     if whole is not None:
         sentences += _additivity_sentences(results, bits, cells, whole)
     sentences += _other_bits_sentences(results, bits)
+    sentences += additivity_headlines(results)
     sentences += _check_sentences(results)
     return sentences
 
