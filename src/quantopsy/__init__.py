@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 
 if TYPE_CHECKING:
-    from quantopsy.api import Study, additivity, analyze, compare, diagnose, open_study
+    from quantopsy.api import Study, additivity, analyze, compare, diagnose, open_study, schemes
     from quantopsy.graph.capture import capture
 
 _LAZY = {
@@ -26,6 +26,7 @@ _LAZY = {
     "compare": "quantopsy.api",
     "diagnose": "quantopsy.api",
     "open_study": "quantopsy.api",
+    "schemes": "quantopsy.api",
     "capture": "quantopsy.graph.capture",
 }
 
@@ -41,6 +42,7 @@ __all__ = [
     "compare",
     "diagnose",
     "open_study",
+    "schemes",
 ]
 
 

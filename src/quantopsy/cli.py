@@ -318,6 +318,71 @@ def compare(
 
 
 @app.command()
+def schemes(
+    model: Model,
+    data: Data,
+    out: Out = None,
+    metric: Annotated[str | None, typer.Option(help="As of analyze")] = None,
+    bits: Annotated[str, typer.Option(help="Bit-widths of weights: 8, 4,8 or 3-8")] = "8",
+    activation_bits: Annotated[int, typer.Option(help="Bit-width of activations")] = 8,
+    weight_range: Annotated[str | None, typer.Option(help="Range estimator of weights")] = None,
+    activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Images for the ranges  [default: those of --data]")] = None,
+    calibration_samples: Annotated[int | None, typer.Option(help="At most so many images for the ranges")] = None,
+    samples: Annotated[int | None, typer.Option(help="An evenly spaced subset; more can follow later")] = None,
+    level: Annotated[float, typer.Option(help="Confidence level of intervals and verdicts")] = 0.95,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Loss that does not matter  [default: 1 point, or 1 % of the metric]")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, ray, or ray:ADDRESS")] = "local",
+    preprocess: Annotated[
+        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave unreadable images out, and count them")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    tile: Annotated[int | None, typer.Option(help="Images run at once  [default: by memory]")] = None,
+    max_memory: Annotated[float, typer.Option(help="GiB for the images in flight")] = 4.0,
+    fresh: Annotated[bool, typer.Option(help="Discard the study that is in the folder")] = False,
+    as_json: Json = False,
+) -> None:
+    """Evaluate the whole network under the usual schemes: per tensor, per channel, weights or activations only."""
+    from quantopsy.analysis.document import scheme_document
+    from quantopsy.analysis.scheme_table import evaluate
+    from quantopsy.analysis.settings import Settings
+    from quantopsy.analysis.subject import Given
+    from quantopsy.api import SCHEMES, SCHEMES_REPORT, Schemes, finish_schemes
+    from quantopsy.report.schemes import print_schemes
+
+    settings = Settings(
+        bits=parse_bits(bits),
+        activation_bits=activation_bits,
+        changes=changes(None, None, weight_range, activation_range, None, None),
+        samples=samples,
+        calibration_samples=calibration_samples,
+        level=level,
+        tolerance=tolerance,
+        engine=engine,
+        device=device,
+        tile=tile,
+        max_memory=max_memory,
+    )
+    folder = out or Path(f"quantopsy-schemes-{_slug(model)}")
+    with watched(as_json) as watch, _kept_clean(as_json):
+        watch.say(f"Quantopsy: {model}")
+        given = Given(model, data, metric, calibration, preprocess, skip_bad)
+        table = evaluate(given, settings, out=folder, fresh=fresh, progress=watch)
+    finish_schemes(Schemes(folder, table))
+    if as_json:
+        sys.stdout.write(json.dumps(scheme_document(table), indent=2) + "\n")
+    else:
+        console = Console()
+        print_schemes(table, console)
+        console.print(f"\nReport: {folder / SCHEMES_REPORT}   table: {folder / SCHEMES}", highlight=False)
+    if not table.complete:
+        raise _stopped()
+
+
+@app.command()
 def quantizers(as_json: Json = False) -> None:
     """List the quantizers and range estimators, a line each."""
     from rich.markup import escape

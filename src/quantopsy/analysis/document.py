@@ -12,6 +12,7 @@ from quantopsy.analysis.additivity import Additivity, Relation
 from quantopsy.analysis.change import Change
 from quantopsy.analysis.comparison import Compared, Difference, View
 from quantopsy.analysis.results import Results
+from quantopsy.analysis.scheme_table import SchemeTable
 from quantopsy.analysis.significance import Interval
 from quantopsy.core import Finding
 
@@ -108,6 +109,26 @@ def _change(found: Change) -> dict[str, Any]:
     }
 
 
+def scheme_document(table: SchemeTable) -> dict[str, Any]:
+    """Plain JSON values of a table of schemes; positive degradations and changes are worse."""
+    return {
+        "model": table.model,
+        "data": table.data,
+        "metric": table.metric,
+        "unit": table.unit,
+        "float": table.float_value,
+        "float_interval": [table.float_low, table.float_high],
+        "samples": table.samples,
+        "complete": table.complete,
+        "level": table.level,
+        "tolerance": _number(table.tolerance),
+        "schemes": [_plain(row) for row in table.schemes.to_dict("records")],
+        "questions": [_plain(row) for row in table.questions.to_dict("records")],
+        "settings": dict(table.settings),
+        "seconds": table.seconds,
+    }
+
+
 def worst(results: Results, bits: int, count: int = WORST) -> pd.DataFrame:
     """The ``count`` cells at ``bits`` with most noise."""
     cells = results.cells[results.cells["bits"] == bits]
@@ -150,8 +171,10 @@ def _plain(row: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, str) or value is None:
+    if isinstance(value, str):
         return value
+    if value is None or value is pd.NA:
+        return None
     if isinstance(value, dict):
         return _plain(value)
     if isinstance(value, tuple | list):

@@ -16,6 +16,9 @@ from quantopsy.engine.local import Local
 HEADLINE_BITS = 8
 """The bit-width that people deploy first, and that a verdict starts from."""
 
+EVALUATION_IMAGES = "the evaluation images"
+"""What calibration images are called where none were given."""
+
 CELL_COLUMNS = (
     "layer",  # position in topological order, from 0
     "name",  # module path

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from quantopsy.analysis import significance
 from quantopsy.analysis.assessment import Assessment, assess_study, images_asked_for
 from quantopsy.analysis.budget import passes_spent
-from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Check, Distribution, Results
+from quantopsy.analysis.results import CELL_COLUMNS, EVALUATION_IMAGES, WHOLE_COLUMNS, Check, Distribution, Results
 from quantopsy.analysis.subsets import additivity_of
 from quantopsy.analysis.verdicts import Measured
 from quantopsy.core import Finding
@@ -65,7 +65,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment
         [
             {
                 "bits": bits,
-                **_measured(state.measured[run], state.results[run].seconds),
+                **measured_figures(state.measured[run], state.results[run].seconds),
                 "noise_sum": sums["noise"].get(bits, np.nan),
                 "degradation_sum": sums["degradation"].get(bits, np.nan),
                 "degradation_sum_stderr": _sum_stderr(
@@ -125,7 +125,7 @@ def _cell(state: Assessment, run: int) -> dict[str, Any] | None:
         "verdict": state.verdict(run),
     }
     if run in state.measured:
-        return {**_measured(state.measured[run], state.results[run].seconds), "method": "exact", **beside}
+        return {**measured_figures(state.measured[run], state.results[run].seconds), "method": "exact", **beside}
     if expected is None or predicted is None or not np.isfinite(expected.noise):
         return None
     return {
@@ -143,7 +143,8 @@ def _cell(state: Assessment, run: int) -> dict[str, Any] | None:
     }
 
 
-def _measured(found: Measured, seconds: float) -> dict[str, Any]:
+def measured_figures(found: Measured, seconds: float) -> dict[str, Any]:
+    """What tables hold of a plan that was measured, by column."""
     return {
         "noise": found.noise,
         "noise_stderr": found.noise_stderr,
@@ -220,7 +221,7 @@ def _warnings(store: Store, metric: Metric, reference: RunResult, settings: Mapp
             f"The float network's {metric.name} is at chance level ({chance_level(metric, classes):.3g}): check the "
             "preprocessing and the labels before reading anything else here."
         )
-    if settings.get("calibration") == "the evaluation images":
+    if settings.get("calibration") == EVALUATION_IMAGES:
         lines.append("Ranges were calibrated on the evaluation images; give --calibration for an honest figure.")
     if bad := store.noted("bad", []):
         lines.append(f"{len(bad)} unreadable images were left out: {', '.join(bad[:3])}.")

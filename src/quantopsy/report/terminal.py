@@ -89,9 +89,7 @@ def print_additivity(results: Results, console: Console) -> None:
     if found is None:
         console.print("No subset of layers has been run on any image.")
         return
-    lines = Table.grid(padding=(0, 1))
-    for sentence in additivity_statements(results):
-        lines.add_row("•", _emphasised(sentence, ""))
+    lines = bullets(additivity_statements(results), [])
     heading = f"Subsets of layers at {found.low_bits} bits, the others at {found.high_bits}"
     for title, part in (("", lines), (heading, additivity_table(results, found))):
         console.print()
