@@ -37,7 +37,8 @@ def one(network: str, count: int, mode: str) -> None:
     """Analyse, and print the process's peak in MiB."""
     import zoo
 
-    from quantopsy.analysis.analyze import Settings, analyze
+    from quantopsy.analysis.analyze import analyze
+    from quantopsy.analysis.settings import Settings
 
     images = zoo.images(network, zoo.NETWORKS[network]["datasets"][0])
     with tempfile.TemporaryDirectory() as folder:

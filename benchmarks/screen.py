@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from quantopsy.analysis.analyze import Settings, analyze, candidates
+from quantopsy.analysis.analyze import analyze
 from quantopsy.analysis.phases import DECISION_SHARE
 from quantopsy.analysis.results import Results
-from quantopsy.analysis.schemes import full_plan, grids
+from quantopsy.analysis.schemes import candidates, full_plan, grids
+from quantopsy.analysis.settings import Settings
 from quantopsy.engine.calibration import calibrate, wanted_statistics
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.engine.screen import ScreenEngine

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from quantopsy.analysis import analyze as _analyze
-from quantopsy.analysis.analyze import DEFAULT_BITS, Settings
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.results import Results
+from quantopsy.analysis.settings import DEFAULT_BITS, Settings
 from quantopsy.analysis.summary import summarise
 from quantopsy.metrics import resolve_metric
 from quantopsy.study import FILE, open_existing

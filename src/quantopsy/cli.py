@@ -148,7 +148,7 @@ def analyze(
     option: Annotated[
         list[str] | None, typer.Option(help="NAME=VALUE of the weight quantizer; may be repeated")
     ] = None,
-    correction: Annotated[str | None, typer.Option(help="Of quantized weights: none, mean_variance")] = None,
+    correction: Annotated[str | None, typer.Option(help="Of quantized weights: none, mean_variance, bias")] = None,
     split_channels: Annotated[float, typer.Option(help="Share of input channels split in two (OCS)")] = 0.0,
     weight_range: Annotated[str | None, typer.Option(help="Range estimator of weights")] = None,
     activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
@@ -185,7 +185,7 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Quantize one layer at a time and show which layers hurt."""
-    from quantopsy.analysis.analyze import Settings
+    from quantopsy.analysis.settings import Settings
 
     settings = Settings(
         bits=parse_bits(bits),
@@ -264,12 +264,12 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """EfficientNet-Lite0 with its ImageNet weights on crops of photographs: nothing to download."""
-    from quantopsy.analysis.analyze import Settings
-    from quantopsy.demo import BITS, network, photographs
+    from quantopsy.analysis.settings import Settings
+    from quantopsy.demo import BITS
 
     settings = Settings(bits=BITS, samples=samples)
-    evaluation, calibration = photographs()
-    _analyze(network(), evaluation, out, settings, as_json, title="EfficientNet-Lite0", calibration=calibration)
+    model, data, calibration = (f"quantopsy.demo:{name}" for name in ("network", "evaluation", "calibration"))
+    _analyze(model, data, out, settings, as_json, title="EfficientNet-Lite0", calibration=calibration)
 
 
 def _analyze(

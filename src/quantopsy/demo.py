@@ -6,6 +6,7 @@ scikit-learn ship. There are no labels, so the metric is agreement with the floa
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,20 @@ class Photographs(TensorDataset):
     """Crops of photographs, (N, 3, 224, 224)."""
 
 
+def evaluation() -> Photographs:
+    """Crops to evaluate on, (N, 3, 224, 224)."""
+    return photographs()[0]
+
+
+def calibration() -> Photographs:
+    """Crops to estimate ranges on, disjoint from those of :func:`evaluation`."""
+    return photographs()[1]
+
+
+@cache
 def photographs() -> tuple[Photographs, Photographs]:
-    """Crops to evaluate on and, disjoint from them, crops to calibrate on; (N, 3, 224, 224)."""
+    """Crops to evaluate on, and every fourth one to calibrate on."""
     crops = torch.stack([crop for picture in _pictures() for crop in _crops(picture)])
-    # Every fourth crop estimates ranges; the others are looked at.
     held = torch.arange(len(crops)) % 4 == 3
     return Photographs(crops[~held]), Photographs(crops[held])
 

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from quantopsy.core import Plan, QuantopsyError
 
 FILE = "study.sqlite"
 FLOAT = 0  # the run of the float network
-_VERSION = 2
+_VERSION = 3
 
 _SCHEMA = """
 CREATE TABLE note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -65,7 +65,8 @@ CREATE TABLE draw (
 CREATE TABLE cost (
     phase TEXT NOT NULL,
     images INTEGER NOT NULL,
-    seconds REAL NOT NULL
+    seconds REAL NOT NULL,
+    pace REAL NOT NULL          -- seconds that an image of a float pass took at that moment
 );
 """
 
@@ -138,6 +139,15 @@ class Draw:
         return bool((self.probabilities < 1.0).any())
 
 
+class Cost(NamedTuple):
+    """What a tile of a phase took, and ``pace``: the seconds that an image of a float pass took at that moment."""
+
+    phase: str
+    images: int
+    seconds: float
+    pace: float
+
+
 class Store:
     """A study folder's database. Use :func:`create` or :func:`open_existing`, and close it."""
 
@@ -176,6 +186,21 @@ class Store:
         """The value remembered under ``key``."""
         row = self._connection.execute("SELECT value FROM note WHERE key = ?", (key,)).fetchone()
         return default if row is None else json.loads(row[0])
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Raise :class:`QuantopsyError` naming what differs where the study is of another experiment."""
+        stored = self.noted("identity", {})
+        differences = [
+            f"{key} was {_short(stored.get(key))}, now {_short(identity.get(key))}"
+            for key in dict.fromkeys([*stored, *identity])
+            if stored.get(key) != identity.get(key)
+        ]
+        if differences:
+            raise QuantopsyError(
+                f"study {str(self.path.parent)!r}",
+                f"is of another experiment: {'; '.join(differences)}",
+                "give another --out, or --fresh to discard it",
+            )
 
     def run(self, plan: Plan) -> int:
         """The id of the run that measures ``plan``, made where there is none."""
@@ -309,14 +334,15 @@ class Store:
         row = self._connection.execute("SELECT images, probabilities, seed FROM draw WHERE run = ?", (run,)).fetchone()
         return None if row is None else Draw(np.frombuffer(row[0], dtype=np.int32), np.frombuffer(row[1]), row[2])
 
-    def spend(self, phase: str, images: int, seconds: float) -> None:
-        """Remember what a tile of ``phase`` took."""
+    def spend(self, cost: Cost) -> None:
+        """Remember what a tile took."""
         with self._transaction() as connection:
-            connection.execute("INSERT INTO cost VALUES (?, ?, ?)", (phase, images, seconds))
+            connection.execute("INSERT INTO cost VALUES (?, ?, ?, ?)", cost)
 
-    def costs(self) -> list[tuple[str, int, float]]:
-        """(phase, images, seconds) of every tile."""
-        return self._connection.execute("SELECT phase, images, seconds FROM cost ORDER BY rowid").fetchall()
+    def costs(self) -> list[Cost]:
+        """Of every tile, in the order in which they came."""
+        rows = self._connection.execute("SELECT phase, images, seconds, pace FROM cost ORDER BY rowid")
+        return [Cost(*row) for row in rows]
 
 
 def create(folder: Path, identity: Mapping[str, Any]) -> Store:
@@ -373,19 +399,11 @@ def open_or_create(folder: Path, identity: Mapping[str, Any], *, fresh: bool) ->
     if fresh or not (folder / FILE).exists():
         return create(folder, identity)
     store = open_existing(folder)
-    stored = store.noted("identity", {})
-    differences = [
-        f"{key} was {_short(stored.get(key))}, now {_short(identity.get(key))}"
-        for key in dict.fromkeys([*stored, *identity])
-        if stored.get(key) != identity.get(key)
-    ]
-    if differences:
+    try:
+        store.check_identity(identity)
+    except QuantopsyError:
         store.close()
-        raise QuantopsyError(
-            f"study {str(folder)!r}",
-            f"is of another experiment: {'; '.join(differences)}",
-            "give another --out, or --fresh to discard it",
-        )
+        raise
     return store
 
 

@@ -16,8 +16,8 @@ import sample_models
 import torch
 
 import quantopsy as qp
-from quantopsy.analysis.analyze import Settings
 from quantopsy.analysis.results import CELL_COLUMNS
+from quantopsy.analysis.settings import Settings
 from quantopsy.study import FILE, open_existing
 
 BITS = (3, 8)

@@ -12,7 +12,7 @@ import torch
 from scipy import integrate, stats
 from scipy.special import rel_entr
 
-from quantopsy.calibrate import check, fit, observer, realise, summaries
+from quantopsy.calibrate import check, fit, fixed, observer, realise, summaries
 from quantopsy.calibrate.aciq import gaussian_clip, laplace_clip
 from quantopsy.calibrate.entropy import divergence, magnitudes
 from quantopsy.calibrate.mse import squared_error
@@ -22,6 +22,8 @@ from quantopsy.core import QuantopsyError, Spec
 from quantopsy.quant import Sample, fake_quantize
 from quantopsy.quant.registry import QUANTIZERS
 from quantopsy.quant.uniform import from_range
+
+FROM_DATA = [name for name in RANGE_ESTIMATORS if name != "fixed"]
 
 
 def heavy(seed: int = 0, rows: int = 3, n: int = 5000) -> torch.Tensor:
@@ -49,7 +51,21 @@ def test_sigma_is_mean_plus_minus_k_deviations() -> None:
     np.testing.assert_allclose(high.numpy(), rows.numpy().mean(1) + 2 * rows.numpy().std(1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", [*RANGE_ESTIMATORS])
+def test_a_fixed_range_is_taken_as_given_to_the_last_bit() -> None:
+    ends = -0.1, 1e3 / 7
+    for rows in (heavy(), 0.001 * heavy()):
+        low, high = range_of(fixed(*ends), rows)
+        np.testing.assert_array_equal(low.numpy(), np.float32([ends[0]] * 3))
+        np.testing.assert_array_equal(high.numpy(), np.float32([ends[1]] * 3))
+    seen = observer(Spec(range_estimator=fixed(-1.0, 3.0)))
+    seen.update(torch.rand(2, 3, 4, 4))
+    qparams = realise(Spec(range_estimator=fixed(-1.0, 3.0)), seen)
+    expected = from_range(Spec(), torch.tensor(-1.0), torch.tensor(3.0))
+    x = torch.linspace(-2, 4, 99)
+    assert torch.equal(fake_quantize(x, qparams), fake_quantize(x, expected))
+
+
+@pytest.mark.parametrize("name", FROM_DATA)
 def test_never_leaves_what_was_seen(name: str) -> None:
     rows = heavy()
     low, high = range_of(name, rows, bits=8)
@@ -124,7 +140,7 @@ def test_mse_is_the_least_of_all_estimators() -> None:
     for bits in (3, 8):
         errors = {
             name: float((fake_quantize(rows, qparams) - rows).square().mean())
-            for name in RANGE_ESTIMATORS
+            for name in FROM_DATA
             for qparams in [fit(Spec(bits=bits, granularity="per_channel", range_estimator=name), rows)]
         }
         assert errors["mse"] <= min(errors.values()) * 1.005
@@ -163,7 +179,20 @@ def test_entropy_clips_tails_and_leaves_a_flat_distribution_alone() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["mni_max", "sigma:-1", "sigma:x", "percentile:0", "percentile:101", "min_max:3", "aciq:cauchy", "topk_median:2.5"],
+    [
+        "mni_max",
+        "sigma:-1",
+        "sigma:x",
+        "percentile:0",
+        "percentile:101",
+        "min_max:3",
+        "aciq:cauchy",
+        "topk_median:2.5",
+        "fixed",
+        "fixed:1",
+        "fixed:2:1",
+        "fixed:0:inf",
+    ],
 )
 def test_wrong_names_and_arguments_are_refused(text: str) -> None:
     with pytest.raises(QuantopsyError, match=text.split(":")[0]):
@@ -193,7 +222,7 @@ def test_everything_is_listed_with_one_line() -> None:
 
 
 @pytest.mark.parametrize("kind", [*QUANTIZERS])
-@pytest.mark.parametrize("name", [*RANGE_ESTIMATORS])
+@pytest.mark.parametrize("name", FROM_DATA)
 def test_every_kind_goes_with_every_estimator(kind: str, name: str) -> None:
     spec = Spec(kind=kind, bits=4, range_estimator=name, granularity="per_channel")
     weight = torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(0))

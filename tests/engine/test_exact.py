@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from quantopsy.analysis.schemes import at_bits, full_plan, grids, single_layer
-from quantopsy.core import Plan, Site, Spec
+from quantopsy.analysis.screening import Scores
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
+from quantopsy.data import Batch
 from quantopsy.engine.calibration import calibrate, wanted_statistics
 from quantopsy.engine.exact import ExactEngine, squared_norms
 from quantopsy.graph.capture import capture
@@ -243,3 +245,49 @@ def test_a_cell_of_a_real_network_is_algorithm_1(zoo, name) -> None:
     expected, _ = naive.noise(efficientnet(), name, None, 6, images, images)
     found, _ = run(engine, [plan], images)[0]
     torch.testing.assert_close(found, expected, rtol=0.05, atol=1e-5)
+
+
+LINEAR_NETS = {
+    "convolution": lambda: nn.Conv2d(3, 6, 3),
+    "depthwise": lambda: nn.Conv2d(3, 6, 3, groups=3, bias=False),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(432, 7)),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR_NETS)
+def test_with_the_bias_corrected_every_output_channel_keeps_its_mean(name, images) -> None:
+    torch.manual_seed(3)
+    x = images + torch.tensor([3.0, -1.0, 0.5])[:, None, None]
+    network = compile_network(capture(LINEAR_NETS[name]().eval(), (x[:2],))).network
+    site = Site(network.layers[0].name, "weight")
+    plain, corrected = (Plan.of({site: Spec(bits=3, correction=how)}) for how in ("none", "bias"))
+    program = compile_network(network)
+    engine = ExactEngine(program, calibrate(program, [(x[:5],), (x[5:],)], wanted_statistics(network, [corrected])))
+    reference, *found = (
+        measured.outputs[0].double()
+        for measured in engine.run_tile((x,), [engine.prepare(p) for p in (plain, corrected)])
+    )
+    shifts = [(outputs - reference).mean([0, *range(2, outputs.dim())]).abs().max() for outputs in found]
+    assert shifts[1] < 0.02 * shifts[0]  # a kernel's corner does not see the whole of an image
+    # What is left is the error about its mean.
+    centred = found[0] - reference
+    centred = centred - centred.mean([0, *range(2, centred.dim())], keepdim=True)
+    torch.testing.assert_close(found[1] - reference, centred, rtol=0, atol=0.02 * float(shifts[0]))
+    # A linear network is what the screen is exact for.
+    probes = 64
+    scores = Scores.of_batches(
+        program, engine.calibration, [Batch((x,), None, np.arange(len(x)))], {site: [plain[site], corrected[site]]},
+        noise_probes=probes, decision=False,
+    )  # fmt: skip
+    for plan, outputs in zip((plain, corrected), found, strict=True):
+        noise = float((outputs - reference).flatten(1).square().sum(1).mean())
+        assert scores.predicted(plan)[0] == pytest.approx(noise, rel=0.25)
+
+
+def test_a_bias_that_cannot_be_corrected_is_named(images) -> None:
+    module = nn.ConvTranspose2d(3, 4, 3).eval()
+    program = compile_network(capture(module, (images[:2],)))
+    plan = Plan.of({Site(program.network.layers[0].name, "weight"): Spec(correction="bias")})
+    engine = ExactEngine(program, calibrate(program, [(images,)], wanted_statistics(program.network, [plan])))
+    with pytest.raises(QuantopsyError, match="the correction of a bias does not know conv_transpose2d"):
+        engine.prepare(plan)

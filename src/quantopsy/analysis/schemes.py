@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -71,3 +71,13 @@ def at_bits(plan: Plan, bits: int) -> Plan:
 def single_layer(plan: Plan, layer: Layer) -> Plan:
     """Only ``layer``'s sites of ``plan``: the network of layer-wise paper, section 3.1."""
     return Plan(tuple((site, spec) for site, spec in plan.sites if site.layer == layer.name))
+
+
+def candidates(full: Plan, selected: Sequence[Layer], widths: Sequence[int]) -> dict[Site, list[Spec]]:
+    """The specs of every site of ``selected`` layers that their cells need, weights at each of ``widths``."""
+    layers = {layer.name for layer in selected}
+    return {
+        site: list(dict.fromkeys(spec.with_bits(bits) for bits in widths)) if site.role == "weight" else [spec]
+        for site, spec in full.sites
+        if site.layer in layers
+    }

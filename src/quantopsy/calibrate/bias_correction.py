@@ -1,4 +1,4 @@
-"""Undoing the shift of mean and variance that quantization gives weights (PWLQ section 5.1.2).
+"""Undoing what quantized weights shift: their own mean and variance, and the mean of what they give.
 
 C output channels along ``axis``.
 """
@@ -36,3 +36,15 @@ def weight_correction(w: Tensor, w_hat: Tensor, axis: int = 0) -> WeightCorrecti
     std, std_hat = (rows_per_channel(x, axis).std(1, correction=0) for x in (w, w_hat))
     gain = torch.where(std_hat > 0, std / std_hat, 1.0)
     return WeightCorrection(gain, mean - gain * mean_hat, axis)
+
+
+def output_shift(change: Tensor, mean: Tensor, groups: int) -> Tensor:
+    """(C,): what ``change`` of a weight adds to the mean of every output channel, to be taken from the bias.
+
+    ``sum_i sum_k change[c, i, k] mean[i]`` (DFQ, Nagel et al. 2019, equation (17), with means of data), where
+    ``change`` is (C, I / groups, ...) and ``mean`` (I,) the mean of every input channel. At borders that are
+    padded with zeros it is less.
+    """
+    per_input = change.double().flatten(2).sum(2) if change.dim() > 2 else change.double()
+    grouped = per_input.unflatten(0, (groups, -1))  # (G, C / G, I / G)
+    return torch.einsum("gci,gi->gc", grouped, mean.double().unflatten(0, (groups, -1))).flatten().float()

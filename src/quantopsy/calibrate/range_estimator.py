@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isfinite
 from typing import Self
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from quantopsy.core.spec import MAX_BITS
 from quantopsy.quant import Sample
 
 Range = tuple[Tensor, Tensor]
-Argument = float | str | None
+Argument = float | str | tuple[float, float] | None
 
 
 class Tracker(ABC):
@@ -77,6 +78,25 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """An argument that is two numbers, the first below the second: ``-1:1``. It has no default."""
+
+    default: None = None
+
+    def parse(self, text: str) -> tuple[float, float] | None:
+        """The two numbers, or ``None`` where they are not two, not finite, or not in order."""
+        low, _, high = text.partition(":")
+        try:
+            ends = float(low), float(high)
+        except ValueError:
+            return None
+        return ends if isfinite(ends[0]) and isfinite(ends[1]) and ends[0] < ends[1] else None
+
+    def __str__(self) -> str:
+        return "two numbers such as -1:1, the lower one first"
+
+
+@dataclass(frozen=True)
 class RangeEstimator:
     """How the range of a grid is found.
 
@@ -84,6 +104,8 @@ class RangeEstimator:
         (low, high), (R,) each, for the R rows of ``sample``.
     ``argument``
         what may stand behind the colon, ``None`` for nothing.
+    ``bounded``
+        whether the range is kept within what was seen.
     ``needs_values``
         looks at the distribution, not only at the extremes.
     ``tracker(argument)``
@@ -93,7 +115,8 @@ class RangeEstimator:
     name: str
     summary: str
     estimate: Callable[[Spec, Sample, Argument], Range]
-    argument: Number | Word | None = None
+    argument: Number | Word | Ends | None = None
+    bounded: bool = True
     needs_values: bool = True
     max_bits: int = MAX_BITS
     tracker: Callable[[Argument], Tracker] | None = None
@@ -101,7 +124,9 @@ class RangeEstimator:
     @property
     def usage(self) -> str:
         """What to write, with the argument that the name alone stands for."""
-        return self.name if self.argument is None else f"{self.name}:{self.argument.default}"
+        if self.argument is None:
+            return self.name
+        return f"{self.name}:{'-1:1' if self.argument.default is None else self.argument.default}"
 
     def check(self, spec: Spec) -> None:
         """Raise :class:`QuantopsyError` for more bits than this estimator knows of."""
@@ -120,7 +145,7 @@ class RangeEstimator:
                     f"range estimator {self.name}:{text}", "it takes no argument", f"write {self.name}"
                 )
             return None
-        if not text:
+        if not text and self.argument.default is not None:
             return self.argument.default
         value = self.argument.parse(text)
         if value is None:

@@ -7,6 +7,7 @@ import torch
 from quantopsy.calibrate import (
     aciq,
     entropy,
+    fixed,
     min_max,
     moving_average,
     mse,
@@ -30,6 +31,7 @@ _ENTRIES = (
     mse.ESTIMATOR,
     aciq.ESTIMATOR,
     sawb.ESTIMATOR,
+    fixed.ESTIMATOR,
 )
 RANGE_ESTIMATORS: dict[str, RangeEstimator] = {entry.name: entry for entry in _ENTRIES}
 
@@ -52,9 +54,11 @@ def check(spec: Spec) -> None:
 
 
 def estimate_range(spec: Spec, sample: Sample) -> Range:
-    """(low, high), (R,) each: what the spec's estimator says, never beyond what was seen."""
+    """(low, high), (R,) each: what the spec's estimator says, beyond what was seen only where it is fixed."""
     estimator, argument = range_estimator(spec.range_estimator)
     low, high = estimator.estimate(spec, sample, argument)
+    if not estimator.bounded:
+        return low, high
     return torch.maximum(low, sample.low), torch.minimum(high, sample.high)
 
 

@@ -14,13 +14,14 @@ from quantopsy.quant import fake_quantize
 def quantized_weight(spec: Spec, weight: Tensor, *, axis: int = 0) -> Tensor:
     """``weight`` on the grid of ``spec``, output channels along ``axis``; same shape and dtype.
 
-    With ``spec.correction`` every channel is then scaled and shifted, which a runtime folds into the
-    channel's scale and offset. Raises :class:`QuantopsyError` as :func:`fit` does.
+    With the correction ``mean_variance`` every channel is then scaled and shifted, which a runtime folds
+    into the channel's scale and offset; that of the bias leaves the weight alone. Raises
+    :class:`QuantopsyError` as :func:`fit` does.
     """
     if spec.tensors > 1:
         w_hat = fake_quantize_several(weight, fit_several(spec, weight, spec.tensors, axis=axis))
     else:
         w_hat = fake_quantize(weight, fit(spec, weight, axis=axis))
-    if spec.correction == "none":
+    if spec.correction != "mean_variance":
         return w_hat
     return weight_correction(weight, w_hat, axis).apply(w_hat)

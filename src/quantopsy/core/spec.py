@@ -11,7 +11,7 @@ from quantopsy.core.errors import QuantopsyError
 
 MIN_BITS, MAX_BITS = 2, 16
 
-CORRECTIONS = ("none", "mean_variance")
+CORRECTIONS = ("none", "mean_variance", "bias")
 
 _GRANULARITY = re.compile(r"per_tensor|per_channel|per_group:[1-9]\d*|per_group:pwlq")
 
@@ -39,8 +39,9 @@ class Spec:
         how the range is found, with a parameter behind a colon where it takes one:
         ``min_max``, ``percentile:99.99``, ``sigma:3``, ...
     ``correction``
-        of weights: ``none``, or ``mean_variance``, after which every channel has the mean and variance
-        it had in float (PWLQ section 5.1.2).
+        of weights: ``none``; ``mean_variance``, after which every channel has the mean and variance
+        it had in float (PWLQ section 5.1.2); or ``bias``, which takes the shift that the quantized weight
+        gives the mean of every output channel out of the bias (DFQ, Nagel et al. 2019, section 4.2).
     ``tensors``
         of weights: a hard one as the sum of so many on grids of their own (LBQ, Choukroun et al. 2019).
     ``options``

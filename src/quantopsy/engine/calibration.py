@@ -9,11 +9,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantopsy.calibrate import Observer, observer, realise
+from quantopsy.calibrate import Observer, observer, output_shift, realise
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.graph.execute import Program, Step, Values
 from quantopsy.graph.network import Layer, Network
 from quantopsy.quant import QParams
+
+
+@dataclass
+class ChannelMean:
+    """The running mean of every channel of one value, channels along ``axis``."""
+
+    axis: int
+    total: Tensor | None = None
+    count: int = 0
+
+    def update(self, x: Tensor) -> None:
+        """Add a batch."""
+        axis = self.axis % x.dim()
+        total = x.sum([dim for dim in range(x.dim()) if dim != axis], dtype=torch.float64).cpu()
+        self.total = total if self.total is None else self.total + total
+        self.count += x.numel() // x.shape[axis]
+
+    @property
+    def mean(self) -> Tensor:
+        """(C,) float64."""
+        assert self.total is not None
+        return self.total / self.count
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What plans need to know of activations.
+
+    ``statistics``: (value, kind of statistics), with a spec that needs it. ``means``: values whose mean per
+    channel is needed, with the channel's axis.
+    """
+
+    statistics: Mapping[tuple[str, Hashable], Spec] = field(default_factory=dict)
+    means: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -25,6 +59,7 @@ class Calibration:
     """
 
     observers: dict[tuple[str, Hashable], Observer] = field(default_factory=dict)
+    means: dict[str, ChannelMean] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
     images: int = 0
     _realised: dict[tuple[str, Spec], QParams] = field(default_factory=dict, repr=False)
@@ -35,6 +70,19 @@ class Calibration:
         if key not in self._realised:
             self._realised[key] = realise(spec, self.observers[key[0], observer(spec).key])
         return self._realised[key]
+
+    def shift(self, layer: Layer, change: Tensor) -> Tensor:
+        """(C,): what ``change`` of the layer's weight adds to the mean of every channel of its result.
+
+        Raises :class:`QuantopsyError` for a layer that is neither a convolution nor linear.
+        """
+        if layer.op not in ("conv1d", "conv2d", "conv3d", "linear"):
+            raise QuantopsyError(
+                f"weight of layer {layer.name!r}",
+                f"the correction of a bias does not know {layer.op}",
+                "leave its correction out in a --plan",
+            )
+        return output_shift(change.cpu(), self.means[layer.inputs[0]].mean, layer.groups)
 
     def range(self, value: str) -> tuple[float, float]:
         """Least and greatest number seen in ``value``."""
@@ -56,35 +104,45 @@ def edges(layer: Layer, role: str) -> tuple[str, ...]:
     return layer.inputs if role == "input" else (layer.output,)
 
 
-def wanted_statistics(network: Network, plans: Iterable[Plan]) -> dict[tuple[str, Hashable], Spec]:
-    """(value, kind of statistics) that the activations of ``plans`` need, with a spec that needs it."""
-    wanted: dict[tuple[str, Hashable], Spec] = {}
+def wanted_statistics(network: Network, plans: Iterable[Plan]) -> Wanted:
+    """What the activations of ``plans`` need."""
+    statistics: dict[tuple[str, Hashable], Spec] = {}
+    means: dict[str, int] = {}
     sites: dict[Site, set[Spec]] = {}
     for plan in plans:
         for site, spec in plan.sites:
             sites.setdefault(site, set()).add(spec)
     by_name = {layer.name: layer for layer in network.layers}
     for (name, role), specs in sites.items():
-        if role == "weight":
-            continue
+        layer = by_name[name]
         for spec in specs:
+            if role == "weight":
+                if spec.correction == "bias":
+                    means[layer.inputs[0]] = -1 if layer.op == "linear" else 1
+                continue
             key = observer(spec).key
-            for value in edges(by_name[name], role):
-                wanted.setdefault((network.origin(value), key), spec)
-    return wanted
+            for value in edges(layer, role):
+                statistics.setdefault((network.origin(value), key), spec)
+    return Wanted(statistics, means)
 
 
 def calibrate(
     program: Program,
     batches: Iterable[Sequence[Tensor] | Mapping[str, Tensor]],
-    wanted: Mapping[tuple[str, Hashable], Spec],
+    wanted: Wanted,
     advance: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Observe ``wanted`` in one float pass over ``batches``."""
-    calibration = Calibration({key: observer(spec) for key, spec in wanted.items()}, program.network.origins)
-    by_value: dict[str, list[Observer]] = {}
+    calibration = Calibration(
+        {key: observer(spec) for key, spec in wanted.statistics.items()},
+        {value: ChannelMean(axis) for value, axis in wanted.means.items()},
+        program.network.origins,
+    )
+    by_value: dict[str, list[Observer | ChannelMean]] = {}
     for (value, _), statistics in calibration.observers.items():
         by_value.setdefault(value, []).append(statistics)
+    for value, mean in calibration.means.items():
+        by_value.setdefault(value, []).append(mean)
 
     def look(name: str, tensor: Any, layer: str) -> None:
         try:

@@ -33,6 +33,7 @@ class LayerQuantizers:
 
     inputs: tuple[tuple[str, QParams], ...]
     weight: Spec | None
+    shift: Tensor | None  # (C, 1, ...) of the result, that the quantized weight adds and the bias takes away
     output: QParams | None
 
 
@@ -125,12 +126,20 @@ class ExactEngine:
             # The producer left the value on this very grid; quantizing again changes nothing.
             if on_grid.get(value) is not qparams:
                 inputs.append((value, qparams))
+        weight = specs.get(Site(layer.name, "weight")) if layer.weight is not None else None
         output = specs.get(Site(layer.name, "output"))
         return LayerQuantizers(
             inputs=tuple(inputs),
-            weight=specs.get(Site(layer.name, "weight")) if layer.weight is not None else None,
+            weight=weight,
+            shift=self._shift(layer, weight) if weight is not None and weight.correction == "bias" else None,
             output=self.calibration.qparams(layer.output, output) if output is not None else None,
         )
+
+    def _shift(self, layer: Layer, spec: Spec) -> Tensor:
+        assert layer.weight is not None
+        change = self.quantized_weight(layer, spec).cpu() - self.program.network.tensors[layer.weight]
+        shift = self.calibration.shift(layer, change).to(self.program.device)
+        return shift.reshape(-1, *(1,) * (len(layer.output_shape) - 1)) if layer.op != "linear" else shift
 
     def quantized_weight(self, layer: Layer, spec: Spec) -> Tensor:
         """The layer's weight on the grid of ``spec``; kept while the cache has room."""
@@ -223,19 +232,20 @@ class ExactEngine:
             if quantizers is None:
                 local[step.writes] = step.compute(Overlay(local, Overlay(values, program.constants)))
             else:
-                local[step.writes] = self._quantized(step, quantizers, local, values, shared if position == 0 else None)
+                local[step.writes] = self.quantized(step, quantizers, local, values, shared if position == 0 else None)
             for name in released:
                 del local[name]
         return tuple(local[name] if name in local else values[name] for name in program.outputs)
 
-    def _quantized(
+    def quantized(
         self,
         step: Step,
         quantizers: LayerQuantizers,
         local: Values,
         values: Lookup,
-        shared: dict[tuple[str, int], Tensor] | None,
+        shared: dict[tuple[str, int], Tensor] | None = None,
     ) -> Tensor:
+        """What the layer of ``step`` gives on its grids, reading from ``local``, else from ``values``."""
         over: Values = {}  # for this layer's use only: other readers of an input get it as it was
         for name, qparams in quantizers.inputs:
             key = (name, id(qparams))
@@ -249,7 +259,12 @@ class ExactEngine:
             assert step.layer is not None
             assert step.weight is not None
             over[step.weight] = self.quantized_weight(step.layer, quantizers.weight)
-        result = step.compute(Overlay(over, Overlay(local, Overlay(values, self.program.constants))))
+        lookup = Overlay(over, Overlay(local, Overlay(values, self.program.constants)))
+        if quantizers.shift is None:
+            result = step.compute(lookup)
+        else:
+            result = step.operation(lookup) - quantizers.shift
+            result = result if step.activate is None else step.activate(lookup, result)
         return result if quantizers.output is None else fake_quantize(result, quantizers.output)
 
     def _now(self) -> float:

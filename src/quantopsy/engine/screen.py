@@ -403,7 +403,17 @@ class ScreenEngine:
                 kept = [p for p, gradient in enumerate(gradients) if gradient is not None]
                 found = found.new_zeros(*found.shape[:2], len(gradients)).index_copy_(2, torch.tensor(kept), found)
             for k, spec in enumerate(some):
+                if spec.correction == "bias":
+                    found[:, k] -= self._shifted(layer, change[k], gradients)
                 walk.add(Column(site, spec, layer.weight), found[:, k])
+
+    def _shifted(self, layer: Layer, change: Tensor, gradients: Gradients) -> Tensor:
+        """(B, P): <g, the shift of every channel's mean>, which the bias takes away again."""
+        shift = self.calibration.shift(layer, change).to(change.device)
+        places = next(g for g in gradients if g is not None)
+        axis = -1 if layer.op == "linear" else 1
+        everywhere = shift.reshape(-1, *(1,) * (places.dim() - 1 - axis % places.dim())).expand_as(places)
+        return _inner(gradients, everywhere)
 
     @staticmethod
     def _linear(step: Step, layer: Layer, values: Overlay) -> Tensor:

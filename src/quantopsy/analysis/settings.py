@@ -1,0 +1,68 @@
+"""What the user may choose about an analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantopsy.analysis.budget import Budget
+from quantopsy.core import QuantopsyError, Role, names
+from quantopsy.engine.pool import parse_engine
+
+MODES = ("auto", "screen", "exact")
+DEFAULT_BITS = (3, 4, 5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an analysis does; all of it is echoed, and kept in the study."""
+
+    bits: tuple[int, ...] = DEFAULT_BITS
+    scheme: str = "per-tensor"
+    activation_bits: int = 8
+    changes: Mapping[Role, Mapping[str, Any]] = field(default_factory=dict)  # fields of the scheme's specs
+    split_channels: float = 0.0  # share of input channels split in two (OCS) before all else
+    plan: Mapping[str, Any] | None = None  # JSON plan laid over the scheme
+    layers: tuple[str, ...] = ("*",)
+    samples: int | None = None
+    calibration_samples: int | None = None
+    mode: str = "auto"  # or screen, exact
+    budget: str | None = None  # of auto: a time such as 10m, or a number of passes
+    level: float = 0.95  # of intervals; verdicts are corrected for the number of cells
+    tolerance: float | None = None  # loss of the metric that is accepted; None: 1 point, or 1 % of the float value
+    noise_probes: int = 1  # random probes of the screen
+    seed: int = 0
+    engine: str = "local"
+    device: str = "cpu"
+    tile: int | None = None
+    max_memory: float = 4.0  # GiB
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Settings:
+        """What ``dataclasses.asdict`` gave, after a round through JSON."""
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in data.items()}
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        if not self.bits:
+            raise QuantopsyError("bits", "the list is empty", "give at least one bit-width from 2 to 16")
+        for bits in (*self.bits, self.activation_bits):
+            if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
+                raise QuantopsyError(f"bit-width {bits!r}", "out of range", "give whole numbers from 2 to 16")
+        object.__setattr__(self, "bits", tuple(sorted(set(self.bits))))
+        if self.mode not in MODES:
+            raise names.unknown(self.mode, MODES, "mode")
+        if self.budget is not None:
+            Budget.parse(self.budget)
+            if self.mode != "auto":
+                raise QuantopsyError(f"budget {self.budget}", f"mode {self.mode} has none", "leave out one of the two")
+        if not 0.5 <= self.level < 1.0:
+            raise QuantopsyError(f"level {self.level:g}", "out of range", "give a share from 0.5 to below 1, say 0.95")
+        if self.tolerance is not None and not self.tolerance >= 0.0:
+            raise QuantopsyError(f"tolerance {self.tolerance:g}", "must not be negative", "give the loss you accept")
+        parse_engine(self.engine)
+        for name in ("samples", "calibration_samples", "tile", "noise_probes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise QuantopsyError(f"{name} {value}", "must be positive", "give at least 1, or leave it out")

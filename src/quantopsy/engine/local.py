@@ -1,0 +1,204 @@
+"""What quantizing a layer does right there: local noise by site, mean shifts, values beyond their ranges.
+
+The other half, what the rest of the network makes of it, is the gain: network noise over local noise
+(layer-wise paper, section 4: intrinsic and extrinsic parts). B images, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quantopsy.core import Plan, Role
+from quantopsy.engine.exact import ExactEngine, LayerQuantizers
+from quantopsy.graph.execute import Step, Values
+from quantopsy.quant import QParams, fake_quantize
+
+_SAMPLED = 2**14  # values of an edge and tile that its quantile is taken from
+TAIL = 0.999
+"""The share of values that a tail begins behind."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An activation at a quantized site, on the images looked at.
+
+    ``low``, ``high``: its extremes; ``grid_low``, ``grid_high``: the ends of its grid; ``step`` the grid's
+    (NaN where it is not uniform). ``beyond``: share of its values outside the grid's ends, ``body``: the
+    smallest ball about zero that holds :data:`TAIL` of its values. ``negative``: share of values below zero.
+    """
+
+    low: float
+    high: float
+    grid_low: float
+    grid_high: float
+    step: float
+    beyond: float
+    body: float
+    negative: float
+
+
+@dataclass(frozen=True)
+class Local:
+    """One layer quantized by its plan, all else float, looked at where it is.
+
+    ``signal``: mean over images of ||y||^2 of its output; ``noise``: of ||y_q - y||^2; ``by_role``: the same
+    with one site quantized alone. ``shift`` (C,): mean of y_q - y over images and positions; ``shift_share``:
+    its part of the noise's energy. ``energy`` (C,): mean of y^2; ``low``, ``high`` (C,): extremes of y.
+    """
+
+    images: int
+    signal: float
+    noise: float
+    by_role: Mapping[Role, float]
+    shift: np.ndarray
+    shift_share: float
+    energy: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    inputs: tuple[Edge, ...] = ()
+    output: Edge | None = None
+
+    @property
+    def sqnr_db(self) -> float:
+        """Local signal to quantization noise ratio."""
+        return float(10 * np.log10(self.signal / self.noise)) if self.noise > 0 and self.signal > 0 else float("inf")
+
+
+def look(engine: ExactEngine, batches: Iterable[Any], plans: Mapping[str, Plan]) -> dict[str, Local]:
+    """The layers of ``plans`` (by name, the plan that quantizes it) on ``batches`` of inputs, in one float pass."""
+    program = engine.program
+    steps = {step.layer.name: step for step in program.steps if step.layer is not None}
+    watched = {steps[name].index: _Seen(engine, steps[name], plan) for name, plan in plans.items()}
+
+    def observe(step: Step, values: Values) -> None:
+        if step.index in watched:
+            watched[step.index].add(values)
+
+    with torch.inference_mode():
+        for inputs in batches:
+            program.forward(program.place(inputs), observe)
+    return {name: watched[steps[name].index].local() for name in plans}
+
+
+@dataclass
+class _SeenEdge:
+    """Running statistics of one activation."""
+
+    qparams: QParams
+    low: float = float("inf")
+    high: float = float("-inf")
+    count: int = 0
+    beyond: int = 0
+    negative: int = 0
+    bodies: list[float] = field(default_factory=list)
+    ends: tuple[float, float] | None = None
+
+    def add(self, x: Tensor) -> None:
+        low, high = x.aminmax()
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        self.ends = self.ends or _ends(self.qparams, x)
+        self.count += x.numel()
+        self.beyond += int((~self.qparams.covers(x)).sum())
+        self.negative += int((x < 0).sum())
+        some = x.flatten()[:: max(1, x.numel() // _SAMPLED)].abs()
+        self.bodies.append(float(some.kthvalue(max(1, round(TAIL * len(some)))).values))
+
+    def edge(self) -> Edge:
+        assert self.ends is not None
+        return Edge(
+            low=self.low,
+            high=self.high,
+            grid_low=self.ends[0],
+            grid_high=self.ends[1],
+            step=_step(self.qparams),
+            beyond=self.beyond / self.count,
+            body=float(np.median(self.bodies)),
+            negative=self.negative / self.count,
+        )
+
+
+def _ends(qparams: QParams, like: Tensor) -> tuple[float, float]:
+    """The ends of a grid; of grids by channel the outermost ones."""
+    far = torch.finfo(torch.float32).max / 4
+    shape = [n if dim == qparams.axis else 1 for dim, n in enumerate(like.shape)]
+    ends = [fake_quantize(like.new_full(shape, sign * far), qparams) for sign in (-1.0, 1.0)]
+    return float(ends[0].min()), float(ends[1].max())
+
+
+def _step(qparams: QParams) -> float:
+    scale = getattr(qparams, "scale", None)
+    return float(scale) if isinstance(scale, Tensor) and scale.numel() == 1 else float("nan")
+
+
+class _Seen:
+    """Running statistics of one layer."""
+
+    def __init__(self, engine: ExactEngine, step: Step, plan: Plan) -> None:
+        assert step.layer is not None
+        self.engine, self.step = engine, step
+        self.quantizers = engine.prepare(plan).quantizers[step.index]
+        off = LayerQuantizers((), None, None, None)
+        q = self.quantizers
+        alone: dict[Role, LayerQuantizers] = {
+            "input": replace(off, inputs=q.inputs),
+            "weight": replace(off, weight=q.weight, shift=q.shift),
+            "output": replace(off, output=q.output),
+        }
+        self.alone = {role: only for role, only in alone.items() if only != off}
+        self.axis = -1 if step.layer.op in ("linear", "matmul") else 1
+        self.edges = [_SeenEdge(qparams) for _, qparams in q.inputs]
+        self.leaving = None if q.output is None else _SeenEdge(q.output)
+        self.images = self.places = 0
+        self.signal = self.noise = 0.0
+        self.roles: dict[Role, float] = dict.fromkeys(self.alone, 0.0)
+        self.sums: list[Tensor] = []
+
+    def add(self, values: Values) -> None:
+        """One tile: ``values`` hold what the layer read and wrote."""
+        y = values[self.step.writes]
+        for edge, (name, _) in zip(self.edges, self.quantizers.inputs, strict=True):
+            edge.add(values[name])
+        if self.leaving is not None:
+            self.leaving.add(y)
+        d = self.engine.quantized(self.step, self.quantizers, {}, values) - y
+        self.images += len(y)
+        self.places += y.numel() // y.shape[self.axis]
+        self.signal += _energy(y)
+        self.noise += _energy(d)
+        for role, only in self.alone.items():
+            self.roles[role] += _energy(self.engine.quantized(self.step, only, {}, values) - y)
+        rest = [dim for dim in range(y.dim()) if dim != self.axis % y.dim()]
+        new = [d.sum(rest, dtype=torch.float64), y.square().sum(rest, dtype=torch.float64), y.amin(rest), y.amax(rest)]
+        if self.sums:
+            old = self.sums
+            new = [old[0] + new[0], old[1] + new[1], torch.minimum(old[2], new[2]), torch.maximum(old[3], new[3])]
+        self.sums = new
+
+    def local(self) -> Local:
+        """All tiles together."""
+        shift, energy, low, high = (part.cpu().numpy() for part in self.sums)
+        shift = shift / self.places
+        total = self.places * float(np.square(shift).sum())
+        return Local(
+            images=self.images,
+            signal=self.signal / self.images,
+            noise=self.noise / self.images,
+            by_role={role: noise / self.images for role, noise in self.roles.items()},
+            shift=shift,
+            shift_share=total / self.noise if self.noise > 0 else 0.0,
+            energy=energy / self.places,
+            low=low,
+            high=high,
+            inputs=tuple(edge.edge() for edge in self.edges),
+            output=None if self.leaving is None else self.leaving.edge(),
+        )
+
+
+def _energy(x: Tensor) -> float:
+    return float(x.float().square().sum(dtype=torch.float64))
