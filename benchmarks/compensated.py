@@ -26,7 +26,7 @@ _POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "mean")
 _FLATTENING = {aten.view.default, aten.reshape.default, aten.flatten.using_ints}
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The algebra does not allow the change here."""
 
 
@@ -94,7 +94,7 @@ def rescaled(network: Network, layer: Layer, scale: Tensor, seen: Mapping[str, C
     """Output channels of ``layer`` times ``scale`` (C,) > 0, input channels of its readers divided by it.
 
     Through activations with f(s x) = s f(x), pools, concatenations and re-arrangements; through a relu6 only
-    for channels that stay clear of 6 before and after, as ``seen``. Raises :class:`Refused` where an addition,
+    for channels that stay clear of 6 before and after, as ``seen``. Raises :class:`RefusedError` where an addition,
     a product, the network's output or another activation is reached.
     """
     return _carried(network, layer, scale, _Scale(), seen)
@@ -103,7 +103,7 @@ def rescaled(network: Network, layer: Layer, scale: Tensor, seen: Mapping[str, C
 def shifted(network: Network, layer: Layer, shift: Tensor, seen: Mapping[str, Channels]) -> Change:
     """Output channels of ``layer`` plus ``shift`` (C,), b - sum W c in place of the bias of its readers.
 
-    Through additions, pools and concatenations. Raises :class:`Refused` where an activation, zero padding
+    Through additions, pools and concatenations. Raises :class:`RefusedError` where an activation, zero padding
     (it would have to be shifted too), a product or the network's output is reached.
     """
     return _carried(network, layer, shift, _Shift(), seen)
@@ -118,7 +118,7 @@ def with_parameters(network: Network, layer: Layer, weight: Tensor, bias: Tensor
         new[layer.bias] = bias
     for name, tensor in new.items():
         if sum(node.op == "get_attr" and node.target == name for node in network.graph.nodes) > 1:
-            raise Refused(f"{name} has several readers")
+            raise RefusedError(f"{name} has several readers")
         assert tensor.shape == network.tensors[name].shape
     return replace(network, tensors={**network.tensors, **new})
 
@@ -142,7 +142,7 @@ class _Rule(ABC):
 
     @abstractmethod
     def check(self, layer: Layer, change: Tensor, seen: Channels) -> None:
-        """Raise :class:`Refused` unless the layer's activation lets the change pass."""
+        """Raise :class:`RefusedError` unless the layer's activation lets the change pass."""
 
     @abstractmethod
     def added(self, operands: Sequence[Tensor]) -> Tensor:
@@ -163,12 +163,13 @@ class _Scale(_Rule):
         if layer.activation == "relu6":
             high = seen.high[change != 1.0]
             if (torch.maximum(high, high * change[change != 1.0]) > LARGEST_OF_RELU6).any():
-                raise Refused(f"{layer.name}: a channel would meet the bound of relu6")
+                raise RefusedError(f"{layer.name}: a channel would meet the bound of relu6")
         elif layer.activation not in _SCALE_EQUIVARIANT:
-            raise Refused(f"{layer.name}: {layer.activation} is not scale-equivariant")
+            raise RefusedError(f"{layer.name}: {layer.activation} is not scale-equivariant")
 
     def added(self, operands: Sequence[Tensor]) -> Tensor:
-        raise Refused("an addition, whose other operand is not scaled")
+        del operands
+        raise RefusedError("an addition, whose other operand is not scaled")
 
 
 @final
@@ -180,13 +181,13 @@ class _Shift(_Rule):
 
     def read(self, weight: Tensor, bias: Tensor | None, change: Tensor) -> tuple[Tensor, Tensor | None]:
         if bias is None:
-            raise Refused("a reader without a bias")
+            raise RefusedError("a reader without a bias")
         return weight, (bias.double() - (weight.double() * change).flatten(1).sum(1)).to(bias.dtype)
 
     def check(self, layer: Layer, change: Tensor, seen: Channels) -> None:
         del change, seen
         if layer.activation is not None:
-            raise Refused(f"{layer.name}: {layer.activation} of something shifted")
+            raise RefusedError(f"{layer.name}: {layer.activation} of something shifted")
 
     def added(self, operands: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(operands)).sum(0)
@@ -197,9 +198,9 @@ def _carried(network: Network, layer: Layer, change: Tensor, rule: _Rule, seen: 
     weight, bias = _parameters(network, layer)
     node = next(node for node in network.graph.nodes if node.name == layer.node)
     if node.target not in CONVOLUTIONS and node.target not in LINEARS:
-        raise Refused(f"{layer.name} is a {layer.op}")
+        raise RefusedError(f"{layer.name} is a {layer.op}")
     if bias is None:
-        raise Refused(f"{layer.name} has no bias")
+        raise RefusedError(f"{layer.name} has no bias")
     rule.check(layer, change, seen[layer.output])
     changed = with_parameters(network, layer, *rule.write(weight, bias, change))
     carried = {layer.output: change}
@@ -221,7 +222,7 @@ def _carried(network: Network, layer: Layer, change: Tensor, rule: _Rule, seen: 
 
 def _parameters(network: Network, layer: Layer) -> tuple[Tensor, Tensor | None]:
     if layer.weight is None:
-        raise Refused(f"{layer.name} has no weight")
+        raise RefusedError(f"{layer.name} has no weight")
     return network.tensors[layer.weight], None if layer.bias is None else network.tensors[layer.bias]
 
 
@@ -229,9 +230,9 @@ def _undone(network: Network, reader: Layer, node: fx.Node, change: Tensor, rule
     weight, bias = _parameters(network, reader)
     rows = change.reshape(reader.groups, -1).repeat_interleave(len(weight) // reader.groups, 0)
     if rows.shape != weight.shape[:2]:
-        raise Refused(f"{reader.name} does not read channels")
+        raise RefusedError(f"{reader.name} does not read channels")
     if not rule.padded and _pads(node, position=4):
-        raise Refused(f"{reader.name} pads with zeros")
+        raise RefusedError(f"{reader.name} pads with zeros")
     return with_parameters(network, reader, *rule.read(weight, bias, rows[(...,) + (None,) * (weight.dim() - 2)]))
 
 
@@ -247,14 +248,14 @@ def _through(
 
     if layer.op in _POOLS:
         if not rule.padded and layer.op == "avg_pool" and _pads(node, position=3):
-            raise Refused(f"{layer.name} pads with zeros")
+            raise RefusedError(f"{layer.name} pads with zeros")
         passed = operand(node.args[0])
     elif layer.op == "concat" and (node.args[1] if len(node.args) > 1 else 0) == 1:
         passed = torch.cat([operand(value) for value in node.args[0]])  # type: ignore[union-attr]
     elif node.target is aten.add.Tensor and not node.kwargs and len({len(seen[v].low) for v in layer.inputs}) == 1:
         passed = rule.added([operand(value) for value in node.args[:2]])
     else:
-        raise Refused(f"{layer.name} is a {layer.op}")
+        raise RefusedError(f"{layer.name} is a {layer.op}")
     rule.check(layer, passed, seen[layer.output])
     return passed
 
@@ -263,14 +264,13 @@ def _moved(node: fx.Node, carried: Mapping[str, Tensor], rule: _Rule, seen: Mapp
     """The change of a value that is another one re-arranged."""
     pad = pads_with(node.target, node.args)
     if node.op == "output" or (pad is not None and (pad != 0.0 or not rule.padded)):
-        raise Refused(f"it reaches {node.name}")
-    kept = node.target in IDENTITIES or (node.target is aten.slice.Tensor and int(node.args[1]) > 1)  # type: ignore
-    if pad is None and not kept and node.target not in _FLATTENING:
-        raise Refused(f"it reaches {node.name}")
+        raise RefusedError(f"it reaches {node.name}")
+    if pad is None and node.target not in {*IDENTITIES, *_FLATTENING, aten.slice.Tensor}:
+        raise RefusedError(f"it reaches {node.name}")
     change = carried[node.all_input_nodes[0].name]
     count = len(seen[node.name].low)
     if count != len(change) and (count % len(change) or node.target not in _FLATTENING):
-        raise Refused(f"{node.name} mixes channels")
+        raise RefusedError(f"{node.name} mixes channels")
     return change.repeat_interleave(count // len(change))
 
 

@@ -15,11 +15,11 @@ from random import Random
 from typing import Any
 
 import torch
-from compensated import Change, Channels, Refused, channels_seen, rescaled, shifted, with_parameters
+from compensated import Change, Channels, RefusedError, channels_seen, rescaled, shifted, with_parameters
 from torch import Tensor
 
 from quantopsy.analysis.schemes import full_plan, grids
-from quantopsy.calibrate import fit
+from quantopsy.calibrate import fit, fixed
 from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.calibration import edges
 from quantopsy.graph.network import Layer, Network
@@ -48,6 +48,15 @@ class Subject:
     def seen(self) -> dict[str, Channels]:
         """Every value by channel, over the images and those for calibration."""
         return channels_seen(self.network, [*self.images.split(_TILE), *self.calibration.split(_TILE)])
+
+    @cached_property
+    def calibration_seen(self) -> dict[str, Channels]:
+        """The same over the images for calibration alone."""
+        return channels_seen(self.network, self.calibration.split(_TILE))
+
+    def first(self, count: int) -> Subject:
+        """The same with only ``count`` of its images."""
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
 
     @property
     def full(self) -> Plan:
@@ -88,7 +97,7 @@ class Planted:
 class Kind:
     """How one kind of fault is planted.
 
-    ``places``: where it can be, in random order. ``plant``: the faulty subject; raises :class:`Refused`.
+    ``places``: where it can be, in random order. ``plant``: the faulty subject; raises :class:`RefusedError`.
     ``weakest``, ``strongest``: the range of its strengths. ``silent``: it costs nothing where integers are
     simulated by floats.
     """
@@ -101,7 +110,7 @@ class Kind:
 
 
 def plant(subject: Subject, fault: Fault) -> Planted:
-    """``subject`` with ``fault``; raises :class:`Refused` where the algebra does not allow it."""
+    """``subject`` with ``fault``; raises :class:`RefusedError` where the algebra does not allow it."""
     return KINDS[fault.kind].plant(subject, fault)
 
 
@@ -126,7 +135,8 @@ def _weight_outlier(subject: Subject, fault: Fault) -> Planted:
     weight = _weight(subject, layer).clone()
     weight[fault.where] = torch.copysign(fault.strength * weight.abs().max(), weight[fault.where])
     network = with_parameters(subject.network, layer, weight)
-    return Planted(replace(subject, network=network), fault, {Site(layer.name, "weight"): "weight_outlier"}, exact=False)
+    sites = {Site(layer.name, "weight"): "weight_outlier"}
+    return Planted(replace(subject, network=network), fault, sites, exact=False)
 
 
 # A channel rescaled, and undone behind it.
@@ -196,17 +206,23 @@ def _at_values(subject: Subject, change: Change, cause: str) -> dict[Site, str]:
 # Ranges that do not fit the images.
 
 
-def _clipping_places(subject: Subject, random: Random) -> Iterator[Fault]:
-    for layer in _shuffled(subject.network.layers, random):
-        yield Fault("clipped_range", layer.name)
+def _range_places(kind: str) -> Callable[[Subject, Random], Iterator[Fault]]:
+    def places(subject: Subject, random: Random) -> Iterator[Fault]:
+        for layer in _shuffled(subject.network.layers, random):
+            yield Fault(kind, layer.name)
+
+    return places
 
 
-def _clipping(subject: Subject, fault: Fault) -> Planted:
-    """The range of the layer's output leaves out ``strength`` percent of the values."""
-    estimator = f"percentile:{100.0 - fault.strength:.6g}"
-    spec = replace(subject.full[Site(fault.layer, "output")], range_estimator=estimator)
-    plan = _laid_over(subject.plan, fault.layer, "output", spec)
-    return Planted(replace(subject, plan=plan), fault, {Site(fault.layer, "output"): "calibration_range"}, exact=True)
+def _wrong_range(subject: Subject, fault: Fault) -> Planted:
+    """The range of the layer's output is ``strength`` times too narrow, or too wide."""
+    layer = subject.network.layer(fault.layer)
+    seen = subject.seen[layer.output]
+    factor = fault.strength if fault.kind == "wide_range" else 1 / fault.strength
+    ends = (factor * min(0.0, float(seen.low.min())), factor * max(0.0, float(seen.high.max())))
+    spec = replace(subject.full[Site(layer.name, "output")], range_estimator=fixed(*ends))
+    plan = _laid_over(subject.plan, layer.name, "output", spec)
+    return Planted(replace(subject, plan=plan), fault, {Site(layer.name, "output"): "calibration_range"}, exact=True)
 
 
 def _set_places(kind: str) -> Callable[[Subject, Random], Iterator[Fault]]:
@@ -236,7 +252,7 @@ def _wrong_set(change: Callable[[Tensor, int, float], Tensor]) -> Callable[[Subj
     def plant(subject: Subject, fault: Fault) -> Planted:
         """The calibration images are changed; faulty are all sites whose ranges are off by half."""
         calibration = change(subject.calibration, *fault.where, fault.strength)
-        right, wrong = (channels_seen(subject.network, x.split(_TILE)) for x in (subject.calibration, calibration))
+        right, wrong = subject.calibration_seen, channels_seen(subject.network, calibration.split(_TILE))
         off = {name for name in right if not 1 / 1.5 < _width(wrong[name]) / _width(right[name]) < 1.5}
         sites = {
             Site(layer.name, role): "calibration_range"
@@ -337,7 +353,7 @@ def _scaled_branch(subject: Subject, fault: Fault, scale: float) -> Planted:
     value = layer.inputs[fault.where[0]]
     producers = [other for other in subject.network.layers if other.output == value]
     if not producers:
-        raise Refused(f"{value} is no layer's output")
+        raise RefusedError(f"{value} is no layer's output")
     channels = torch.full_like(subject.seen[value].low, scale)
     change = rescaled(subject.network, producers[0], channels, subject.seen)
     sites = _at_values(subject, change, fault.kind) | {Site(layer.name, "output"): fault.kind}
@@ -402,7 +418,8 @@ KINDS = {
     "channel_imbalance": Kind(_channel_places("channel_imbalance"), _channel, 1.0, 1000.0),
     "activation_outlier": Kind(_channel_places("activation_outlier"), _channel, 1.0, 1000.0),
     "dead_channel": Kind(_channel_places("dead_channel"), _dead_channel, 1.0, 1000.0),
-    "clipped_range": Kind(_clipping_places, _clipping, 0.001, 49.0),
+    "narrow_range": Kind(_range_places("narrow_range"), _wrong_range, 1.0, 100.0),
+    "wide_range": Kind(_range_places("wide_range"), _wrong_range, 1.0, 1000.0),
     "dark_calibration": Kind(_set_places("dark_calibration"), _wrong_set(_darkened), 1.0, 64.0),
     "moved_calibration": Kind(_set_places("moved_calibration"), _wrong_set(_moved), 0.1, 10.0),
     "bright_calibration": Kind(_set_places("bright_calibration"), _wrong_set(_bright), 1.0, 1000.0),
