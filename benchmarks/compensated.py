@@ -109,6 +109,14 @@ def shifted(network: Network, layer: Layer, shift: Tensor, seen: Mapping[str, Ch
     return _carried(network, layer, shift, _Shift(), seen)
 
 
+def unread(network: Network, layer: Layer, channels: Tensor, seen: Mapping[str, Channels]) -> Change:
+    """Nobody reads the output channels of ``layer`` where ``channels`` (C,) is 1: zeros in their readers' weights.
+
+    Of channels that are always zero, that changes nothing. Raises :class:`RefusedError` as :func:`rescaled` does.
+    """
+    return _carried(network, layer, channels, _Unread(), seen)
+
+
 def with_parameters(network: Network, layer: Layer, weight: Tensor, bias: Tensor | None = None) -> Network:
     """``network`` with another weight, and bias where one is given, of the same shapes at ``layer``."""
     assert layer.weight is not None
@@ -191,6 +199,25 @@ class _Shift(_Rule):
 
     def added(self, operands: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(operands)).sum(0)
+
+
+@final
+class _Unread(_Rule):
+    neutral, padded = 0.0, True
+
+    def write(self, weight: Tensor, bias: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        del change
+        return weight, bias
+
+    def read(self, weight: Tensor, bias: Tensor | None, change: Tensor) -> tuple[Tensor, Tensor | None]:
+        return weight * (1.0 - change), bias
+
+    def check(self, layer: Layer, change: Tensor, seen: Channels) -> None:
+        """Anything goes that nobody reads."""
+
+    def added(self, operands: Sequence[Tensor]) -> Tensor:
+        del operands
+        raise RefusedError("an addition, whose sum is read")
 
 
 def _carried(network: Network, layer: Layer, change: Tensor, rule: _Rule, seen: Mapping[str, Channels]) -> Change:

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 import torch
-from compensated import Change, Channels, RefusedError, channels_seen, rescaled, shifted, with_parameters
+from compensated import Change, Channels, RefusedError, channels_seen, rescaled, shifted, unread, with_parameters
 from torch import Tensor
 
 from quantopsy.analysis.schemes import full_plan, grids
@@ -184,6 +184,33 @@ def _dead_channel(subject: Subject, fault: Fault) -> Planted:
     change = rescaled(subject.network, layer, scale, subject.seen)
     sites = {Site(layer.name, "weight"): "dead_channel"}
     return Planted(replace(subject, network=change.network), fault, sites, exact=True)
+
+
+def _loud_places(subject: Subject, random: Random) -> Iterator[Fault]:
+    for layer in _weighted(subject, random):
+        quietest = subject.seen[layer.output].rms.argsort()[:3].tolist()
+        yield Fault("loud_channel", layer.name, (random.choice(quietest),))
+
+
+def _loud_channel(subject: Subject, fault: Fault) -> Planted:
+    """A channel that hardly ever is anything becomes ``strength`` times what the layer ever gives, and nobody reads it.
+
+    A constant, from a bias and no weights. Exact for a dead channel.
+    """
+    layer = subject.network.layer(fault.layer)
+    if layer.activation == "relu6":
+        raise RefusedError("relu6 keeps it quiet")
+    seen = subject.seen[layer.output]
+    (channel,) = fault.where
+    change = unread(subject.network, layer, torch.eye(len(seen.low))[channel], subject.seen)
+    assert layer.weight is not None
+    assert layer.bias is not None
+    weight, bias = (change.network.tensors[name].clone() for name in (layer.weight, layer.bias))
+    weight[channel], bias[channel] = 0.0, fault.strength * seen.reach.max()
+    network = with_parameters(change.network, layer, weight, bias)
+    sites = _at_values(subject, change, "activation_outlier")
+    dead = float(seen.reach[channel]) == 0.0
+    return Planted(replace(subject, network=network), fault, sites, exact=dead)
 
 
 def _reach(weight: Tensor) -> Tensor:
@@ -417,6 +444,7 @@ KINDS = {
     "weight_outlier": Kind(_weight_outlier_places, _weight_outlier, 1.0, 1000.0),
     "channel_imbalance": Kind(_channel_places("channel_imbalance"), _channel, 1.0, 1000.0),
     "activation_outlier": Kind(_channel_places("activation_outlier"), _channel, 1.0, 1000.0),
+    "loud_channel": Kind(_loud_places, _loud_channel, 1.0, 1000.0),
     "dead_channel": Kind(_channel_places("dead_channel"), _dead_channel, 1.0, 1000.0),
     "narrow_range": Kind(_range_places("narrow_range"), _wrong_range, 1.0, 100.0),
     "wide_range": Kind(_range_places("wide_range"), _wrong_range, 1.0, 1000.0),
