@@ -15,7 +15,17 @@ from random import Random
 from typing import Any
 
 import torch
-from compensated import Change, Channels, RefusedError, channels_seen, rescaled, shifted, unread, with_parameters
+from compensated import (
+    LARGEST_OF_RELU6,
+    Change,
+    Channels,
+    RefusedError,
+    channels_seen,
+    rescaled,
+    shifted,
+    unread,
+    with_parameters,
+)
 from torch import Tensor
 
 from quantopsy.analysis.schemes import full_plan, grids
@@ -147,13 +157,18 @@ def _channel_places(kind: str) -> Callable[[Subject, Random], Iterator[Fault]]:
 
     def places(subject: Subject, random: Random) -> Iterator[Fault]:
         for layer in _weighted(subject, random):
+            if subject.full[Site(layer.name, "weight")].granularity != "per_tensor":
+                continue
             of_value, of_weight = subject.seen[layer.output].reach, _reach(_weight(subject, layer))
             if kind == "dead_channel":
                 chosen = ((of_value == 0.0) & (of_weight > 0.0)).nonzero()[:, 0].tolist()
             else:
                 ratio = of_weight / of_value if kind == "channel_imbalance" else of_value / of_weight
-                alive = (of_weight > 0.0) & (of_value > 1e-3 * of_value.max())
-                chosen = torch.where(alive, ratio, 0.0).argsort(descending=True)[:3].tolist()
+                possible = (of_weight > 0.0) & (of_value > 1e-3 * of_value.max())
+                if layer.activation == "relu6":  # bounds the activation's range, and so how far the weight's can grow
+                    possible &= (LARGEST_OF_RELU6 * ratio > 2 * of_weight.max()) & (kind == "channel_imbalance")
+                ordered = torch.where(possible, ratio, 0.0).argsort(descending=True)
+                chosen = ordered[: min(3, int(possible.sum()))].tolist()
             if chosen:
                 yield Fault(kind, layer.name, (random.choice(chosen),))
 
@@ -254,8 +269,7 @@ def _wrong_range(subject: Subject, fault: Fault) -> Planted:
 
 def _set_places(kind: str) -> Callable[[Subject, Random], Iterator[Fault]]:
     def places(subject: Subject, random: Random) -> Iterator[Fault]:
-        for _ in range(2):
-            yield Fault(kind, "", (random.randrange(len(subject.calibration)),))
+        yield Fault(kind, "", (random.randrange(len(subject.calibration)),))
 
     return places
 

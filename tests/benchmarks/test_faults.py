@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from compensated import RefusedError, channels_seen, rescaled, shifted
+from fault_search import layer_plans, measure, search, truth
 from faults import INT32, KINDS, Fault, Planted, Subject, plant
-from planted_faults import as_module, layer_plans, measure, search, truth
+from planted_faults import as_module
 from torch import Tensor, nn
 
 from quantopsy.calibrate import fit
