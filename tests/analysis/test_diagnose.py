@@ -16,9 +16,9 @@ from torch.utils.data import TensorDataset
 
 import quantopsy as qp
 from quantopsy.analysis.causes import ORDER, Suspect
-from quantopsy.analysis.diagnose import AS_GOOD, Trial, confirmed, diagnose, ratio_of_means
+from quantopsy.analysis.diagnose import AS_GOOD, Trial, confirmed, diagnose, ratio_of_means, together
 from quantopsy.analysis.results import Results
-from quantopsy.core import Finding, QuantopsyError, Removed
+from quantopsy.core import Finding, Plan, QuantopsyError, Removed, Site, Spec
 
 COUNT = 48
 
@@ -221,6 +221,23 @@ def test_of_causes_that_explain_as_much_the_most_specific_is_primary() -> None:
     assert confirmed([weak, general]) == [general, weak]
     assert confirmed([removing("dead_channel", 0.4), removing("bias_shift", 0.9, low=-0.1)]) == []
     assert len(set(ORDER)) == len(ORDER)
+
+
+def test_changes_of_different_sites_are_tried_together() -> None:
+    weight, output = Site("a", "weight"), Site("a", "output")
+    plan = Plan.of({weight: Spec(), output: Spec()})
+
+    def trial(cause: str, noise: float, **changed: Spec) -> Trial:
+        change = plan | {Site("a", role): spec for role, spec in changed.items()}
+        return replace(removing(cause, noise), suspect=Suspect(cause, ("weight",), {}, {"change": change}))
+
+    imbalance = trial("channel_imbalance", 0.3, weight=Spec(granularity="per_channel"))
+    shift = trial("bias_shift", 0.2, weight=Spec(correction="bias"))
+    outlier = trial("activation_outlier", 0.25, output=Spec(range_estimator="mse"))
+    found, taken = together(plan, [shift, outlier, imbalance])
+    assert taken == (imbalance, outlier)
+    assert found == Plan.of({weight: Spec(granularity="per_channel"), output: Spec(range_estimator="mse")})
+    assert together(plan, [shift, imbalance]) is None
 
 
 def test_the_interval_of_a_ratio_covers_as_often_as_it_says() -> None:

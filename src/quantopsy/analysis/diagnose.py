@@ -20,7 +20,7 @@ from quantopsy.analysis.schemes import at_bits, single_layer
 from quantopsy.analysis.subject import Subject, calibrated, measuring, reopen
 from quantopsy.analysis.summary import local_json, summarise
 from quantopsy.calibrate import fit
-from quantopsy.core import Finding, Plan, QuantopsyError, Removed, Role
+from quantopsy.core import Finding, Plan, QuantopsyError, Removed, Role, Site, Spec
 from quantopsy.data import prefetch
 from quantopsy.engine.local import Local, look
 from quantopsy.graph.network import Layer
@@ -132,11 +132,18 @@ def examine(
         measure_plans(bench, runs, everywhere=set(runs))
         court = Court(store, subject.metric, np.sort(subject.order), results.level)
         gains = _gains(results, bits, locals_)
+        tried = {name: [court.tested(scenes[name].plan, s) for s in suspected[name]] for name in scenes}
+        # What no single change explains, several may: a loud channel spoils the grids of weight and output alike.
+        pairs = {name: together(scenes[name].plan, trials) for name, trials in tried.items() if not confirmed(trials)}
+        joint = {name: pair for name, pair in pairs.items() if pair is not None}
+        runs = {store.run(plan): plan for plan, _ in joint.values()}
+        if runs:
+            measure_plans(bench, runs, everywhere=set(runs))
         found: list[Finding] = []
         for layer in chosen:
             scene = scenes[layer.name]
             overflow = overflowing(scene, _weight_steps(scene)) if scene.weight is not None else None
-            found += court.findings(scene, bits, suspected[layer.name], overflow, gains, results)
+            found += court.findings(scene, bits, tried[layer.name], joint.get(layer.name), overflow, gains, results)
         return found
 
 
@@ -189,14 +196,14 @@ class Court:
         self,
         scene: Scene,
         bits: int,
-        suspected: Sequence[Suspect],
+        tested: Sequence[Trial],
+        joint: tuple[Plan, tuple[Trial, ...]] | None,
         overflow: Suspect | None,
         gains: Mapping[str, float],
         results: Results,
     ) -> list[Finding]:
         """The causes of one layer that hold, the primary one first; one that says there is no single cause else."""
         name = scene.layer.name
-        tested = [self.tested(scene.plan, suspect) for suspect in suspected]
         shares = self.shares(scene)
         cell = results.cells[(results.cells["name"] == name) & (results.cells["bits"] == bits)].iloc[0]
         severe = cell["verdict"] == "hurts" and cell["degradation"] > results.tolerance
@@ -214,6 +221,11 @@ class Court:
             )  # fmt: skip
 
         held = confirmed(tested)
+        if not held and joint is not None:
+            plan, trials = joint
+            removed = self.removed(scene.plan, plan)
+            both = " and ".join(trial.change for trial in trials)
+            held = [replace(trial, change=both, removed=removed) for trial in trials if explains(removed)]
         found = [
             finding(
                 t.suspect.cause,
@@ -265,13 +277,35 @@ class Court:
 
 def confirmed(tested: Sequence[Trial]) -> list[Trial]:
     """The tests whose change removes :data:`EXPLAINED` of the noise, some of it for certain; the primary first."""
-    held = [t for t in tested if t.removed.noise[0] >= EXPLAINED and t.removed.noise[1] > 0.0]
+    held = [t for t in tested if explains(t.removed)]
     if not held:
         return []
     best = max(t.removed.noise[0] for t in held)
     as_good = [t for t in held if t.removed.noise[0] >= AS_GOOD * best]
     first = min(as_good, key=lambda t: ORDER.index(t.suspect.cause))
     return [first, *sorted((t for t in held if t is not first), key=lambda t: -t.removed.noise[0])]
+
+
+def explains(removed: Removed) -> bool:
+    """Whether that is at least :data:`EXPLAINED` of the noise, and some of it for certain."""
+    return removed.noise[0] >= EXPLAINED and removed.noise[1] > 0.0
+
+
+def together(plan: Plan, tested: Sequence[Trial]) -> tuple[Plan, tuple[Trial, ...]] | None:
+    """``plan`` with the changes of several trials, those that remove most first, each of other sites than the
+    ones before; None where there are not two of them."""
+    sites: dict[Site, Spec] = dict(plan.sites)
+    taken: list[Trial] = []
+    touched: set[Site] = set()
+    for trial in sorted(tested, key=lambda t: -t.removed.noise[0]):
+        changed = trial.suspect.changes[trial.change]
+        differing = {site for site in plan if changed.get(site) != plan[site]}
+        if differing & touched or not all(site in changed for site in differing):
+            continue
+        touched |= differing
+        sites |= {site: changed[site] for site in differing}
+        taken.append(trial)
+    return (Plan.of(sites), tuple(taken)) if len(taken) > 1 else None
 
 
 def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray, level: float) -> significance.Interval:
