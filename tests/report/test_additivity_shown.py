@@ -74,7 +74,7 @@ def test_too_few_images_are_called_so() -> None:
 
 def test_the_screen_and_its_strongest_pair_are_told() -> None:
     text = said(noise_factor=2.3)
-    assert "is off by 2 % of the measured noise in the median, the sum by 130 %" in text
+    assert "is off by 2 % of the measured noise in the median, the sum by a factor 2.3" in text
     assert "of the degradation by 0.4 points on average, the sum by 0.0." in text
     assert "reinforce each other: their noise together is 1.30 (95 % interval 1.20 to 1.40)" in text
     assert "`features.1.block.0.conv` with `features.1.block.2.conv`, 11 % of all noise" in text

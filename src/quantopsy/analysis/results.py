@@ -52,6 +52,7 @@ WHOLE_COLUMNS = (
     "degradation_low",
     "degradation_high",
     "degradation_sum",
+    "degradation_sum_stderr",  # over images, of the sum less the whole; NaN where not all was run on the same images
     "noise_predicted",  # by the screen, with the interactions of all layers
     "agreement",
     "samples",

@@ -68,6 +68,9 @@ def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment
                 **measured_figures(state.measured[run], state.results[run].seconds),
                 "noise_sum": sums["noise"].get(bits, np.nan),
                 "degradation_sum": sums["degradation"].get(bits, np.nan),
+                "degradation_sum_stderr": _sum_stderr(
+                    metric, state, run, [cell["run"] for cell in noted if cell["bits"] == bits]
+                ),
                 "noise_predicted": state.expected[run].noise if run in state.expected else np.nan,
             }
             for bits, run in whole_runs.items()
@@ -154,6 +157,21 @@ def measured_figures(found: Measured, seconds: float) -> dict[str, Any]:
         "samples": found.samples,
         "seconds": seconds,
     }
+
+
+def _sum_stderr(metric: Metric, state: Assessment, whole: int, cells: Iterable[int]) -> float:
+    """Standard error over images of the sum of all cells' degradations less the whole network's.
+
+    NaN where not all of them were run on the same images, and for metrics that are no mean over images. Cells
+    lose and gain the same images of small margin, so that their errors add up rather than cancel.
+    """
+    found = [state.results.get(run) for run in (whole, *cells)]
+    images = state.results[whole].images
+    if not metric.linear or any(result is None or not np.array_equal(result.images, images) for result in found):
+        return float("nan")
+    before = state.reference.on(images).statistics[:, 0]
+    lost = np.stack([before - result.statistics[:, 0] for result in found if result is not None])
+    return metric.scale * significance.mean_stderr(lost[1:].sum(0) - lost[0])[1]
 
 
 def _sqnr_db(signal: float, noise: float) -> float:

@@ -209,6 +209,11 @@ def _spanned(results: Results, value: Interval, digits: int = 3) -> str:
     return f"{significant(value.value, digits)} ({confidence(results)} interval {low} to {high})"
 
 
+def _off(error: float) -> str:
+    """An error given as a factor less 1: ``14 %``, ``a factor 2.3``."""
+    return percent(error) if error < 1 else f"a factor {significant(1 + error, 2)}"
+
+
 def _noise_sentence(results: Results, found: Additivity) -> str:
     ratio, where = found.noise_ratio, f"random layers at {found.low_bits} bits and the others at {found.high_bits}"
     if not found.below_signal:
@@ -239,8 +244,8 @@ def _screen_sentences(results: Results, found: Additivity) -> Iterator[str]:
         total, screened = found.degradation_errors
         unit = f" {results.unit}" if results.unit else ""
         sentence = (
-            f"The screen with its cross terms is off by {percent(found.screen_error)} of the measured noise in the "
-            f"median, the sum by {percent(found.sum_error)}"
+            f"The screen with its cross terms is off by {_off(found.screen_error)} of the measured noise in the "
+            f"median, the sum by {_off(found.sum_error)}"
         )
         if math.isfinite(total) and math.isfinite(screened):
             decimals = degradation_decimals(results)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from quantopsy.analysis.reference import reference_doubt
 from quantopsy.analysis.results import Results
@@ -233,19 +234,24 @@ def _screened_among(cells: pd.DataFrame) -> str:
 def _additivity_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: Any) -> Iterator[str]:
     write = Writer.of(results)
     total, screened = whole["degradation_sum"], _screened_among(cells)
-    if math.isfinite(total) and _has_interval(whole):
-        inside = whole["degradation_low"] <= total <= whole["degradation_high"]
-        span = write.between(whole["degradation_low"], whole["degradation_high"])
-        if inside:
+    if math.isfinite(total) and math.isfinite(whole["degradation"]):
+        reach = float(norm.isf((1.0 - results.level) / 2.0)) * whole["degradation_sum_stderr"]
+        sums = f"their degradations{screened} sum to {write.amount(total)}"
+        images = count(int(whole["samples"]), "image")
+        if not math.isfinite(reach):
+            yield f"The degradations of single layers{screened} sum to {write.amount(total)} at {bits} bits."
+        elif abs(total - whole["degradation"]) <= reach:
             yield (
-                f"Single layers add up at {bits} bits: their degradations{screened} sum to {write.amount(total)}, "
-                f"inside the whole network's {span}."
+                f"Single layers add up at {bits} bits as far as {images} can tell: {sums}, which is known within "
+                f"{write.amount(reach)} of the whole network's."
             )
         else:
-            side = "below" if total < whole["degradation_low"] else "above"
+            beyond = whole["degradation"] - total
+            side = "less" if beyond > 0 else "more"
+            low, high = sorted((abs(beyond) - reach, abs(beyond) + reach))
             yield (
-                f"Single layers do not add up at {bits} bits: their degradations{screened} sum to "
-                f"{write.amount(total)}, {side} the whole network's {span}."
+                f"Single layers do not add up at {bits} bits: {sums}, {fixed(abs(beyond), write.decimals)} {side} than "
+                f"the whole network loses ({write.between(low, high)})."
             )
     if whole["noise_sum"] > 0 and math.isfinite(whole["noise"]):
         ratio = whole["noise"] / whole["noise_sum"]
