@@ -142,6 +142,8 @@ def test_a_metric_of_another_kind_leaves_the_noise(study) -> None:
         (lambda one, two: qp.compare(one, two / "absent"), "has no study.sqlite"),
         (lambda one, two: qp.compare(one, two), "they share no bit-width"),
         (lambda one, two: qp.compare(one, two, metric="top5"), "its metric is top1, not top5"),
+        (lambda one, two: qp.compare(one, level=1.5), "level 1.5: out of range"),
+        (lambda one, two: qp.compare(one, tolerance=-1.0), "tolerance -1: must not be negative"),
     ],
 )
 def test_what_cannot_be_compared_is_an_error_that_helps(study, ask, said) -> None:

@@ -325,3 +325,19 @@ def test_decibels_of_long_tailed_noise_hold_at_their_level(spread, level):
         found = sig.decibels([a], [b], level=level)
         missed += not found.low <= 0.0 <= found.high
     assert stats.binomtest(missed, trials, 1 - level, alternative="greater").pvalue > 0.01
+
+
+def test_a_bootstrap_reaches_farther_than_its_resamples():
+    """At a level of which 2000 resamples tell nothing: of normal scores the interval is still nearly exact."""
+    rng = np.random.default_rng(6)
+    scores = rng.normal(0.0, 1.0, (400, 1))
+    level = 1 - 1e-5
+    found = sig.metric_interval(SCORE, scores, level=level)
+    reach = stats.norm.isf((1 - level) / 2) * scores.std() / 20
+    assert (found.high - found.low) / 2 == pytest.approx(reach, rel=0.1)
+    missed = 0
+    for _ in range(300):
+        pair = rng.normal(0.0, 1.0, (2, 60, 1))
+        interval = sig.degradation(SCORE, pair[0], pair[1], level=0.999)
+        missed += not interval.low <= 0.0 <= interval.high
+    assert stats.binomtest(missed, 300, 0.001, alternative="greater").pvalue > 0.01

@@ -111,9 +111,7 @@ def _degradation(evidence: Evidence, level: float) -> Interval:
         return population_interval(expected.outlook, error, metric, expected.images, level)
     if evidence.drawn:
         return measured(metric, reference, result, level=level, cells=1, tolerance=0.0, draw=evidence.draw).degradation
-    resamples = significance.resamples_for(level)
-    before = reference.on(result.images).statistics
-    return significance.degradation(metric, before, result.statistics, level=level, resamples=resamples)
+    return significance.degradation(metric, reference.on(result.images).statistics, result.statistics, level=level)
 
 
 def _noise_change(

@@ -17,6 +17,7 @@ from quantopsy.analysis.assessment import Assessment, assess_study
 from quantopsy.analysis.change import Change, Evidence, change, verdict_on
 from quantopsy.analysis.matching import Matching, match_layers
 from quantopsy.analysis.results import Results, headline
+from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.significance import Interval, corrected_level
 from quantopsy.analysis.summary import summarise
 from quantopsy.core import QuantopsyError
@@ -214,11 +215,12 @@ def compare(
 
     Without ``bits``: of several studies 8 where all have it, else the finest that they share; of one all that
     it has. ``level`` and ``tolerance`` are the first study's where they are not given. Raises
-    :class:`QuantopsyError` for bits that a study lacks.
+    :class:`QuantopsyError` for bits that a study lacks, and for a level or a tolerance that is none.
     """
     first = studies[0]
     level = first.results.level if level is None else level
     tolerance = first.results.tolerance if tolerance is None else tolerance
+    Settings(level=level, tolerance=tolerance)  # refuses what is out of range
     widths = _widths(studies, bits)
     sides = [[(study, width) for study in studies] for width in widths]
     if len(studies) == 1:

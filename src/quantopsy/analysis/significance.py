@@ -22,8 +22,8 @@ _CHUNK = 4_000_000
 # The jackknife behind BCa leaves out one of at most so many groups of images.
 _JACKKNIFE_GROUPS = 100
 
-# Resamples that should lie outside a bootstrap's interval, for its quantiles to be told.
-_BEYOND_END = 10
+# Resamples that must lie outside a bootstrap's interval, for its quantiles to be told.
+_OUTSIDE = 10
 
 Verdict = Literal["hurts", "harmless", "undecided"]
 
@@ -84,14 +84,13 @@ def change_of_degradation(
     Each a pair of statistics (n, K), float and quantized. Where both float networks score alike it is the
     difference of the quantized ones, see :func:`degradation`. Else, of scores that are 0 or 1 under a linear
     metric, the difference of two degradations, correlated as their images say (:func:`difference`,
-    :func:`correlation`); anything else gets a BCa bootstrap, with resamples enough for ``level``.
+    :func:`correlation`); anything else gets a BCa bootstrap.
     """
     _check_paired(*before)
     _check_paired(before[0], after[0])
     _check_paired(*after)
-    resamples = resamples_for(level)
     if np.array_equal(before[0], after[0]):
-        return degradation(metric, before[1], after[1], level=level, resamples=resamples, seed=seed)
+        return degradation(metric, before[1], after[1], level=level, seed=seed)
     if metric.linear and all(map(is_binary, (*before, *after))):
         lost = [(float_scores - quantized)[:, 0] for float_scores, quantized in (before, after)]
         mine, other = (degradation(metric, *pair, level=level) for pair in (before, after))
@@ -99,12 +98,7 @@ def change_of_degradation(
     sign = 1.0 if metric.higher_is_better else -1.0
     first, second = _difference(metric, *before), _difference(metric, *after)
     n = len(before[0])
-    return _bootstrap(lambda w: second(w) - first(w), n, level, resamples, seed).scaled(sign)
-
-
-def resamples_for(level: float) -> int:
-    """Resamples of a bootstrap of which :data:`_BEYOND_END` lie outside the interval of ``level``."""
-    return max(RESAMPLES, int(np.ceil(_BEYOND_END / (1.0 - level))))
+    return _bootstrap(lambda w: second(w) - first(w), n, level, RESAMPLES, seed).scaled(sign)
 
 
 def difference(after: Interval, before: Interval, correlation: float = 0.0) -> Interval:
@@ -252,7 +246,9 @@ def _difference(metric: Metric, first: np.ndarray, second: np.ndarray) -> Callab
 def _bootstrap(values: Callable[[np.ndarray], np.ndarray], n: int, level: float, resamples: int, seed: int) -> Interval:
     """BCa interval of ``values``, a function of weights (R, n) of images to (R,).
 
-    B. Efron, JASA 82 (1987) 171-185; the acceleration by a jackknife over groups of images.
+    B. Efron, JASA 82 (1987) 171-185; the acceleration by a jackknife over groups of images. Where so few
+    resamples lie outside an interval of ``level`` that its ends cannot be told, those of the farthest that
+    can be told are moved out as a normal distribution's would be.
     """
     value = float(values(np.ones((1, n)))[0])
     rows = max(1, _CHUNK // n)
@@ -269,9 +265,11 @@ def _bootstrap(values: Callable[[np.ndarray], np.ndarray], n: int, level: float,
     away = left_out.mean() - left_out
     norm_away = np.sum(away**2) ** 1.5
     acceleration = np.sum(away**3) / (6.0 * norm_away) if norm_away > 0 else 0.0
-    z = bias + norm.ppf([(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    told = min(level, max(0.5, 1.0 - _OUTSIDE / len(found)))
+    z = bias + norm.ppf([(1.0 - told) / 2.0, (1.0 + told) / 2.0])
     low, high = np.quantile(found, norm.cdf(bias + z / (1.0 - acceleration * z)))
-    return Interval(value, float(low), float(high), level)
+    farther = float(norm.isf((1.0 - level) / 2.0) / norm.isf((1.0 - told) / 2.0))
+    return Interval(value, value - farther * (value - float(low)), value + farther * (float(high) - value), level)
 
 
 def mcnemar_p(lost: int, gained: int) -> float:

@@ -38,7 +38,7 @@ def statements(table: SchemeTable) -> list[str]:
         rows = table.schemes[(table.schemes["weight_bits"] == bits) | table.schemes["weight_bits"].isna()]
         sentences += [_value_sentence(table, rows, bits, write), _verdict_sentence(table, rows, bits, write)]
         mine = table.questions[table.questions["weight_bits"] == bits]
-        sentences += [_change_sentence(row, write) for _, row in mine.iterrows()]
+        sentences += [_change_sentence(row, len(table.questions), write) for _, row in mine.iterrows()]
     return sentences
 
 
@@ -86,19 +86,17 @@ def _are(number: int) -> str:
     return f"{number} {'is' if number == 1 else 'are'}"
 
 
-def _change_sentence(row: pd.Series, write: Writer) -> str:
+def _change_sentence(row: pd.Series, questions: int, write: Writer) -> str:
     what = _CHANGES[row["question"]].format(bits=row["weight_bits"])
-    low, high = row["change_low"], row["change_high"]
-    if row["verdict"] == "worse":
-        return f"{what} costs {write.amount(row['change'])} ({write.between(low, high)})."
-    if row["verdict"] == "better":
-        return f"{what} saves {write.amount(-row['change'])} ({write.between(-high, -low)})."
+    change, low, high = row["change"], row["change_low"], row["change_high"]
+    verb, less = ("saves", "less") if change < 0 else ("costs", "more")
+    span = write.between(-high, -low) if change < 0 else write.between(low, high)
+    if row["verdict"] in ("worse", "better"):
+        return f"{what} {verb} {write.amount(abs(change))} ({span})."
+    if row["verdict"] == "undecided" and (low > 0 or high < 0):
+        return f"{what} {verb} {write.amount(abs(change))} ({span}): not certain among {count(questions, 'question')}."
     matters = "matters" if row["verdict"] == "unchanged" else "can be told"
-    less = "less" if row["change"] < 0 else "more"
-    return (
-        f"{what} makes no difference that {matters}: {write.amount(abs(row['change']))} {less} is lost "
-        f"({write.between(low, high)} more)."
-    )
+    return f"{what} makes no difference that {matters}: {write.amount(abs(change))} {less} is lost ({span})."
 
 
 def _bits(row: pd.Series) -> str:
