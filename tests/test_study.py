@@ -11,6 +11,7 @@ from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.study import (
     FILE,
     FLOAT,
+    Cost,
     Draw,
     RunnerUp,
     ScreenTile,
@@ -170,9 +171,9 @@ def test_of_draws_the_newest_counts_until_it_is_forgotten(tmp_path) -> None:
 
 def test_costs_are_kept_in_order(tmp_path) -> None:
     with create(tmp_path, {}) as store:
-        store.spend("float", 32, 0.5)
-        store.spend("screen", 16, 2.0)
-        assert store.costs() == [("float", 32, 0.5), ("screen", 16, 2.0)]
+        store.spend(Cost("float", 32, 0.5, 0.015))
+        store.spend(Cost("screen", 16, 2.0, 0.02))
+        assert store.costs() == [("float", 32, 0.5, 0.015), ("screen", 16, 2.0, 0.02)]
 
 
 def test_a_study_of_an_older_format_is_refused(tmp_path) -> None:

@@ -127,6 +127,7 @@ def changes(
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="FILE.pt2 or package.module:callable")]
+StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of an analysis")]
 Data = Annotated[str, typer.Option(help="Folder of images or package.module:callable; with labels where there are")]
 Out = Annotated[Path | None, typer.Option(help="Study folder; a run that was interrupted goes on in it")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else")]
@@ -225,7 +226,7 @@ def analyze(
 
 @app.command()
 def report(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of an analysis")],
+    study: StudyFolder,
     metric: Annotated[str | None, typer.Option(help="The metric, where it was a Python object")] = None,
     as_json: Json = False,
 ) -> None:
@@ -233,6 +234,23 @@ def report(
     from quantopsy.api import finish, open_study
 
     _show(finish(open_study(study, metric)), as_json)
+
+
+@app.command()
+def diagnose(
+    study: StudyFolder,
+    bits: Annotated[int | None, typer.Option(help="Of weights  [default: the highest at which a layer hurts]")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="Layers that match, instead of those that hurt")] = None,
+    samples: Annotated[int, typer.Option(help="Images that tests are run on")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Find out why layers hurt: name causes, test each by a counterfactual, say what it removes."""
+    from quantopsy.analysis.diagnose import diagnose as run
+    from quantopsy.api import Study, finish
+
+    with watched(as_json) as watch:
+        results = run(study, bits=bits, layers=tuple(layers or ()), samples=samples, progress=watch)
+    _show(finish(Study(study, results)), as_json)
 
 
 @app.command()

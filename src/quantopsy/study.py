@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from quantopsy.core import Plan, QuantopsyError
 
 FILE = "study.sqlite"
 FLOAT = 0  # the run of the float network
-_VERSION = 2
+_VERSION = 3
 
 _SCHEMA = """
 CREATE TABLE note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -65,7 +65,8 @@ CREATE TABLE draw (
 CREATE TABLE cost (
     phase TEXT NOT NULL,
     images INTEGER NOT NULL,
-    seconds REAL NOT NULL
+    seconds REAL NOT NULL,
+    pace REAL NOT NULL          -- seconds that an image of a float pass took at that moment
 );
 """
 
@@ -136,6 +137,15 @@ class Draw:
     def by_chance(self) -> bool:
         """Whether some image may be left out, so that those that are not stand for others too."""
         return bool((self.probabilities < 1.0).any())
+
+
+class Cost(NamedTuple):
+    """What a tile of a phase took, and ``pace``: the seconds that an image of a float pass took at that moment."""
+
+    phase: str
+    images: int
+    seconds: float
+    pace: float
 
 
 class Store:
@@ -328,14 +338,15 @@ class Store:
         row = self._connection.execute("SELECT images, probabilities, seed FROM draw WHERE run = ?", (run,)).fetchone()
         return None if row is None else Draw(np.frombuffer(row[0], dtype=np.int32), np.frombuffer(row[1]), row[2])
 
-    def spend(self, phase: str, images: int, seconds: float) -> None:
-        """Remember what a tile of ``phase`` took."""
+    def spend(self, cost: Cost) -> None:
+        """Remember what a tile took."""
         with self._transaction() as connection:
-            connection.execute("INSERT INTO cost VALUES (?, ?, ?)", (phase, images, seconds))
+            connection.execute("INSERT INTO cost VALUES (?, ?, ?, ?)", cost)
 
-    def costs(self) -> list[tuple[str, int, float]]:
-        """(phase, images, seconds) of every tile."""
-        return self._connection.execute("SELECT phase, images, seconds FROM cost ORDER BY rowid").fetchall()
+    def costs(self) -> list[Cost]:
+        """Of every tile, in the order in which they came."""
+        rows = self._connection.execute("SELECT phase, images, seconds, pace FROM cost ORDER BY rowid")
+        return [Cost(*row) for row in rows]
 
 
 def create(folder: Path, identity: Mapping[str, Any]) -> Store:

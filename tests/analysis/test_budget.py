@@ -8,7 +8,7 @@ import pytest
 
 from quantopsy.analysis.budget import Budget, pass_seconds, passes_spent
 from quantopsy.core import QuantopsyError
-from quantopsy.study import create
+from quantopsy.study import Cost, create
 
 
 @pytest.mark.parametrize(
@@ -42,15 +42,23 @@ def test_a_budget_reads_as_it_is_meant() -> None:
     ]
 
 
-def test_passes_are_counted_in_the_float_passes_of_the_same_study(tmp_path) -> None:
+def test_passes_are_counted_in_the_float_passes_of_their_own_moment(tmp_path) -> None:
     with create(tmp_path, {}) as store:
         assert pass_seconds(store) is None
         assert math.isnan(passes_spent(store, 100))
-        store.spend("float", 10, 1.0)
+        store.spend(Cost("float", 10, 1.0, 0.1))
         assert passes_spent(store, 100) == 0.0
-        store.spend("float", 10, 9.0)  # a busy moment: the median does not care
-        store.spend("float", 20, 2.0)
+        store.spend(Cost("float", 10, 9.0, 0.9))  # a busy moment: the median does not care
+        store.spend(Cost("float", 20, 2.0, 0.1))
         assert pass_seconds(store) == pytest.approx(0.1)
-        store.spend("screen", 100, 40.0)
-        store.spend("exact", 50, 5.0)
+        store.spend(Cost("screen", 50, 20.0, 0.1))
+        store.spend(Cost("screen", 50, 180.0, 0.9))  # the work takes as much longer as a pass does
+        store.spend(Cost("exact", 50, 5.0, 0.1))
         assert passes_spent(store, 100) == pytest.approx(4.5)
+
+
+def test_what_a_pass_takes_is_of_the_newest_tiles(tmp_path) -> None:
+    with create(tmp_path, {}) as store:
+        for pace in (0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1):
+            store.spend(Cost("float", 10, 10 * pace, pace))
+        assert pass_seconds(store) == pytest.approx(0.1)

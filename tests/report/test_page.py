@@ -107,12 +107,12 @@ def test_the_payload_has_every_cell_as_measured(results):
 
 
 def test_predicted_against_exact_needs_three_cells(results):
-    assert payload(results)["check"] is None
-    assert 'id="scatter"' not in render(results)
+    assert payload(results)["charts"] == {}
+    assert 'id="check"' not in render(results)
     screened = screened_results()
-    assert 'id="scatter"' in render(screened)
+    assert 'id="check-chart-0"' in render(screened)
     kept = screened.cells["screened_noise"].where(screened.cells["layer"].isin([0, 1]) | (screened.cells["bits"] < 8))
-    assert payload(replace(screened, cells=screened.cells.assign(screened_noise=kept)))["check"] is None
+    assert payload(replace(screened, cells=screened.cells.assign(screened_noise=kept)))["charts"] == {}
 
 
 def test_the_page_marks_what_is_screened():
@@ -178,7 +178,21 @@ class TestInABrowser:
         page = shown(write(results, tmp_path / "page.html"))
         points = [tag for tag, a in page.tags if a.get("class") == "point"]
         assert (points.count("circle"), points.count("path")) == (19, 1)
-        assert any("beyond the linear regime" in text for text in page.text)
+        assert "beyond the linear regime" in page.text
+        assert "data-error" not in page.body
+
+    def test_arrow_keys_go_through_the_points_of_a_chart(self, tmp_path):
+        path = write(screened_results(), tmp_path / "page.html")
+        press = """<script>
+            const picture = document.querySelector("#check-chart-0 svg");
+            for (const key of ["ArrowRight", "ArrowRight", "ArrowLeft"])
+              picture.dispatchEvent(new KeyboardEvent("keydown", { key }));
+        </script></body>"""
+        path.write_text(path.read_text().replace("</body>", press))
+        page = shown(path)
+        chart = payload(screened_results())["charts"]["check-chart-0"]
+        first = min((p for group in chart["groups"] for p in group["points"]), key=lambda p: p["x"])
+        assert page.text.count(first["title"]) == 2  # at its point, and read out
         assert "data-error" not in page.body
 
     def test_a_run_that_measured_nothing_draws(self, tmp_path, results):

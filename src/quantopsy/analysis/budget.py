@@ -9,6 +9,7 @@ from statistics import median
 from quantopsy.core import QuantopsyError
 from quantopsy.study import Store
 
+_NEWEST = 5  # tiles
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|p|passes)?", re.ASCII)
 
@@ -36,14 +37,17 @@ class Budget:
 
 
 def pass_seconds(store: Store) -> float | None:
-    """Seconds an image of one float forward, the median over the times it was taken; None before any."""
-    timed = [seconds / images for phase, images, seconds in store.costs() if phase == "float"]
-    return median(timed) if timed else None
+    """Seconds an image of one float forward, the median beside the newest tiles; None before any."""
+    paces = [cost.pace for cost in store.costs()[-_NEWEST:]]
+    return median(paces) if paces else None
 
 
 def passes_spent(store: Store, images: int) -> float:
-    """What screening and exact runs took, in float forwards over ``images`` images; NaN before any was timed."""
-    unit = pass_seconds(store)
-    if not unit:
+    """What screening and exact runs took, in float forwards over ``images`` images; NaN before any was timed.
+
+    sum over tiles of seconds / pace, each of its own moment, divided by ``images``.
+    """
+    costs = store.costs()
+    if not costs:
         return float("nan")
-    return sum(seconds for phase, _, seconds in store.costs() if phase != "float") / (unit * images)
+    return sum(cost.seconds / cost.pace for cost in costs if cost.phase != "float") / images

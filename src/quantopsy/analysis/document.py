@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from quantopsy.analysis.results import Results
+from quantopsy.core import Finding
 
 WORST = 10
 
@@ -35,6 +36,8 @@ def document(results: Results) -> dict[str, Any]:
         "open_cells": results.open_cells,
         "whole": {str(row["bits"]): _plain(row) for row in results.whole.to_dict("records")},
         "worst": {str(bits): [_plain(row) for row in worst(results, bits).to_dict("records")] for bits in results.bits},
+        "diagnosed": list(results.diagnosed),
+        "findings": [_finding(finding) for finding in results.findings],
         "coverage": dict(results.coverage),
         "unquantized": [dict(item) for item in results.unquantized],
         "warnings": list(results.warnings),
@@ -49,6 +52,11 @@ def worst(results: Results, bits: int, count: int = WORST) -> pd.DataFrame:
     """The ``count`` cells at ``bits`` with most noise."""
     cells = results.cells[results.cells["bits"] == bits]
     return cells.sort_values("noise", ascending=False, kind="stable").head(count)
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    plain = finding.to_json()
+    return {**plain, "evidence": _plain(plain["evidence"]), "shares": _plain(plain["shares"])}
 
 
 def _plain(row: dict[Any, Any]) -> dict[str, Any]:

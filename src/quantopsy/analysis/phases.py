@@ -11,14 +11,14 @@ import numpy as np
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.screening import Scores, columns_from_json, columns_json
 from quantopsy.analysis.significance import draw as drawn_images
-from quantopsy.analysis.work import BaselineTask, Done, ExactTask, PaceTask, ScreenTask, Setup, Task, Worker
+from quantopsy.analysis.work import BaselineTask, Done, ExactTask, ScreenTask, Setup, Task, Worker
 from quantopsy.core import Plan
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.engine.pool import Pool
 from quantopsy.engine.screen import columns
 from quantopsy.metrics import Metric
-from quantopsy.study import FLOAT, Store
+from quantopsy.study import FLOAT, Cost, Store
 
 DECISION_SHARE = 0.5
 """Share of the images, those of smallest margin, that get the probe of the decision. The others are flipped
@@ -62,9 +62,8 @@ def measure_float(measuring: Measuring) -> None:
         if done.classes != store.noted("classes"):
             store.note("classes", done.classes)
         store.append(done.results, done.runner_up)
+        store.spend(_cost("float", done))
         progress.advance(len(done.task.images))
-    for done in measuring.pool.map([PaceTask(measuring.order[: measuring.tile])]):
-        store.spend("float", len(done.task.images), done.seconds)
 
 
 def unscreened(measuring: Measuring) -> tuple[int, np.ndarray]:
@@ -97,7 +96,7 @@ def screen(measuring: Measuring) -> None:
         if done.hidden:
             store.note("hidden", dict(done.hidden))
         store.append_screened(number, done.screened)
-        store.spend("screen", len(done.task.images), done.seconds)
+        store.spend(_cost("screen", done))
         progress.advance(len(done.task.images))
 
 
@@ -151,7 +150,7 @@ def measure_plans(
     with _listening(measuring.worker, lambda run, images: progress.advance(costs[run] * images)):
         for done in measuring.pool.map(tasks):
             store.append(done.results)
-            store.spend("exact", len(done.task.images), done.seconds)
+            store.spend(_cost("exact", done))
             if measuring.worker is None:
                 progress.advance(sum(costs[result.run] * len(result.images) for result in done.results))
             if not go_on():
@@ -187,6 +186,10 @@ def _listening(worker: Worker | None, advance: Callable[[int, int], None]) -> It
     finally:
         if worker is not None:
             worker.advance = None
+
+
+def _cost(phase: str, done: Done) -> Cost:
+    return Cost(phase, len(done.task.images), done.seconds, done.pace)
 
 
 def pieces(indices: np.ndarray, size: int) -> list[np.ndarray]:

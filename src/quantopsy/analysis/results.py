@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from quantopsy.core import Finding
+from quantopsy.engine.local import Local
+
 CELL_COLUMNS = (
     "layer",  # position in topological order, from 0
     "name",  # module path
@@ -107,6 +110,9 @@ class Results:
     warnings: tuple[str, ...] = ()
     level: float = 0.95  # of intervals
     tolerance: float = 0.0  # loss that a harmless cell may have, in the metric's unit
+    findings: tuple[Finding, ...] = ()  # of `quantopsy diagnose`, primary causes first within a layer
+    diagnosed: tuple[int, ...] = ()  # bit-widths that it looked at
+    locals: Mapping[int, Mapping[str, Local]] = field(default_factory=dict)  # by bit-width and layer
     check: Check | None = None  # None where nothing was both screened and run
     open_cells: int = 0  # whose verdict more measuring could change
     passes: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from quantopsy.analysis.assessment import Assessment, assess, expectations, ladd
 from quantopsy.analysis.budget import passes_spent
 from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Check, Distribution, Results
 from quantopsy.analysis.verdicts import Measured
+from quantopsy.core import Finding
+from quantopsy.engine.local import Edge, Local
 from quantopsy.metrics import Metric, chance_level, is_at_chance
 from quantopsy.study import FLOAT, RunResult, Store
 
@@ -101,6 +104,12 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
         warnings=_warnings(store, metric, reference, settings),
         level=level,
         tolerance=tolerance,
+        findings=tuple(Finding.from_json(finding) for finding in store.noted("findings", [])),
+        diagnosed=tuple(store.noted("diagnosed", [])),
+        locals={
+            bits: {name: local_from_json(local) for name, local in store.noted(f"local.{bits}", {}).items()}
+            for bits in store.noted("diagnosed", [])
+        },
         check=_check(state, runs, set(store.noted("checks", []))),
         open_cells=sum(state.open(run) for run in runs),
         passes=passes_spent(store, len(reference.images)),
@@ -238,3 +247,19 @@ def distribution_from_json(data: Mapping[str, Any]) -> Distribution:
         None if data["output_range"] is None else tuple(data["output_range"]),
         None if data["weight_range"] is None else tuple(data["weight_range"]),
     )
+
+
+def local_json(local: Local) -> dict[str, Any]:
+    """A JSON form of ``local``, six significant digits in arrays."""
+    return {
+        key: [float(f"{v:.6g}") for v in value] if isinstance(value, np.ndarray) else value
+        for key, value in asdict(local).items()
+    }
+
+
+def local_from_json(data: Mapping[str, Any]) -> Local:
+    """The inverse of :func:`local_json`."""
+    arrays = {key: np.asarray(data[key]) for key in ("shift", "energy", "low", "high")}
+    inputs = tuple(Edge(**edge) for edge in data["inputs"])
+    output = None if data["output"] is None else Edge(**data["output"])
+    return Local(**{**data, **arrays, "inputs": inputs, "output": output})

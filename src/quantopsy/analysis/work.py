@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from quantopsy.analysis.pace import Pace
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.data import Batch, Images
 from quantopsy.engine.calibration import Calibration
@@ -22,8 +22,6 @@ from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.metrics import Agreement, Metric, logits, measure
 from quantopsy.study import FLOAT, RunnerUp, ScreenTile, TileResult
-
-PACE_REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -49,13 +47,6 @@ class BaselineTask:
 
 
 @dataclass(frozen=True)
-class PaceTask:
-    """The float network on ``images`` a few times, with nothing else going on: what a pass costs."""
-
-    images: np.ndarray
-
-
-@dataclass(frozen=True)
 class ExactTask:
     """``plans`` by run on ``images``; a run in ``rows`` only on those of them (positions, ascending).
 
@@ -76,15 +67,16 @@ class ScreenTask:
     decision: bool
 
 
-Task = BaselineTask | PaceTask | ExactTask | ScreenTask
+Task = BaselineTask | ExactTask | ScreenTask
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a task gave, and the seconds it took."""
+    """What a task gave, the seconds it took, and ``pace``: those that an image of a float pass took meanwhile."""
 
     task: Task
     seconds: float
+    pace: float
     results: tuple[TileResult, ...] = ()
     runner_up: RunnerUp | None = None
     classes: int | None = None
@@ -105,6 +97,7 @@ class Worker:
         self.exact = exact or ExactEngine(compile_network(setup.network, setup.device), setup.calibration)
         self.program = self.exact.program
         self.advance = advance
+        self.pace = Pace(self.exact)
         self._screens: dict[bool, ScreenEngine] = {}
 
     def load(self, task: Task) -> Batch:
@@ -116,8 +109,6 @@ class Worker:
         match task:
             case BaselineTask():
                 return self._baseline(task, batch)
-            case PaceTask():
-                return Done(task, median(self.exact.float_pass(batch.inputs)[1] for _ in range(PACE_REPEATS)))
             case ExactTask():
                 return self._exact(task, batch)
             case ScreenTask():
@@ -133,9 +124,10 @@ class Worker:
             statistics = self._measured(FLOAT, batch, None, turned, outputs, 0.0).statistics
         self._advanced(FLOAT, len(task.images))
         runner_up = RunnerUp(task.images, top_gaps(outputs), statistics)
-        return Done(task, seconds, (result,), runner_up, _classes(outputs))
+        return Done(task, seconds, seconds / len(task.images), (result,), runner_up, _classes(outputs))
 
     def _exact(self, task: ExactTask, batch: Batch) -> Done:
+        pace = self.pace.beside(batch.inputs, len(task.images))
         begin = time.perf_counter()
         runs = list(task.plans)
         prepared = [self.exact.prepare(plan, task.ranges.get(run)) for run, plan in task.plans.items()]
@@ -149,9 +141,12 @@ class Worker:
             run, own = runs[measured.run], rows[measured.run]
             results.append(self._measured(run, batch, own, measured.outputs, reference, measured.seconds))
             self._advanced(run, len(results[-1].images))
-        return Done(task, time.perf_counter() - begin, tuple(results))
+        seconds = time.perf_counter() - begin
+        self.pace.worked(seconds)
+        return Done(task, seconds, pace, tuple(results))
 
     def _screen(self, task: ScreenTask, batch: Batch) -> Done:
+        pace = self.pace.beside(batch.inputs, len(task.images))
         begin = time.perf_counter()
         setup = self.setup
         if task.decision not in self._screens:
@@ -167,7 +162,9 @@ class Worker:
         found = self._screens[task.decision].run_tile(batch.inputs, task.images, setup.candidates, labels)
         self._advanced(FLOAT, len(task.images))
         tile = ScreenTile(task.images, found.margins, found.e, found.kind)
-        return Done(task, time.perf_counter() - begin, screened=tile, hidden=found.hidden)
+        seconds = time.perf_counter() - begin
+        self.pace.worked(seconds)
+        return Done(task, seconds, pace, screened=tile, hidden=found.hidden)
 
     def _measured(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,14 +13,14 @@ from plotly.subplots import make_subplots
 
 from quantopsy.analysis.results import Results
 from quantopsy.core.errors import QuantopsyError
+from quantopsy.report.chart import Chart
 from quantopsy.report.distributions import channels, histogram, layer_row, ranges
-from quantopsy.report.grid import Grid, cell_text, degradation_limit, grid, noise_ends, noise_limits, sqnr_text
-from quantopsy.report.palette import LIGHT, bit_colours, ramp, strong_from
-from quantopsy.report.tables import run_and_screened
+from quantopsy.report.grid import Grid, cell_text, degradation_limit, grid, noise_limits, sqnr_text
+from quantopsy.report.palette import LIGHT, ramp, strong_from
+from quantopsy.report.sections import check_chart
 from quantopsy.report.wording import (
     BEYOND_LINEAR,
     SCREENED,
-    count,
     degradation_decimals,
     degradation_unit,
     elide,
@@ -121,53 +122,62 @@ def predicted_against_exact(results: Results) -> go.Figure:
     """Noise as screened against noise as measured, a point per cell that has both, and where they are equal.
 
     Colour tells the bits. Open diamonds are cells beyond the linear regime, where a first-order prediction
-    is rough. The figure is empty where nothing was both screened and run.
+    is rough. There are no points where nothing was both screened and run.
     """
-    both = run_and_screened(results)
+    return chart(check_chart(results))
+
+
+def chart(shown: Chart) -> go.Figure:
+    """A chart of the page as a figure of plotly's."""
+    across, along = shown.ends()
     figure = go.Figure()
-    ends = noise_ends(both)
-    figure.add_trace(
-        go.Scatter(
-            x=ends, y=ends, mode="lines", line={"color": LIGHT.muted, "width": 1}, name="equal", hoverinfo="skip"
-        )
-    )
-    decimals = degradation_decimals(results)
-    for bits, colour in bit_colours(results.bits, LIGHT).items():
-        cells = both[both["bits"] == bits]
-        if cells.empty:
-            continue
+    if shown.identity:
+        figure.add_trace(_line(across, along, shown.identity, LIGHT.muted, dashed=False, width=1.0))
+    for line in shown.lines:
+        x, y = [x for x, _ in line.corners], [y for _, y in line.corners]
+        figure.add_trace(_line(x, y, line.label, line.tone.of(LIGHT), dashed=line.dashed))
+    for group in shown.shown:
+        points = group.points
         figure.add_trace(
             go.Scatter(
-                x=cells["noise"],
-                y=cells["screened_noise"],
+                x=[point.x for point in points],
+                y=[point.y for point in points],
                 mode="markers",
-                marker={"color": colour, "size": 8, "symbol": np.where(cells["beyond"], "diamond-open", "circle")},
-                name=f"{bits} bits",
-                hovertext=[
-                    "<br>".join(
-                        [
-                            f"<b>{html.escape(elide(cell.name, 60))}</b>",
-                            f"{bits} bits, {count(int(cell.samples), 'image')}",
-                            f"noise {significant(cell.noise)} measured, {significant(cell.screened_noise)} predicted",
-                            f"degradation {fixed(cell.degradation, decimals)} measured, "
-                            f"{fixed(cell.screened_degradation, decimals)} predicted",
-                            *([BEYOND_LINEAR] if cell.beyond else []),
-                        ]
-                    )
-                    for cell in cells.itertuples(index=False)
-                ],
+                marker={
+                    "color": group.tone.of(LIGHT),
+                    "size": 8,
+                    "symbol": ["diamond-open" if point.hollow else "circle" for point in points],
+                },
+                error_y={
+                    "array": [point.high - point.y for point in points],
+                    "arrayminus": [point.y - point.low for point in points],
+                    "thickness": 1,
+                    "width": 0,
+                },
+                name=html.escape(group.label),
+                hovertext=[html.escape(point.title).replace("\n", "<br>") for point in points],
                 hoverinfo="text",
             )
         )
-    figure.update_layout(
-        title="Noise, predicted against exact; open diamonds are beyond the linear regime",
-        template="plotly_white",
-        height=520,
-        width=640,
-    )
-    figure.update_xaxes(title="noise as run", type="log", dtick=1, range=np.log10(ends).tolist())
-    figure.update_yaxes(title="noise as screened", type="log", dtick=1, range=np.log10(ends).tolist())
+    hollow = any(point.hollow for group in shown.shown for point in group.points)
+    note = f"; open diamonds: {shown.hollow}" if hollow and shown.hollow else ""
+    figure.update_layout(title=html.escape(shown.title + note), template="plotly_white", height=520, width=680)
+    for update, axis, ends in ((figure.update_xaxes, shown.x, across), (figure.update_yaxes, shown.y, along)):
+        if axis.logarithmic:
+            tick = 1 if ends[1] > 100 * ends[0] else "D2"
+            update(title=html.escape(axis.label), type="log", dtick=tick, range=np.log10(ends).tolist())
+        else:
+            update(title=html.escape(axis.label), range=list(ends))
     return figure
+
+
+def _line(
+    x: Sequence[float], y: Sequence[float], label: str, colour: str, *, dashed: bool, width: float = 1.5
+) -> go.Scatter:
+    line = {"color": colour, "width": width, "dash": "dash" if dashed else "solid"}
+    return go.Scatter(
+        x=x, y=y, mode="lines", line=line, name=html.escape(label), showlegend=bool(label), hoverinfo="skip"
+    )
 
 
 def weight_histogram(results: Results, layer: str | int) -> go.Figure:

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from quantopsy.analysis.results import Results
 from quantopsy.report.tables import with_marks
@@ -88,12 +87,6 @@ def noise_limits(results: Results) -> tuple[float, float]:
     top = math.log10(noise.max())
     bottom = max(math.log10(noise.min()), top - 8)
     return (bottom, top if top > bottom else bottom + 1)
-
-
-def noise_ends(cells: pd.DataFrame) -> tuple[float, float]:
-    """Where the axes of predicted against measured noise begin and end: half a step beyond the points."""
-    noise = cells[["noise", "screened_noise"]].to_numpy(dtype=float)
-    return (float(noise.min()) / 1.5, float(noise.max()) * 1.5) if noise.size else (0.1, 10.0)
 
 
 def cell_text(value: float, limit: float) -> str:

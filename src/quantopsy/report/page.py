@@ -17,8 +17,10 @@ from string import Template
 from typing import Any
 
 from quantopsy.analysis.results import Results
+from quantopsy.report.chart import Section, Table
 from quantopsy.report.palette import DARK, LIGHT, Palette, strong_from
 from quantopsy.report.payload import payload
+from quantopsy.report.sections import sections
 from quantopsy.report.tables import whole_network, with_marks
 from quantopsy.report.verdict import cautions, statements
 from quantopsy.report.wording import (
@@ -58,7 +60,7 @@ def render(results: Results) -> str:
         statements="".join(f"<li>{_sentence(sentence)}</li>" for sentence in rest),
         cautions=_cautions(cautions(results)),
         level=_sentence(level),
-        check=_asset("check.html") if data["check"] else "",
+        sections="".join(map(_section, sections(results))),
         whole=_whole(results),
         coverage=_coverage(results),
         settings=_definitions(results.settings),
@@ -154,11 +156,31 @@ def _whole(results: Results) -> str:
             "beyond the linear regime it is rough."
         )
     below = f'<p class="note">{escape(" ".join(notes))}</p>' if notes else ""
-    return _table("The whole network quantized, beside the sum of its single layers", headings, rows) + below
+    caption = "The whole network quantized, beside the sum of its single layers"
+    return _table(Table(caption, tuple(headings), tuple(map(tuple, rows)))) + below
 
 
-def _table(caption: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in headings)
+def _section(section: Section) -> str:
+    """A section with room for its charts, which the script draws."""
+    statements = "".join(f"<li>{_sentence(sentence)}</li>" for sentence in section.statements)
+    charts = "".join(
+        f'<div class="card"><h3>{escape(chart.title)}</h3><div class="scatter" id="{name}"></div>'
+        + (f"<p>{_sentence(chart.note)}</p>" if chart.note else "")
+        + "</div>"
+        for name, chart in section.by_id.items()
+    )
+    return (
+        f'<section aria-labelledby="{section.key}"><h2 id="{section.key}">{escape(section.heading)}</h2>'
+        + (f'<p class="note">{_sentence(section.note)}</p>' if section.note else "")
+        + (f'<ul class="verdict">{statements}</ul>' if statements else "")
+        + (f'<div class="cards charts">{charts}</div>' if charts else "")
+        + (_table(section.table) if section.table else "")
+        + "</section>\n"
+    )
+
+
+def _table(table: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in table.headings)
     body = "".join(
         "<tr>"
         + "".join(
@@ -166,11 +188,12 @@ def _table(caption: str, headings: Iterable[str], rows: Iterable[Iterable[str]])
             for index, cell in enumerate(row)
         )
         + "</tr>"
-        for row in rows
+        for row in table.rows
     )
+    caption = escape(table.caption)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f'<caption class="unseen">{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
+        f'<caption class="unseen">{caption}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -184,9 +207,11 @@ def _coverage(results: Results) -> str:
     sentence = f"<p>{escape(', '.join(parts))}.</p>"
     if not results.unquantized:
         return sentence + "<p>Nothing stays float.</p>"
-    rows = [[str(item.get(key) or "") for key in ("name", "operator", "source")] for item in results.unquantized]
+    rows = tuple(
+        tuple(str(item.get(key) or "") for key in ("name", "operator", "source")) for item in results.unquantized
+    )
     why = "<p>These operators are not among those that can be quantized and stay float:</p>"
-    return sentence + why + _table("Operators that stay float", ["name", "operator", "source line"], rows)
+    return sentence + why + _table(Table("Operators that stay float", ("name", "operator", "source line"), rows))
 
 
 def _definitions(values: Mapping[str, Any]) -> str:

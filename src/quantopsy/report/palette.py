@@ -7,7 +7,7 @@ the page mixes in the same space by CSS ``color-mix(in oklab, ...)``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -115,15 +115,40 @@ def ramp(*stops: str, steps: int = 8) -> list[tuple[float, str]]:
     ]
 
 
-def shares_of(bits: Iterable[int]) -> dict[int, float]:
-    """How far each bit-width's colour is from ``accent``, the finest, to ``worse``, the coarsest."""
+@dataclass(frozen=True)
+class Tone:
+    """A colour by its part in the palette, right in either scheme; or ``share`` of the way ``towards`` another.
+
+    >>> Tone("accent").css, Tone("accent", "worse", 0.4).css
+    ('var(--accent)', 'color-mix(in oklab,var(--worse) 40%,var(--accent))')
+    """
+
+    role: str
+    towards: str = ""
+    share: float = 0.0
+
+    def __post_init__(self) -> None:
+        known = {field.name for field in fields(Palette)}
+        if not {self.role, self.towards or self.role} <= known:
+            raise ValueError(f"{self} is not of the palette: {', '.join(sorted(known))}")
+
+    @property
+    def css(self) -> str:
+        """As a style sheet writes it, over the variables of the page."""
+        if not self.towards:
+            return f"var(--{self.role})"
+        return f"color-mix(in oklab,var(--{self.towards}) {100 * self.share:.3g}%,var(--{self.role}))"
+
+    def of(self, palette: Palette) -> str:
+        """``#rrggbb`` in ``palette``."""
+        start: str = getattr(palette, self.role)
+        return mix(start, getattr(palette, self.towards), self.share) if self.towards else start
+
+
+def bit_tones(bits: Iterable[int]) -> dict[int, Tone]:
+    """A colour for each bit-width, finest first: from ``accent`` to ``worse``, the coarsest."""
     order = sorted(bits, reverse=True)
-    return {width: index / max(1, len(order) - 1) for index, width in enumerate(order)}
-
-
-def bit_colours(bits: Iterable[int], palette: Palette) -> dict[int, str]:
-    """A colour for each bit-width, finest first."""
-    return {width: mix(palette.accent, palette.worse, share) for width, share in shares_of(bits).items()}
+    return {width: Tone("accent", "worse", index / max(1, len(order) - 1)) for index, width in enumerate(order)}
 
 
 def contrast(first: str, second: str) -> float:

@@ -10,9 +10,9 @@ import pandas as pd
 
 from quantopsy.analysis.results import Distribution, Results
 from quantopsy.report.distributions import histogram_of, ranges_of
-from quantopsy.report.grid import cell_text, degradation_limit, noise_ends, noise_limits, sqnr_text
-from quantopsy.report.palette import shares_of
-from quantopsy.report.tables import headline_bits, ranked, run_and_screened
+from quantopsy.report.grid import cell_text, degradation_limit, noise_limits, sqnr_text
+from quantopsy.report.sections import sections
+from quantopsy.report.tables import headline_bits, ranked
 from quantopsy.report.wording import (
     BEYOND_LINEAR,
     SCREENED,
@@ -20,6 +20,7 @@ from quantopsy.report.wording import (
     confidence,
     degradation_decimals,
     degradation_unit,
+    drawn,
     fixed,
     percent,
     predicted,
@@ -28,12 +29,6 @@ from quantopsy.report.wording import (
     significant,
     with_interval,
 )
-
-CHECK_FROM = 3
-"""Cells both run and screened from which the page draws the one against the other."""
-
-_DIGITS = 5
-"""Significant digits of what is only drawn: finer than a pixel."""
 
 
 def payload(results: Results) -> dict[str, Any]:
@@ -57,29 +52,7 @@ def payload(results: Results) -> dict[str, Any]:
         "level": confidence(results),
         "screened": SCREENED,
         "rough": BEYOND_LINEAR,
-        "check": _check(results),
-    }
-
-
-def _check(results: Results) -> dict[str, Any] | None:
-    """Predicted against measured noise; None where there are too few points to see anything."""
-    both = run_and_screened(results)
-    if len(both) < CHECK_FROM:
-        return None
-    return {
-        "ends": [_number(math.log10(end)) for end in noise_ends(both)],
-        "shares": {str(bits): round(share, 3) for bits, share in shares_of(results.bits).items()},
-        "points": [
-            {
-                "layer": int(cell["layer"]),
-                "bits": int(cell["bits"]),
-                "noise": _number(cell["noise"]),
-                "predicted": _number(cell["screened_noise"]),
-                "linear": not cell["beyond"],
-                "text": f"noise {significant(cell['noise'])} measured, {significant(cell['screened_noise'])} predicted",
-            }
-            for cell in both.to_dict("records")
-        ],
+        "charts": {name: chart.to_json() for section in sections(results) for name, chart in section.by_id.items()},
     }
 
 
@@ -100,7 +73,7 @@ def _layer(row: pd.Series, results: Results) -> dict[str, Any]:
         "source": _text(row["source"]),
         "weight": _shape(row["weight_shape"]),
         "output": _shape(row["output_shape"]),
-        "macs": _number(row["macs"]),
+        "macs": drawn(row["macs"]),
         "macs_text": si(float(row["macs"])),
         "parameters": si(float(row["parameters"])),
         **_distribution(results.distributions.get(row["name"], Distribution())),
@@ -156,15 +129,15 @@ def _cells(results: Results, limit: float, bottom: float, top: float) -> list[di
             "layer": int(cell["layer"]),
             "bits": int(bits),
             "rank": rank,
-            "noise": _number(cell["noise"]),
-            "stderr": _number(cell["noise_stderr"]),
-            "degradation": _number(cell["degradation"]),
-            "low": _number(cell["degradation_low"]),
-            "high": _number(cell["degradation_high"]),
-            "sqnr": _number(cell["sqnr_db"]),
-            "share": _number(cell["noise_share"]),
-            "agreement": _number(cell["agreement"]),
-            "samples": _number(cell["samples"]),
+            "noise": drawn(cell["noise"]),
+            "stderr": drawn(cell["noise_stderr"]),
+            "degradation": drawn(cell["degradation"]),
+            "low": drawn(cell["degradation_low"]),
+            "high": drawn(cell["degradation_high"]),
+            "sqnr": drawn(cell["sqnr_db"]),
+            "share": drawn(cell["noise_share"]),
+            "agreement": drawn(cell["agreement"]),
+            "samples": drawn(cell["samples"]),
             "guilty": bool(cell["guilty"]),
             "improves": bool(cell["improves"]),
             "screened": bool(cell["screened"]),
@@ -204,13 +177,8 @@ def _clipped(share: float) -> float | None:
     return round(min(1.0, max(-1.0, float(share))), 3) if math.isfinite(share) else None
 
 
-def _number(value: Any) -> float | None:
-    """A JSON number, or ``None`` for what JSON cannot hold."""
-    return float(f"{float(value):.{_DIGITS}g}") if math.isfinite(float(value)) else None
-
-
 def _numbers(values: np.ndarray | None) -> list[float | None]:
-    return [] if values is None else [_number(value) for value in np.asarray(values, dtype=float)]
+    return [] if values is None else [drawn(value) for value in np.asarray(values, dtype=float)]
 
 
 def _text(value: Any) -> str:

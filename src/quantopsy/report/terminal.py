@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quantopsy.analysis.results import Results
+from quantopsy.report.findings import findings_sentences
 from quantopsy.report.grid import degradation_limit, grid
 from quantopsy.report.tables import headline_bits, ranked, whole_network, with_marks
 from quantopsy.report.verdict import cautions, statements
@@ -38,6 +39,7 @@ from quantopsy.report.wording import (
     significant,
 )
 
+WHY = "Why"
 _WORST = 10
 """Layers in the table; the page has them all."""
 
@@ -61,6 +63,7 @@ def print_results(results: Results, console: Console, worst: int = _WORST) -> No
     bits = headline_bits(results)
     parts: tuple[tuple[str, RenderableType], ...] = (
         ("", verdict_lines(results)),
+        *(((WHY, findings_lines(results)),) if results.diagnosed else ()),
         (f"Worst layers at {bits} bits", worst_table(results, bits, console.width, worst)),
         (f"Degradation of single layers{degradation_unit(results)}", heat_strip(results, console.width)),
         ("Whole network, beside the sum of its single layers", whole_table(results)),
@@ -81,6 +84,14 @@ def verdict_lines(results: Results) -> Table:
         lines.add_row("•", _emphasised(sentence, ""))
     for sentence in cautions(results):
         lines.add_row(Text("!", style="yellow"), _emphasised(sentence, "yellow"))
+    return lines
+
+
+def findings_lines(results: Results) -> Table:
+    """Why layers hurt, a paragraph each."""
+    lines = Table.grid(padding=(0, 1))
+    for text in findings_sentences(results):
+        lines.add_row("•", _emphasised(text, ""))
     return lines
 
 

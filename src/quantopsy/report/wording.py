@@ -19,6 +19,9 @@ BEYOND_LINEAR = "beyond the linear regime: noise prediction is rough"
 PREDICTED = "~"
 """Before every number that is screened: predicted, not run."""
 
+_DRAWN_DIGITS = 5
+"""Significant digits of what is only drawn: finer than a pixel."""
+
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -49,6 +52,11 @@ def significant(value: float, digits: int = 3) -> str:
     else:
         text = f"{mantissa}e{power}"
     return text.replace("-", MINUS)
+
+
+def drawn(value: Any) -> float | None:
+    """A JSON number as fine as a picture needs, or ``None`` for what JSON cannot hold."""
+    return float(f"{float(value):.{_DRAWN_DIGITS}g}") if math.isfinite(float(value)) else None
 
 
 def si(value: float, unit: str = "") -> str:

@@ -297,42 +297,92 @@
       html("table", {}, html("thead", {}, html("tr", {}, ...headings.map((text) => html("th", { scope: "col" }, text)))), html("tbody", {}, ...rows)));
   }
 
-  // ---- predicted against exact -----------------------------------------------------------------------
+  // ---- scatter and line charts -----------------------------------------------------------------------
 
-  function drawCheck() {
-    const check = DATA.check;
-    if (!check) return;
-    const card = byId("scatter"), width = card.clientWidth - 32, height = Math.min(460, width), left = 58, top = 10;
-    const right = width - 8, floor = height - 44, [low, high] = check.ends;
-    const along = (value, from, to) => from + ((Math.log10(value) - low) / (high - low)) * (to - from);
-    const x = (value) => along(value, left, right), y = (value) => along(value, floor, top);
-    const shade = (bits) => `color-mix(in oklab,var(--worse) ${100 * check.shares[bits]}%,var(--accent))`;
-    const mark = (cx, cy, linear, bits) => linear
-      ? svg("circle", { cx, cy, r: 4, style: `fill:${shade(bits)}`, opacity: 0.85 })
-      : svg("path", { d: `M${cx} ${cy - 5}l5 5l-5 5l-5 -5z`, style: `fill:none;stroke:${shade(bits)};stroke-width:1.5` });
-    const nodes = [], step = Math.max(1, Math.ceil((high - low) / 6));
-    for (let power = Math.ceil(low); power <= high; power += step) {
-      const value = 10 ** power;
-      nodes.push(svg("line", { class: "line", x1: x(value), x2: x(value), y1: top, y2: floor }),
-        svg("line", { class: "line", x1: left, x2: right, y1: y(value), y2: y(value) }),
-        svg("text", { x: x(value), y: floor + 16, "text-anchor": "middle" }, tickText(value)),
-        svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, tickText(value)));
-    }
-    nodes.push(svg("line", { class: "zero", x1: left, y1: floor, x2: right, y2: top }),
-      svg("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, "noise as run"),
-      svg("text", { transform: `translate(11 ${(top + floor) / 2}) rotate(-90)`, "text-anchor": "middle" }, "noise as screened"));
-    for (const p of check.points) {
-      const point = mark(x(p.noise), y(p.predicted), p.linear, p.bits);
-      point.setAttribute("class", "point");
-      point.append(svg("title", {}, [layers[column.get(p.layer)].name, `${p.bits} bits`, p.text, ...(p.linear ? [] : [DATA.rough])].join("\n")));
-      nodes.push(point);
-    }
-    card.replaceChildren(svg("svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img",
-      "aria-label": "Noise as screened against noise as run" }, nodes));
-    const key = (linear, bits, text) => html("span", { class: "key" }, svg("svg", { width: 14, height: 14 }, mark(7, 7, linear, bits)), text);
-    const seen = DATA.bits.filter((bits) => check.points.some((p) => p.bits === bits));
-    byId("scatter-legend").replaceChildren(...seen.map((bits) => key(true, bits, `${bits} bits`)),
-      ...(check.points.every((p) => p.linear) ? [] : [key(false, seen[0], "beyond the linear regime")]));
+  function logTicks(low, high) {
+    // Over less than two decades powers of ten alone would be too few.
+    const step = Math.max(1, Math.ceil((high - low) / 6)), ticks = [];
+    for (let power = Math.floor(low); power <= high; power += step)
+      ticks.push(...(high - low < 2 ? [1, 2, 5] : [1]).map((digit) => digit * 10 ** power));
+    return ticks.filter((tick) => Math.log10(tick) >= low && Math.log10(tick) <= high);
+  }
+
+  function axisOf({ log, ends }, from, to) {
+    const map = log ? Math.log10 : (value) => value, [low, high] = ends.map(map);
+    const clipped = (value) => Math.min(Math.max(value, ends[0]), ends[1]);
+    return { at: (value) => from + ((map(value) - low) / (high - low)) * (to - from), clipped,
+      ticks: log ? logTicks(low, high) : linearTicks(low, high, 5).filter((tick) => tick >= low && tick <= high) };
+  }
+
+  const mark = (x, y, hollow, colour) => hollow
+    ? svg("path", { d: `M${x} ${y - 5}l5 5l-5 5l-5 -5z`, style: `fill:none;stroke:${colour};stroke-width:1.5` })
+    : svg("circle", { cx: x, cy: y, r: 4, style: `fill:${colour}`, opacity: 0.85 });
+
+  function drawScatter(card, chart) {
+    const width = card.clientWidth, height = Math.min(440, Math.round(width * (chart.identity ? 0.9 : 0.62)));
+    const right = width - 8, top = 10, floor = height - 42;
+    const gutter = 6.2 * Math.max(...axisOf(chart.y, floor, top).ticks.map((tick) => tickText(tick).length), 1);
+    const left = 30 + gutter, x = axisOf(chart.x, left, right), y = axisOf(chart.y, floor, top);
+    const nodes = [], drawing = [];
+    for (const tick of x.ticks)
+      nodes.push(svg("line", { class: "line", x1: x.at(tick), x2: x.at(tick), y1: top, y2: floor }),
+        svg("text", { x: x.at(tick), y: floor + 16, "text-anchor": "middle" }, tickText(tick)));
+    for (const tick of y.ticks)
+      nodes.push(svg("line", { class: "line", x1: left, x2: right, y1: y.at(tick), y2: y.at(tick) }),
+        svg("text", { x: left - 6, y: y.at(tick) + 4, "text-anchor": "end" }, tickText(tick)));
+    nodes.push(svg("text", { x: (left + right) / 2, y: height - 5, "text-anchor": "middle" }, chart.x.label),
+      svg("text", { transform: `translate(11 ${(top + floor) / 2}) rotate(-90)`, "text-anchor": "middle" }, chart.y.label));
+    if (chart.identity) drawing.push(svg("line", { class: "zero", x1: left, y1: floor, x2: right, y2: top }));
+    const stroke = (line) => ({ style: `fill:none;stroke:${line.colour};stroke-width:1.5`, "stroke-dasharray": line.dashed && "5 4" });
+    for (const line of chart.lines)
+      drawing.push(svg("polyline", { ...stroke(line), points: line.corners.map(([cx, cy]) => `${x.at(cx).toFixed(1)},${y.at(cy).toFixed(1)}`).join(" ") }));
+    const points = [];
+    for (const group of chart.groups)
+      for (const p of group.points) {
+        const cx = x.at(p.x), cy = y.at(p.y), point = mark(cx, cy, p.hollow, group.colour);
+        if (p.low !== null && p.high !== null)
+          drawing.push(svg("line", { x1: cx, x2: cx, y1: y.at(y.clipped(p.low)), y2: y.at(y.clipped(p.high)), style: `stroke:${group.colour}`, opacity: 0.5 }));
+        point.setAttribute("class", "point");
+        if (p.title) point.append(svg("title", {}, p.title));
+        drawing.push(point);
+        points.push({ cx, cy, title: p.title });
+      }
+    const ring = svg("circle", { class: "ring", r: 8, visibility: "hidden" });
+    const picture = svg("svg", { height, viewBox: `0 0 ${width} ${height}`, tabindex: "0", role: "img",
+      "aria-label": `${chart.title}: ${chart.y.label} against ${chart.x.label}. Arrow keys go through the points.` }, nodes,
+      // An inner picture cuts off what lies beyond the axes.
+      svg("svg", { x: left, y: top, width: right - left, height: floor - top, viewBox: `${left} ${top} ${right - left} ${floor - top}` }, drawing, ring));
+    const readout = html("p", { class: "readout", "aria-live": "polite" });
+    card.replaceChildren(picture, scatterLegend(chart, stroke), readout);
+    walkPoints(picture, points.sort((a, b) => a.cx - b.cx), ring, readout);
+  }
+
+  function walkPoints(picture, points, ring, readout) {
+    let at = -1;
+    picture.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 }[event.key];
+      if (!step || !points.length) return;
+      event.preventDefault();
+      at = Math.min(Math.max(at + step, 0), points.length - 1);
+      for (const name of ["cx", "cy"]) ring.setAttribute(name, points[at][name]);
+      ring.setAttribute("visibility", "visible");
+      readout.textContent = points[at].title;
+    });
+    picture.addEventListener("blur", () => { ring.setAttribute("visibility", "hidden"); readout.textContent = ""; });
+  }
+
+  function scatterLegend(chart, stroke) {
+    const key = (node, text) => html("span", { class: "key" }, svg("svg", { width: 14, height: 14 }, node), text);
+    const seen = chart.groups.some((group) => group.points.some((p) => p.hollow));
+    return html("div", { class: "legend" },
+      ...chart.groups.map((group) => key(mark(7, 7, group.points.every((p) => p.hollow), group.colour), group.label)),
+      ...(chart.hollow && seen ? [key(mark(7, 7, true, chart.groups[0].colour), chart.hollow)] : []),
+      ...chart.lines.filter((line) => line.label).map((line) => key(svg("line", { ...stroke(line), x1: 0, x2: 14, y1: 7, y2: 7 }), line.label)),
+      ...(chart.identity ? [key(svg("line", { class: "zero", x1: 0, x2: 14, y1: 14, y2: 0 }), chart.identity)] : []));
+  }
+
+  function drawScatters() {
+    for (const [name, chart] of Object.entries(DATA.charts)) drawScatter(byId(name), chart);
   }
 
   function drawPanel() {
@@ -406,7 +456,7 @@
 
   function draw() {
     const chart = byId("chart"), left = chart.scrollLeft;
-    drawControls(); drawChart(); drawLegend(); drawPanel(); drawTable(); drawCheck();
+    drawControls(); drawChart(); drawLegend(); drawPanel(); drawTable();
     chart.scrollLeft = left;
   }
 
@@ -476,7 +526,7 @@
     });
     addEventListener("hashchange", () => { readHash(); draw(); keepInSight(); });
     let known = innerWidth;
-    addEventListener("resize", () => { if (innerWidth !== known) { known = innerWidth; draw(); } });
+    addEventListener("resize", () => { if (innerWidth !== known) { known = innerWidth; draw(); drawScatters(); } });
   }
 
   for (const select of document.querySelectorAll("select.bits"))
@@ -484,6 +534,7 @@
   byId("layers").append(...layers.map((layer) => html("option", { value: layer.layer }, `${layer.layer}  ${elide(layer.name, 48)}`)));
   readHash();
   draw();
+  drawScatters();
   keepInSight();
   listen();
   document.body.dataset.ready = "true";

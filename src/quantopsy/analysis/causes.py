@@ -1,0 +1,283 @@
+"""Causes that a layer may suffer from: what speaks for each, and the change that puts it to the test.
+
+Evidence alone names nobody: a suspect comes with counterfactual plans of its layer, and the engine says what
+they remove. C output channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import Tensor
+
+from quantopsy.calibrate import fixed
+from quantopsy.core import Cause, Plan, Role, Site, Spec
+from quantopsy.engine.local import Edge, Local
+from quantopsy.graph.network import Layer
+
+ORDER: tuple[Cause, ...] = (
+    "calibration_range",
+    "dead_channel",
+    "weight_outlier",
+    "channel_imbalance",
+    "double_rounding",
+    "branch_imbalance",
+    "wasted_range",
+    "activation_outlier",
+    "bias_shift",
+)
+"""From the most to the least specific: of two causes that explain as much, the earlier is named first."""
+
+FIXES: Mapping[Cause, tuple[str, ...]] = {
+    "calibration_range": ("calibrate on images like those it will see", "a range estimator that fits them"),
+    "dead_channel": ("zero the dead channels' weights", "scales per channel"),
+    "weight_outlier": ("scales per channel", "split the outlier's channel (OCS)", "piecewise linear weights", "clip"),
+    "channel_imbalance": ("scales per channel", "cross-layer equalization"),
+    "double_rounding": ("one grid for its inputs and its output", "requantize the branches to the output's scale"),
+    "branch_imbalance": ("one grid for all branches, equalized first", "16-bit activations there"),
+    "wasted_range": ("an asymmetric grid", "clip the side that holds little"),
+    "activation_outlier": ("clip (range estimator mse or percentile)", "cross-layer equalization", "16-bit there"),
+    "bias_shift": ("bias correction",),
+    "bias_overflow": ("raise the weight's or input's scale of that channel", "clip the bias", "equalization"),
+    "amplification": ("more bits for this layer", "keep it float", "train with quantization"),
+    "no_single_cause": ("more bits for this layer", "keep it float", "AdaRound", "train with quantization"),
+}
+
+# From where evidence is worth a test. Low on purpose: the test decides.
+PEAK_RATIO = 2.0  # largest over typical weight channel; reach over body of an activation
+OUTLIER_RATIO = 2.5  # in-channel peak over its median, against that of the other channels
+BRANCH_RATIO = 3.0
+SHIFT_SHARE = 0.1
+BEYOND_SHARE = 1e-4
+WIDE_RATIO = 1.3
+SIDE_SHARE = 0.2
+DOUBLE_RATIO = 1.3
+DEAD_ENERGY = 1e-4  # of the typical channel's
+INT32 = 2**31 - 1
+
+_WITHOUT_WEIGHTS = ("concat", "add", "max_pool", "avg_pool", "adaptive_avg_pool", "mean", "upsample", "mul")
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A cause that evidence speaks for, and ``changes``: by their words, plans without it."""
+
+    cause: Cause
+    sites: tuple[Role, ...]
+    evidence: Mapping[str, float]
+    changes: Mapping[str, Plan] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One layer under examination: its plan (its own sites only), its weight, and what was seen there."""
+
+    layer: Layer
+    plan: Plan
+    weight: Tensor | None
+    bias: Tensor | None
+    local: Local
+
+    def spec(self, role: Role) -> Spec | None:
+        """What the plan has at ``role``."""
+        return self.plan.get(Site(self.layer.name, role))
+
+    def changed(self, specs: Mapping[Role, Spec | None]) -> Plan:
+        """The plan with other specs at some roles; None leaves a role float."""
+        sites = {site: spec for site, spec in self.plan.sites if site.role not in specs}
+        sites |= {Site(self.layer.name, role): spec for role, spec in specs.items() if spec is not None}
+        return Plan.of(sites)
+
+
+def wide_plans(plan: Plan) -> list[Plan]:
+    """What suspects may ask of activations and weights, so that one pass over the images calibrates for all."""
+
+    def with_fields(**fields: object) -> Plan:
+        return Plan.of({site: replace(spec, **fields) for site, spec in plan.sites if site.role != "weight"})  # type: ignore[arg-type]
+
+    corrected = Plan.of({site: replace(spec, correction="bias") for site, spec in plan.sites if site.role == "weight"})
+    return [
+        plan, with_fields(range_estimator="mse"), with_fields(granularity="per_channel"), corrected
+    ]  # fmt: skip
+
+
+def in_16_bits(scene: Scene) -> dict[Role, Plan]:
+    """For every site of the plan, the plan with 16 bits there."""
+    return {site.role: scene.changed({site.role: replace(spec, bits=16)}) for site, spec in scene.plan.sites}
+
+
+def suspects(scene: Scene) -> list[Suspect]:
+    """Every cause with something to say for it, in the order of :data:`ORDER`."""
+    found = [*_of_weights(scene), *_of_activations(scene), *_of_rounding(scene), *_of_shift(scene)]
+    return sorted(found, key=lambda suspect: ORDER.index(suspect.cause))
+
+
+def _of_weights(scene: Scene) -> Iterator[Suspect]:
+    """The range that few weights or channels take for themselves."""
+    weight, spec = scene.weight, scene.spec("weight")
+    if weight is None or spec is None or spec.granularity != "per_tensor":
+        return
+    rows = weight.detach().float().movedim(scene.layer.weight_axis, 0).reshape(
+        weight.shape[scene.layer.weight_axis], -1
+    ).abs().numpy()  # fmt: skip
+    reach = rows.max(1)
+    typical = float(np.median(reach))
+    peak = float(reach.max())
+    if peak <= 0 or peak < PEAK_RATIO * max(typical, 1e-30):
+        return
+    wide = np.flatnonzero(reach > peak / 2)
+    middle = np.maximum(np.median(rows, axis=1), 1e-30)
+    spiky = reach / middle
+    # Channels of the same layer have as many weights, so that their peaks compare.
+    outlier = float(np.median(spiky[wide]) / np.median(np.delete(spiky, wide))) if len(wide) < len(reach) else 1.0
+    energy = scene.local.energy
+    alive = float(np.median(energy)) if len(energy) == len(reach) else float("nan")
+    dead = bool(np.isfinite(alive) and alive > 0 and (energy[wide] < DEAD_ENERGY * alive).all())
+    evidence = {
+        "peak": peak,
+        "typical_channel_peak": typical,
+        "peak_ratio": peak / max(typical, 1e-30),
+        "wide_channels": float(len(wide)),
+        "channels": float(len(reach)),
+        "in_channel_outlier_ratio": outlier,
+    }
+    others = float(np.delete(reach, wide).max()) if len(wide) < len(reach) else peak
+    clipped = replace(spec, range_estimator=fixed(-others, others) if others > 0 else "mse")
+    per_channel = {"scales per channel": scene.changed({"weight": replace(spec, granularity="per_channel")})}
+    if dead:
+        changes = {"weights clipped to those of live channels": scene.changed({"weight": clipped}), **per_channel}
+        yield Suspect(
+            "dead_channel", ("weight",), {**evidence, "dead_channel_energy": float(energy[wide].max() / alive)}, changes
+        )
+    elif outlier >= OUTLIER_RATIO:
+        mse = scene.changed({"weight": replace(spec, range_estimator="mse")})
+        yield Suspect("weight_outlier", ("weight",), evidence, {"outliers clipped": mse, **per_channel})
+    else:
+        yield Suspect("channel_imbalance", ("weight",), evidence, per_channel)
+
+
+def _of_activations(scene: Scene) -> Iterator[Suspect]:
+    local = scene.local
+    edges: list[tuple[Role, Edge]] = [("input", edge) for edge in local.inputs]
+    edges += [("output", local.output)] if local.output is not None else []
+    roles = tuple(dict.fromkeys(role for role, _ in edges))
+    specs = {role: spec for role in roles if (spec := scene.spec(role)) is not None}
+    if not specs:
+        return
+    beyond = max(edge.beyond for _, edge in edges)
+    wide = max(_span(edge.grid_low, edge.grid_high) / max(_span(edge.low, edge.high), 1e-30) for _, edge in edges)
+    symmetric_waste = any(spec.symmetric for spec in specs.values())
+    if beyond > BEYOND_SHARE or (wide > WIDE_RATIO and not symmetric_waste):
+        # Of several inputs one range must do; the widest clips none.
+        seen = {
+            role: fixed(min(e.low for r, e in edges if r == role), max(e.high for r, e in edges if r == role))
+            for role in specs
+            if any(e.low < e.high for r, e in edges if r == role)
+        }
+        plan = scene.changed({role: replace(specs[role], range_estimator=text) for role, text in seen.items()})
+        excess = max(_excess(edge) for _, edge in edges)
+        yield Suspect(
+            "calibration_range", roles, {"beyond_share": beyond, "excess": excess, "range_ratio": wide},
+            {"ranges of the evaluation images": plan},
+        )  # fmt: skip
+    sides = {role: _wasted(edge) for role, edge in edges}
+    worst = max(sides.values())
+    if worst > SIDE_SHARE:
+        plan = scene.changed(
+            {
+                role: replace(specs[role], symmetric=False, signed=None)
+                if specs[role].symmetric
+                else replace(specs[role], range_estimator=_one_side([e for r, e in edges if r == role]))
+                for role, share in sides.items()
+                if share > SIDE_SHARE
+            }
+        )
+        yield Suspect("wasted_range", roles, {"wasted_share": worst}, {"the side that holds little cut off": plan})
+    tail = max(max(-edge.grid_low, edge.grid_high) / max(edge.body, 1e-30) for _, edge in edges)
+    if tail > PEAK_RATIO:
+        changes = {
+            "activations clipped": scene.changed({r: replace(s, range_estimator="mse") for r, s in specs.items()}),
+            "activation scales per channel": scene.changed(
+                {r: replace(s, granularity="per_channel") for r, s in specs.items()}
+            ),
+        }
+        yield Suspect("activation_outlier", roles, {"reach_over_body": tail}, changes)
+
+
+def _of_rounding(scene: Scene) -> Iterator[Suspect]:
+    """Grids that do not fit each other at a layer without weights."""
+    local, output = scene.local, scene.spec("output")
+    if scene.layer.weight is not None or scene.layer.op not in _WITHOUT_WEIGHTS or output is None or not local.inputs:
+        return
+    if local.output is None:
+        return
+    apart = sum(local.by_role.values())
+    if apart > 0 and local.noise > DOUBLE_RATIO * apart:
+        yield Suspect(
+            "double_rounding",
+            ("input", "output"),
+            {
+                "noise_over_roundings_alone": local.noise / apart,
+                **{f"step_ratio_{i}": local.output.step / edge.step for i, edge in enumerate(local.inputs)},
+            },
+            {"inputs left float": scene.changed({"input": None})},
+        )
+    if len(local.inputs) > 1:
+        reaches = [max(-edge.low, edge.high) for edge in local.inputs]
+        ratio = max(reaches) / max(min(reaches), 1e-30)
+        if ratio > BRANCH_RATIO:
+            changes = {
+                "16 bits at its output": scene.changed({"output": replace(output, bits=16)}),
+                "output scales per channel": scene.changed({"output": replace(output, granularity="per_channel")}),
+            }
+            yield Suspect("branch_imbalance", ("output",), {"branch_ratio": ratio}, changes)
+
+
+def _of_shift(scene: Scene) -> Iterator[Suspect]:
+    spec, local = scene.spec("weight"), scene.local
+    knows = scene.layer.op in ("conv1d", "conv2d", "conv3d", "linear")
+    if spec is None or not knows or local.shift_share < SHIFT_SHARE:
+        return
+    plan = scene.changed({"weight": replace(spec, correction="bias")})
+    yield Suspect(
+        "bias_shift", ("weight",), {"shift_share": local.shift_share}, {"mean shift taken out of the bias": plan}
+    )
+
+
+def overflowing(scene: Scene, weight_steps: np.ndarray) -> Suspect | None:
+    """Biases that do not fit an int32 of scale s_x s_w (Jacob et al. 2017, section 2.4), by arithmetic alone.
+
+    ``weight_steps`` (C,) or (1,): steps of the weight's grid.
+    """
+    if scene.bias is None or len(scene.local.inputs) != 1 or not np.isfinite(scene.local.inputs[0].step):
+        return None
+    codes = np.abs(scene.bias.detach().double().numpy()) / (scene.local.inputs[0].step * weight_steps)
+    if codes.max() <= INT32:
+        return None
+    return Suspect(
+        "bias_overflow", ("weight",), {"bias_codes": float(codes.max()), "channels": float((codes > INT32).sum())}
+    )
+
+
+def _span(low: float, high: float) -> float:
+    return max(high, 0.0) - min(low, 0.0)
+
+
+def _excess(edge: Edge) -> float:
+    """How far values lie beyond the grid, in its width."""
+    width = max(_span(edge.grid_low, edge.grid_high), 1e-30)
+    return max(edge.grid_low - edge.low, edge.high - edge.grid_high, 0.0) / width
+
+
+def _wasted(edge: Edge) -> float:
+    """Share of a grid on the side of zero where hardly any value lies, or none."""
+    width = max(_span(edge.grid_low, edge.grid_high), 1e-30)
+    empty = (max(-edge.grid_low, 0.0) - max(-edge.low, 0.0)) / width if edge.low > edge.grid_low else 0.0
+    few = max(-edge.grid_low, 0.0) / width if edge.negative < 0.01 else 0.0
+    return max(empty, few, 0.0)
+
+
+def _one_side(edges: Sequence[Edge]) -> str:
+    return fixed(0.0, max(max(edge.grid_high for edge in edges), 1e-30))

@@ -1,0 +1,295 @@
+"""Why a layer hurts: suspects from evidence, each confirmed or cleared by a counterfactual that is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import norm
+
+from quantopsy.analysis import significance
+from quantopsy.analysis.causes import FIXES, ORDER, Scene, Suspect, in_16_bits, overflowing, suspects, wide_plans
+from quantopsy.analysis.phases import Measuring, measure_plans, pieces
+from quantopsy.analysis.progress import Progress, Silent
+from quantopsy.analysis.results import Results
+from quantopsy.analysis.schemes import at_bits, single_layer
+from quantopsy.analysis.subject import Subject, calibrated, measuring, reopen
+from quantopsy.analysis.summary import local_json, summarise
+from quantopsy.calibrate import fit
+from quantopsy.core import Finding, Plan, QuantopsyError, Removed, Role
+from quantopsy.data import prefetch
+from quantopsy.engine.local import Local, look
+from quantopsy.graph.network import Layer
+from quantopsy.metrics import Metric
+from quantopsy.study import FLOAT, RunResult, Store
+
+LAYERS = 8
+"""Layers that are examined where the user names none: those that cost most."""
+
+EXPLAINED = 0.5
+"""A cause is confirmed where its counterfactual removes at least this share of the cell's noise."""
+
+AS_GOOD = 0.8
+"""Of confirmed causes the most specific one that removes this share of the best one's noise is primary."""
+
+_HIGH_GAIN = 2.0  # robust standard deviations of log gain above the network's layers
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A suspect with the best of its changes, and what that removes."""
+
+    suspect: Suspect
+    change: str
+    removed: Removed
+
+
+def diagnose(
+    study: str | Path,
+    *,
+    bits: int | None = None,
+    layers: Sequence[str] = (),
+    samples: int | None = 256,
+    progress: Progress | None = None,
+    **instead: Any,
+) -> Results:
+    """Find out why layers of ``study`` hurt at ``bits``, and add the findings to it.
+
+    ``bits``: the highest bit-width at which something hurts where none is given; ``layers``: patterns,
+    else those whose cells hurt, and open ones that seem to, :data:`LAYERS` at most. ``samples`` images of
+    the study's are run. ``instead``: as of :func:`quantopsy.analysis.subject.reopen`. Raises
+    :class:`QuantopsyError` for whatever the user can mend.
+    """
+    progress = progress or Silent()
+    with reopen(study, progress, **instead) as (store, subject):
+        results = summarise(store, subject.metric, complete=True)
+        at, chosen = _chosen(results, subject, bits, layers)
+        if chosen:
+            order = subject.order[:samples]
+            subject = replace(subject, order=order)
+            findings = examine(store, subject, at, chosen, results, progress)
+        else:
+            findings = []
+        kept = [f for f in store.noted("findings", []) if f["bits"] != at or f["layer"] not in {x.name for x in chosen}]
+        store.note("findings", kept + [finding.to_json() for finding in findings])
+        store.note("diagnosed", sorted({*store.noted("diagnosed", []), at}))
+        return summarise(store, subject.metric, complete=True)
+
+
+def _chosen(
+    results: Results, subject: Subject, bits: int | None, patterns: Sequence[str]
+) -> tuple[int, tuple[Layer, ...]]:
+    """The bit-width, and the layers to examine in topological order."""
+    cells = results.cells
+    if bits is not None and bits not in results.bits:
+        raise QuantopsyError(
+            f"bit-width {bits}",
+            f"the study has {', '.join(map(str, results.bits))}",
+            f"run `quantopsy analyze` with --bits {bits} first",
+        )
+    suspicious = (cells["verdict"] == "hurts") | (
+        (cells["verdict"] == "undecided") & (cells["degradation"] > max(results.tolerance, 0.0))
+    )
+    at = (
+        bits if bits is not None else int(cells.loc[suspicious, "bits"].max()) if suspicious.any() else results.bits[-1]
+    )
+    if patterns:
+        return at, subject.network.match(patterns)
+    here = cells[suspicious & (cells["bits"] == at)]
+    names = set(here.sort_values("degradation", ascending=False)["name"].head(LAYERS))
+    return at, tuple(layer for layer in subject.network.layers if layer.name in names)
+
+
+def examine(
+    store: Store, subject: Subject, bits: int, chosen: Sequence[Layer], results: Results, progress: Progress
+) -> list[Finding]:
+    """Findings of ``chosen`` layers with weights at ``bits``: their evidence, their tests, their causes."""
+    full = at_bits(subject.full, bits)
+    plans = {layer.name: single_layer(full, layer) for layer in subject.network.layers}
+    plans = {name: plan for name, plan in plans.items() if plan}
+    wanted = [subject.full, *plans.values()]
+    ranges = calibrated(subject, wanted + [p for layer in chosen for p in wide_plans(plans[layer.name])], progress)
+    with measuring(subject, store, ranges, progress) as bench:
+        locals_ = _looked_at(bench, subject, plans)
+        store.note(f"local.{bits}", {name: local_json(local) for name, local in locals_.items()})
+        scenes = {layer.name: _scene(subject, layer, plans[layer.name], locals_[layer.name]) for layer in chosen}
+        suspected = {name: suspects(scene) for name, scene in scenes.items()}
+        tests = [
+            plan
+            for name, scene in scenes.items()
+            for plan in (
+                scene.plan,
+                *in_16_bits(scene).values(),
+                *(change for suspect in suspected[name] for change in suspect.changes.values()),
+            )
+        ]
+        # A change may leave nothing quantized at all: then all its noise is gone without running it.
+        runs = {store.run(plan): plan for plan in tests if plan}
+        measure_plans(bench, runs, everywhere=set(runs))
+        court = Court(store, subject.metric, np.sort(subject.order), results.level)
+        gains = _gains(results, bits, locals_)
+        found: list[Finding] = []
+        for layer in chosen:
+            scene = scenes[layer.name]
+            overflow = overflowing(scene, _weight_steps(scene)) if scene.weight is not None else None
+            found += court.findings(scene, bits, suspected[layer.name], overflow, gains, results)
+        return found
+
+
+def _looked_at(bench: Measuring, subject: Subject, plans: Mapping[str, Plan]) -> dict[str, Local]:
+    some = subject.order[:64]  # what is seen there is a mean over as many positions as images times pixels
+    bench.progress.start("evidence", len(some))
+
+    def batches() -> Iterable[Any]:
+        for batch in prefetch(subject.images, pieces(np.sort(some), subject.tile)):
+            yield batch.inputs
+            bench.progress.advance(len(batch.indices))
+
+    return look(bench.engine, batches(), plans)
+
+
+def _scene(subject: Subject, layer: Layer, plan: Plan, local: Local) -> Scene:
+    tensors = subject.network.tensors
+    bias = None if layer.bias is None else tensors[layer.bias]
+    return Scene(layer, plan, subject.network.weight(layer), bias, local)
+
+
+def _weight_steps(scene: Scene) -> np.ndarray:
+    spec = scene.spec("weight")
+    if spec is None or scene.weight is None:
+        return np.array([np.inf])
+    scale = getattr(fit(spec, scene.weight, axis=scene.layer.weight_axis), "scale", None)
+    if not isinstance(scale, torch.Tensor) or scale.dim() > 1:
+        return np.array([np.inf])
+    return scale.double().reshape(-1).numpy()
+
+
+def _gains(results: Results, bits: int, locals_: Mapping[str, Local]) -> dict[str, float]:
+    """Network noise over local noise, by layer: what the rest of the network makes of an error there."""
+    cells = results.cells[results.cells["bits"] == bits].set_index("name")["noise"]
+    return {
+        name: float(cells[name]) / local.noise for name, local in locals_.items() if name in cells and local.noise > 0
+    }
+
+
+@dataclass(frozen=True)
+class Court:
+    """Hears what was run on ``images`` (ascending) and decides; intervals at ``level``."""
+
+    store: Store
+    metric: Metric
+    images: np.ndarray
+    level: float
+
+    def findings(
+        self,
+        scene: Scene,
+        bits: int,
+        suspected: Sequence[Suspect],
+        overflow: Suspect | None,
+        gains: Mapping[str, float],
+        results: Results,
+    ) -> list[Finding]:
+        """The causes of one layer that hold, the primary one first; one that says there is no single cause else."""
+        name = scene.layer.name
+        tested = [self.tested(scene.plan, suspect) for suspect in suspected]
+        shares = self.shares(scene)
+        cell = results.cells[(results.cells["name"] == name) & (results.cells["bits"] == bits)].iloc[0]
+        severe = cell["verdict"] == "hurts" and cell["degradation"] > results.tolerance
+        common = {
+            "local_sqnr_db": scene.local.sqnr_db,
+            "gain": gains.get(name, float("nan")),
+            "shift_share": scene.local.shift_share,
+        }
+
+        def finding(cause: Any, primary: bool, **details: Any) -> Finding:
+            evidence = {**common, **details.pop("evidence", {})}
+            return Finding(
+                name, bits, cause, primary, "severe" if severe else "mild",
+                evidence=evidence, shares=shares, fixes=FIXES[cause], **details,
+            )  # fmt: skip
+
+        held = confirmed(tested)
+        found = [
+            finding(
+                t.suspect.cause,
+                position == 0,
+                sites=t.suspect.sites,
+                evidence=t.suspect.evidence,
+                change=t.change,
+                removed=t.removed,
+            )
+            for position, t in enumerate(held)
+        ]
+        if not held:
+            most: Role = max(shares, key=lambda role: shares[role]) if shares else "weight"
+            cause = "amplification" if _amplifies(name, gains) else "no_single_cause"
+            best = self.removed(scene.plan, in_16_bits(scene)[most]) if shares else None
+            change = f"16 bits at its {most}" if shares else None
+            found.append(finding(cause, True, sites=(most,), change=change, removed=best))
+        if overflow is not None:
+            found.append(finding("bias_overflow", False, sites=overflow.sites, evidence=overflow.evidence))
+        return found
+
+    def tested(self, plan: Plan, suspect: Suspect) -> Tested:
+        """``suspect`` with the one of its changes that removes most noise."""
+        tried = [Tested(suspect, words, self.removed(plan, change)) for words, change in suspect.changes.items()]
+        return max(tried, key=lambda test: test.removed.noise[0])
+
+    def removed(self, plan: Plan, change: Plan) -> Removed:
+        """What ``change`` takes away from ``plan``'s noise (share) and degradation, paired over images."""
+        before, after = self._result(plan), self._result(change)
+        back = significance.degradation(self.metric, after.statistics, before.statistics, level=self.level)
+        left = ratio_of_means(after.energy, before.energy, self.level)
+        return Removed((1 - left.value, 1 - left.high, 1 - left.low), (back.value, back.low, back.high))
+
+    def shares(self, scene: Scene) -> dict[Role, float]:
+        """Of the cell's noise, what each site brings: what 16 bits there remove, scaled to a sum of 1."""
+        gone = {
+            role: max(0.0, self.removed(scene.plan, plan).noise[0]) for role, plan in in_16_bits(scene).items()
+        }  # fmt: skip
+        total = sum(gone.values())
+        return {role: share / total for role, share in gone.items()} if total > 0 else {}
+
+    def _result(self, plan: Plan) -> RunResult:
+        run = self.store.run(plan) if plan else FLOAT
+        result = self.store.result(run)
+        assert result is not None
+        found = result.on(self.images)
+        return found if plan else replace(found, energy=np.zeros_like(found.energy))
+
+
+def confirmed(tested: Sequence[Tested]) -> list[Tested]:
+    """The tests whose change removes :data:`EXPLAINED` of the noise, some of it for certain; the primary first."""
+    held = [t for t in tested if t.removed.noise[0] >= EXPLAINED and t.removed.noise[1] > 0.0]
+    if not held:
+        return []
+    best = max(t.removed.noise[0] for t in held)
+    as_good = [t for t in held if t.removed.noise[0] >= AS_GOOD * best]
+    first = min(as_good, key=lambda t: ORDER.index(t.suspect.cause))
+    return [first, *sorted((t for t in held if t is not first), key=lambda t: -t.removed.noise[0])]
+
+
+def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray, level: float) -> significance.Interval:
+    """mean(numerator) / mean(denominator) of paired samples (n,), with the delta method's interval."""
+    bottom = float(denominator.mean())
+    if bottom <= 0.0:
+        return significance.Interval(1.0, 1.0, 1.0, level)
+    ratio = float(numerator.mean()) / bottom
+    _, stderr = significance.mean_stderr((numerator - ratio * denominator) / bottom)
+    reach = float(norm.ppf(0.5 + level / 2)) * stderr
+    return significance.Interval(ratio, ratio - reach, ratio + reach, level)
+
+
+def _amplifies(name: str, gains: Mapping[str, float]) -> bool:
+    """Whether the network makes far more of an error at this layer than of one at others."""
+    if name not in gains or len(gains) < 4:
+        return False
+    logs = np.log([gain for gain in gains.values() if gain > 0])
+    middle = np.median(logs)
+    spread = 1.4826 * np.median(np.abs(logs - middle))
+    return bool(gains[name] > 0 and spread > 0 and np.log(gains[name]) > middle + _HIGH_GAIN * spread)
