@@ -143,7 +143,7 @@ def image_statistics(
     max_memory: float = 4.0,
     advance: Callable[[int], None] | None = None,
 ) -> ImageStatistics:
-    """Look at every image of ``batches``, ``images`` in all, in one float pass; with ``ranges``, also at what they clip.
+    """Look at every image of ``batches``, ``images`` in all, in one float pass; also at what ``ranges`` clip.
 
     Raises :class:`QuantopsyError` where what is kept of the images would take more than ``max_memory`` GiB.
     """

@@ -5,8 +5,8 @@ n images, F statistics of an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -65,52 +65,42 @@ class DistanceLaw:
         return float(self.scale * (expected * self.images / pairs) ** (1.0 / self.shape))
 
 
-def find_duplicates(
-    digests: Sequence[str],
-    statistics: np.ndarray,
-    other_digests: Sequence[str],
-    other_statistics: np.ndarray,
-) -> Duplicates:
-    """Duplicates among images with hashes ``digests`` and ``statistics`` (n, F), and with another set.
-
-    Near is closer, in standardised statistics, than pairs of different images of the other set ever are but in
-    one of a hundred sets. With fewer than 50 different others none is called near.
-    """
-    n = len(digests)
+def equal_images(digests: Sequence[str], other_digests: Sequence[str]) -> Duplicates:
+    """Duplicates among images with hashes ``digests``, and with another set, by hash alone."""
     first: dict[str, int] = {}
-    same = np.array([first.setdefault(digest, place) for place, digest in enumerate(digests)])
-    shared = np.isin(np.asarray(digests), np.asarray(other_digests))
-    links = [np.empty((0, 2), dtype=np.int64)]
-    nearly_shared = np.zeros(n, dtype=bool)
-    unlike = np.unique(np.asarray(other_digests), return_index=True)[1]
-    if len(unlike) >= _LEAST_REFERENCE and n:
-        spread = other_statistics.std(axis=0)
-        told = spread > 0
-        scaled = (statistics[:, told] - other_statistics[:, told].mean(axis=0)) / spread[told]
-        others = (other_statistics[unlike][:, told] - other_statistics[:, told].mean(axis=0)) / spread[told]
-        law = _law(others)
-        if law is not None:
-            distinct = np.unique(same)
-            within = law.threshold(max(1.0, len(distinct) * (len(distinct) - 1) / 2), FALSE_ALARM)
-            across = law.threshold(len(distinct) * len(others), FALSE_ALARM)
-            for rows, distances in _distances(scaled[distinct], scaled[distinct]):
-                mine, theirs = np.nonzero(distances < within)
-                pairs = np.stack((distinct[rows[mine]], distinct[theirs]), axis=1)
-                links.append(pairs[pairs[:, 0] < pairs[:, 1]])
-            for rows, distances in _distances(scaled, others):
-                nearly_shared[rows] = (distances < across).any(axis=1)
-    near = np.concatenate(links)
-    group = _groups(n, np.concatenate([near, np.stack((np.arange(n), same), axis=1)]))
-    return Duplicates(
-        equal=_together(same),
-        near=tuple(
-            members
-            for members in (tuple(dict.fromkeys(int(same[i]) for i in found)) for found in _together(group))
-            if len(members) > 1
-        ),
-        shared=tuple(map(int, np.flatnonzero(shared))),
-        nearly_shared=tuple(map(int, np.flatnonzero(nearly_shared & ~shared))),
-        distinct=np.unique(group, return_index=True)[1] if n else np.empty(0, dtype=np.int64),
+    same = np.array([first.setdefault(digest, place) for place, digest in enumerate(digests)], dtype=np.int64)
+    others = set(other_digests)
+    shared = tuple(place for place, digest in enumerate(digests) if digest in others)
+    return Duplicates(equal=_together(same), near=(), shared=shared, nearly_shared=(), distinct=np.unique(same))
+
+
+def with_near(equal: Duplicates, statistics: np.ndarray, others: np.ndarray) -> Duplicates:
+    """``equal`` and the near-duplicates by ``statistics`` (n, F), ``others`` (m, F) being those of another set's images,
+    all different.
+
+    Near is closer, in standardised statistics, than different images come in one of a hundred sets, by the law of
+    distances among the others. With fewer than 50 of them none is called near.
+    """
+    middle, spread = others.mean(axis=0), others.std(axis=0)
+    told = spread > 0
+    law = _law((others - middle)[:, told] / spread[told]) if len(others) >= _LEAST_REFERENCE and told.any() else None
+    distinct = equal.distinct
+    if law is None or not distinct.size:
+        return equal
+    mine, theirs = (statistics[distinct] - middle)[:, told] / spread[told], (others - middle)[:, told] / spread[told]
+    within = law.threshold(max(1.0, len(mine) * (len(mine) - 1) / 2), FALSE_ALARM)
+    across = law.threshold(len(mine) * len(theirs), FALSE_ALARM)
+    pairs = np.concatenate(
+        [np.argwhere(distances < within) + np.array([rows[0], 0]) for rows, distances in _distances(mine, mine)]
+    )
+    group = _groups(len(mine), pairs)
+    shared = np.concatenate([(distances < across).any(axis=1) for _, distances in _distances(mine, theirs)])
+    nearly = np.setdiff1d(distinct[shared], equal.shared)
+    return replace(
+        equal,
+        near=tuple(tuple(int(distinct[i]) for i in members) for members in _together(group)),
+        nearly_shared=tuple(map(int, nearly)),
+        distinct=distinct[np.unique(group)],
     )
 
 
@@ -125,7 +115,7 @@ def _law(others: np.ndarray) -> DistanceLaw | None:
     return DistanceLaw.of(nearest) if 0 < low < high else None
 
 
-def _distances(a: np.ndarray, b: np.ndarray):  # type: ignore[no-untyped-def]
+def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Root mean square differences between rows of ``a`` and of ``b``, some rows at a time: (rows, (k, len(b)))."""
     norms = (b**2).sum(axis=1)
     for start in range(0, len(a), _ROWS):

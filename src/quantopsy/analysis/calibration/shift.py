@@ -5,7 +5,7 @@ n calibration images, m evaluation images, C channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 import numpy as np
@@ -64,12 +64,14 @@ class Order:
     """Which channel of the evaluation images each channel of the calibration images is most like.
 
     ``known``: whether the evaluation images tell one order from another at all. ``p_value``: of the order that both
-    sets have in common, corrected for all others.
+    sets have in common, corrected for all others. ``before``: whether the channels changed places before they were
+    normalised; None where that is all the same.
     """
 
     channels: tuple[int, ...]
     known: bool
     p_value: float
+    before: bool | None = None
 
     @property
     def swapped(self) -> bool:
@@ -108,13 +110,19 @@ def compare_inputs(name: str, mine: Moments, theirs: Moments, steps: int) -> Shi
     """The calibration images ``mine`` of the input ``name`` against the evaluation images ``theirs``.
 
     ``steps`` of the grid that activations are put on: a difference of ends by less than one of them is none. Where
-    the channels are in another order the rest is told of them put right.
+    the channels are in another order the rest is told of them put right, or as they are where their ranges fit so:
+    then they changed places before each was normalised in its own way.
     """
     order = channel_order(mine, theirs)
-    if order is not None and order.swapped:
-        back = np.argsort(order.channels)
-        mine = Moments(mine.low[:, back], mine.high[:, back], mine.mean[:, back], mine.std[:, back])
-    return Shift(name, _channels(mine, theirs, steps), order)
+    as_is = Shift(name, _channels(mine, theirs, steps), order)
+    if order is None or not order.swapped:
+        return as_is
+    back = np.argsort(order.channels)
+    turned = Moments(mine.low[:, back], mine.high[:, back], mine.mean[:, back], mine.std[:, back])
+    put_right = Shift(name, _channels(turned, theirs, steps), replace(order, before=False))
+    if not put_right.range_differs:
+        return put_right if as_is.range_differs else replace(put_right, order=order)
+    return put_right if as_is.range_differs else replace(as_is, order=replace(order, before=True))
 
 
 def _channels(mine: Moments, theirs: Moments, steps: int) -> tuple[Channel, ...]:
@@ -173,7 +181,7 @@ def exceedance_log_p(k: int, n: int, m: int) -> float:
 
 
 def superiority(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """The chance that one of ``mine`` is greater than one of ``theirs``, and Mann and Whitney's p-value that it is 1/2."""
+    """The chance that one of ``mine`` is above one of ``theirs``, and the p-value that it is 1/2 (Mann and Whitney)."""
     if mine.min() == mine.max() == theirs.min() == theirs.max():
         return 0.5, 1.0
     found = mannwhitneyu(mine, theirs)
@@ -207,7 +215,9 @@ def channel_order(mine: Moments, theirs: Moments) -> Order | None:
         own = np.concatenate([_gain(b[halves], b[~halves], order), _gain(b[~halves], b[halves], order)])
         if not _mean_above_zero(-own) < level:
             return Order(right, known=False, p_value=1.0)
-    tested = [(_mean_above_zero(gain), float(gain.mean()), order) for order, gain in ((o, _gain(a, b, o)) for o in orders)]
+    tested = [
+        (_mean_above_zero(gain), float(gain.mean()), order) for order, gain in ((o, _gain(a, b, o)) for o in orders)
+    ]
     p = min(1.0, min(p for p, _, _ in tested) * len(orders))
     if p >= FALSE_ALARM:
         return Order(right, known=True, p_value=p)
