@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from quantopsy.analysis import analyze as _analyze
+from quantopsy.analysis import diagnose as _diagnose
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.settings import DEFAULT_BITS, Settings
@@ -45,6 +46,11 @@ class Study:
     def layers(self) -> pd.DataFrame:
         """A row per layer: name, operation, source line, shapes, MACs, parameters."""
         return self.results.layers.copy()
+
+    def findings(self) -> pd.DataFrame:
+        """A row per finding of :func:`diagnose`: layer, bits, cause, what its test removed, fixes."""
+        columns = ["layer", "bits", "cause", "primary", "severity", "sites", "change", "removed", "fixes", "evidence"]
+        return pd.DataFrame([finding.to_json() for finding in self.results.findings], columns=columns)
 
     def heatmap(self, view: Literal["degradation", "noise"] = "degradation") -> go.Figure:
         """Bit-widths by layers, as in Figure 3 of the layer-wise paper; ``view`` may be ``noise``."""
@@ -118,6 +124,15 @@ def analyze(
     return finish(study)
 
 
+def diagnose(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
+    """Why layers of the study in ``folder`` hurt: causes, each tested by a counterfactual that is run.
+
+    ``settings``: ``bits``, ``layers``, ``samples``, and what was given as Python objects, as
+    :func:`quantopsy.analysis.diagnose.diagnose` takes them. The findings stay in the study.
+    """
+    return finish(Study(Path(folder), _diagnose.diagnose(folder, progress=progress, **settings)))
+
+
 def finish(study: Study) -> Study:
     """Write ``cells.csv`` and ``report.html`` beside the store."""
     study.results.cells.to_csv(study.folder / CELLS, index=False)
@@ -136,4 +151,4 @@ def open_study(folder: str | Path, metric: Any = None) -> Study:
         return Study(Path(folder), summarise(store, chosen, complete=True))
 
 
-__all__ = ["CELLS", "FILE", "REPORT", "Study", "analyze", "finish", "open_study"]
+__all__ = ["CELLS", "FILE", "REPORT", "Study", "analyze", "diagnose", "finish", "open_study"]

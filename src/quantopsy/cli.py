@@ -245,12 +245,11 @@ def diagnose(
     as_json: Json = False,
 ) -> None:
     """Find out why layers hurt: name causes, test each by a counterfactual, say what it removes."""
-    from quantopsy.analysis.diagnose import diagnose as run
-    from quantopsy.api import Study, finish
+    from quantopsy.api import diagnose as run
 
     with watched(as_json) as watch:
-        results = run(study, bits=bits, layers=tuple(layers or ()), samples=samples, progress=watch)
-    _show(finish(Study(study, results)), as_json)
+        found = run(study, bits=bits, layers=tuple(layers or ()), samples=samples, progress=watch)
+    _show(found, as_json)
 
 
 @app.command()

@@ -69,7 +69,7 @@ def test_noise_signal_and_shift_are_of_the_definition(images) -> None:
     for role, change in expected.items():
         assert local.by_role[role] == pytest.approx(float(change.flatten(1).square().sum(1).mean()), rel=1e-3), role
     np.testing.assert_allclose(local.shift, d.mean((0, 2, 3)), atol=1e-5)
-    np.testing.assert_allclose(local.energy, y.square().mean((0, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(local.variance, y.var((0, 2, 3), correction=0), rtol=1e-4)
     np.testing.assert_allclose(local.high, y.amax((0, 2, 3)), rtol=1e-5)
     share = float(d.mean((0, 2, 3), keepdim=True).expand_as(d).square().sum() / d.square().sum())
     assert local.shift_share == pytest.approx(share, rel=1e-3)

@@ -48,13 +48,14 @@ FIXES: Mapping[Cause, tuple[str, ...]] = {
 # From where evidence is worth a test. Low on purpose: the test decides.
 PEAK_RATIO = 2.0  # largest over typical weight channel; reach over body of an activation
 OUTLIER_RATIO = 2.5  # in-channel peak over its median, against that of the other channels
+TAIL_RATIO = 1.5
 BRANCH_RATIO = 3.0
 SHIFT_SHARE = 0.1
 BEYOND_SHARE = 1e-4
 WIDE_RATIO = 1.3
 SIDE_SHARE = 0.2
 DOUBLE_RATIO = 1.3
-DEAD_ENERGY = 1e-4  # of the typical channel's
+DEAD_VARIANCE = 1e-4  # of the typical channel's
 INT32 = 2**31 - 1
 
 _WITHOUT_WEIGHTS = ("concat", "add", "max_pool", "avg_pool", "adaptive_avg_pool", "mean", "upsample", "mul")
@@ -117,28 +118,28 @@ def suspects(scene: Scene) -> list[Suspect]:
 def _of_weights(scene: Scene) -> Iterator[Suspect]:
     """The range that few weights or channels take for themselves."""
     weight, spec = scene.weight, scene.spec("weight")
-    if weight is None or spec is None or spec.granularity != "per_tensor":
+    if weight is None or spec is None:
         return
-    rows = weight.detach().float().movedim(scene.layer.weight_axis, 0).reshape(
-        weight.shape[scene.layer.weight_axis], -1
-    ).abs().numpy()  # fmt: skip
+    axis = scene.layer.weight_axis
+    rows = weight.detach().float().movedim(axis, 0).reshape(weight.shape[axis], -1).abs().numpy()
     reach = rows.max(1)
     typical = float(np.median(reach))
     peak = float(reach.max())
-    if peak <= 0 or peak < PEAK_RATIO * max(typical, 1e-30):
+    if spec.granularity != "per_tensor" or peak < PEAK_RATIO * typical or typical <= 0:
+        yield from _of_tails(scene, spec, rows if spec.granularity == "per_channel" else rows.reshape(1, -1))
         return
     wide = np.flatnonzero(reach > peak / 2)
     middle = np.maximum(np.median(rows, axis=1), 1e-30)
     spiky = reach / middle
     # Channels of the same layer have as many weights, so that their peaks compare.
     outlier = float(np.median(spiky[wide]) / np.median(np.delete(spiky, wide))) if len(wide) < len(reach) else 1.0
-    energy = scene.local.energy
-    alive = float(np.median(energy)) if len(energy) == len(reach) else float("nan")
-    dead = bool(np.isfinite(alive) and alive > 0 and (energy[wide] < DEAD_ENERGY * alive).all())
+    variance = scene.local.variance
+    alive = float(np.median(variance)) if len(variance) == len(reach) else 0.0
+    dead = bool(alive > 0 and (variance[wide] < DEAD_VARIANCE * alive).all())
     evidence = {
         "peak": peak,
         "typical_channel_peak": typical,
-        "peak_ratio": peak / max(typical, 1e-30),
+        "peak_ratio": peak / typical,
         "wide_channels": float(len(wide)),
         "channels": float(len(reach)),
         "in_channel_outlier_ratio": outlier,
@@ -149,13 +150,39 @@ def _of_weights(scene: Scene) -> Iterator[Suspect]:
     if dead:
         changes = {"weights clipped to those of live channels": scene.changed({"weight": clipped}), **per_channel}
         yield Suspect(
-            "dead_channel", ("weight",), {**evidence, "dead_channel_energy": float(energy[wide].max() / alive)}, changes
+            "dead_channel",
+            ("weight",),
+            {**evidence, "dead_channel_variance": float(variance[wide].max() / alive)},
+            changes,
         )
     elif outlier >= OUTLIER_RATIO:
-        mse = scene.changed({"weight": replace(spec, range_estimator="mse")})
-        yield Suspect("weight_outlier", ("weight",), evidence, {"outliers clipped": mse, **per_channel})
+        yield Suspect("weight_outlier", ("weight",), evidence, {**_clipped(scene, spec), **per_channel})
     else:
         yield Suspect("channel_imbalance", ("weight",), evidence, per_channel)
+
+
+def _of_tails(scene: Scene, spec: Spec, grids: np.ndarray) -> Iterator[Suspect]:
+    """Grids (G, n) of absolute weights with a few values far from the rest; normal ones reach sqrt(2 ln n)."""
+    rms = np.sqrt(np.square(grids).mean(1))
+    reach = grids.max(1)[rms > 0] / rms[rms > 0]
+    expected = float(np.sqrt(2 * np.log(max(grids.shape[1], 3))))
+    if not len(reach) or reach.max() < TAIL_RATIO * expected:
+        return
+    evidence = {
+        "peak_over_rms": float(reach.max()),
+        "expected": expected,
+        "tailed_grids": float((reach >= TAIL_RATIO * expected).sum()),
+        "grids": float(len(grids)),
+    }
+    yield Suspect("weight_outlier", ("weight",), evidence, _clipped(scene, spec))
+
+
+def _clipped(scene: Scene, spec: Spec) -> dict[str, Plan]:
+    """Two ways to clip outliers: by the weight's own error, which spares a far one, and whatever it costs there."""
+    return {
+        "outliers clipped by their error": scene.changed({"weight": replace(spec, range_estimator="mse")}),
+        "outliers clipped at three deviations": scene.changed({"weight": replace(spec, range_estimator="sigma:3")}),
+    }
 
 
 def _of_activations(scene: Scene) -> Iterator[Suspect]:

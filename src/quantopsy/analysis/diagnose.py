@@ -40,7 +40,7 @@ _HIGH_GAIN = 2.0  # robust standard deviations of log gain above the network's l
 
 
 @dataclass(frozen=True)
-class Tested:
+class Trial:
     """A suspect with the best of its changes, and what that removes."""
 
     suspect: Suspect
@@ -235,9 +235,9 @@ class Court:
             found.append(finding("bias_overflow", False, sites=overflow.sites, evidence=overflow.evidence))
         return found
 
-    def tested(self, plan: Plan, suspect: Suspect) -> Tested:
+    def tested(self, plan: Plan, suspect: Suspect) -> Trial:
         """``suspect`` with the one of its changes that removes most noise."""
-        tried = [Tested(suspect, words, self.removed(plan, change)) for words, change in suspect.changes.items()]
+        tried = [Trial(suspect, words, self.removed(plan, change)) for words, change in suspect.changes.items()]
         return max(tried, key=lambda test: test.removed.noise[0])
 
     def removed(self, plan: Plan, change: Plan) -> Removed:
@@ -263,7 +263,7 @@ class Court:
         return found if plan else replace(found, energy=np.zeros_like(found.energy))
 
 
-def confirmed(tested: Sequence[Tested]) -> list[Tested]:
+def confirmed(tested: Sequence[Trial]) -> list[Trial]:
     """The tests whose change removes :data:`EXPLAINED` of the noise, some of it for certain; the primary first."""
     held = [t for t in tested if t.removed.noise[0] >= EXPLAINED and t.removed.noise[1] > 0.0]
     if not held:

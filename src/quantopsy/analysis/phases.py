@@ -22,8 +22,8 @@ from quantopsy.study import FLOAT, Cost, Store
 
 DECISION_SHARE = 0.5
 """Share of the images, those of smallest margin, that get the probe of the decision. The others are flipped
-only by perturbations so large that their spread says as much: predictions are as good as with all of
-them, at three quarters of the cost (benchmarks/screen.py)."""
+only by perturbations so large that their spread, which the others tell, says as much. A screen costs three
+quarters of what it would with the probe for all (benchmarks/screen.py --cost-only)."""
 
 QUANTIZER_SHARE = 0.6
 """What it takes to put every value of a network on its grid, in float passes."""

@@ -57,12 +57,12 @@ class Given:
         return {field.name: _named(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], study: Path, **instead: Any) -> Given:
+    def from_json(cls, noted: Mapping[str, Any], study: Path, instead: Mapping[str, Any]) -> Given:
         """The inverse of :meth:`to_json` with the objects of ``instead`` in their places.
 
         Raises :class:`QuantopsyError` for a Python object that nobody gives again.
         """
-        values = {**data, **{name: value for name, value in instead.items() if value is not None}}
+        values = {**noted, **{name: value for name, value in instead.items() if value is not None}}
         for name, value in values.items():
             if isinstance(value, Mapping) and value.get("object"):
                 raise QuantopsyError(
@@ -258,7 +258,7 @@ def reopen(folder: str | Path, progress: Progress, **instead: Any) -> Iterator[t
             raise QuantopsyError(
                 f"study {str(folder)!r}", "no analysis has begun in it", "run `quantopsy analyze` first"
             )
-        given = Given.from_json(request["given"], folder, **instead)
+        given = Given.from_json(request["given"], folder, instead)
         subject = make_ready(given, Settings.from_json(request["settings"]), progress)
         store.check_identity(subject.identity)
         yield store, replace(subject, order=np.asarray(store.noted("order"), dtype=np.int64))

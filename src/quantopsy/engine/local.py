@@ -49,7 +49,8 @@ class Local:
 
     ``signal``: mean over images of ||y||^2 of its output; ``noise``: of ||y_q - y||^2; ``by_role``: the same
     with one site quantized alone. ``shift`` (C,): mean of y_q - y over images and positions; ``shift_share``:
-    its part of the noise's energy. ``energy`` (C,): mean of y^2; ``low``, ``high`` (C,): extremes of y.
+    its part of the noise's energy. ``variance`` (C,): of y over images and positions, 0 for a dead channel;
+    ``low``, ``high`` (C,): extremes of y.
     """
 
     images: int
@@ -58,7 +59,7 @@ class Local:
     by_role: Mapping[Role, float]
     shift: np.ndarray
     shift_share: float
-    energy: np.ndarray
+    variance: np.ndarray
     low: np.ndarray
     high: np.ndarray
     inputs: tuple[Edge, ...] = ()
@@ -174,15 +175,17 @@ class _Seen:
         for role, only in self.alone.items():
             self.roles[role] += _energy(self.engine.quantized(self.step, only, {}, values) - y)
         rest = [dim for dim in range(y.dim()) if dim != self.axis % y.dim()]
-        new = [d.sum(rest, dtype=torch.float64), y.square().sum(rest, dtype=torch.float64), y.amin(rest), y.amax(rest)]
+        exact = y.double()
+        new = [d.sum(rest, dtype=torch.float64), exact.sum(rest), exact.square().sum(rest), y.amin(rest), y.amax(rest)]
         if self.sums:
             old = self.sums
-            new = [old[0] + new[0], old[1] + new[1], torch.minimum(old[2], new[2]), torch.maximum(old[3], new[3])]
+            sums = [a + b for a, b in zip(old[:3], new[:3], strict=True)]
+            new = [*sums, torch.minimum(old[3], new[3]), torch.maximum(old[4], new[4])]
         self.sums = new
 
     def local(self) -> Local:
         """All tiles together."""
-        shift, energy, low, high = (part.cpu().numpy() for part in self.sums)
+        shift, total_y, energy, low, high = (part.cpu().numpy() for part in self.sums)
         shift = shift / self.places
         total = self.places * float(np.square(shift).sum())
         return Local(
@@ -192,7 +195,7 @@ class _Seen:
             by_role={role: noise / self.images for role, noise in self.roles.items()},
             shift=shift,
             shift_share=total / self.noise if self.noise > 0 else 0.0,
-            energy=energy / self.places,
+            variance=np.maximum(energy / self.places - np.square(total_y / self.places), 0.0),
             low=low,
             high=high,
             inputs=tuple(edge.edge() for edge in self.edges),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+from scipy.stats import mannwhitneyu
 
 from quantopsy.analysis.results import Results
 from quantopsy.core import Cause, Finding
@@ -26,6 +27,8 @@ from quantopsy.report.wording import (
 
 _EXAMINED = 3
 """Layers whose channels are drawn."""
+
+_CERTAIN = 0.01
 
 TITLES: Mapping[Cause, str] = {
     "calibration_range": "its ranges do not fit these images",
@@ -47,11 +50,11 @@ def findings_sentences(results: Results) -> list[str]:
     """A paragraph per finding, layers in the order of what they cost; what was looked at where there is none."""
     if not results.diagnosed:
         return []
-    found = ordered(results)
-    if found:
-        return [sentence(results, finding) for finding in found]
-    widths = ", ".join(map(str, results.diagnosed))
-    return [f"At {widths} bits no layer costs enough to look for causes; --layers names some all the same."]
+    found = [sentence(results, finding) for finding in ordered(results)]
+    if not found:
+        widths = ", ".join(map(str, results.diagnosed))
+        found = [f"At {widths} bits no layer costs enough to look for causes; --layers names some all the same."]
+    return found + [text for bits in sorted(results.diagnosed, reverse=True) for text in shift_sentences(results, bits)]
 
 
 def ordered(results: Results) -> list[Finding]:
@@ -77,13 +80,19 @@ def _evidence(finding: Finding) -> Iterator[str]:
     """The numbers that speak for the cause."""
     e = finding.evidence
     match finding.cause:
+        case "weight_outlier" if "peak_over_rms" in e:
+            where = "" if e["grids"] == 1 else f"in {int(e['tailed_grids'])} of {int(e['grids'])} channels "
+            yield (
+                f"{where}the largest weight is {significant(e['peak_over_rms'], 2)} root mean squares from zero, "
+                f"where a bell curve's is {significant(e['expected'], 2)}"
+            )
         case "dead_channel" | "channel_imbalance" | "weight_outlier":
             wide, channels = int(e["wide_channels"]), int(e["channels"])
             reach = f"{significant(e['peak'])}, the typical one {significant(e['typical_channel_peak'])}"
             times = f"{significant(e['peak_ratio'], 2)} times"
             yield f"{wide} of {channels} output channels {'reaches' if wide == 1 else 'reach'} {reach} ({times})"
             if finding.cause == "dead_channel":
-                yield "nothing of it is left behind its activation"
+                yield "what it gives is the same for all images and positions"
             if finding.cause == "weight_outlier":
                 ratio = significant(e["in_channel_outlier_ratio"], 2)
                 yield f"single weights stand out there, {ratio} times as far as in other channels"
@@ -117,6 +126,36 @@ def _evidence(finding: Finding) -> Iterator[str]:
             )
         case "no_single_cause":
             yield f"local SQNR is {fixed(e['local_sqnr_db'], 1)} dB; nothing that was tried removes half of the noise"
+
+
+def shift_sentences(results: Results, bits: int) -> Iterator[str]:
+    """Bias shift in all of the network (layer-wise paper, section 4.4): where, and what it does to sums."""
+    locals_ = {name: local for name, local in results.locals.get(bits, {}).items() if local.noise > 0}
+    if not locals_:
+        return
+    shares = {name: local.shift_share for name, local in locals_.items()}
+    worst = sorted(shares, key=lambda name: -shares[name])[:_EXAMINED]
+    middle = percent(float(np.median([*shares.values()])))
+    yield (
+        f"Mean shift at {bits} bits: half of the layers have more than {middle} of their local noise in it, "
+        f"most `{'`, `'.join(worst)}` ({', '.join(percent(shares[name]) for name in worst)})."
+    )
+    depthwise = _depthwise(results)
+    inside = [share for name, share in shares.items() if name in depthwise]
+    outside = [share for name, share in shares.items() if name not in depthwise]
+    if len(inside) >= _EXAMINED and len(outside) >= _EXAMINED:
+        stand_out = mannwhitneyu(inside, outside, alternative="greater").pvalue < _CERTAIN
+        if stand_out:
+            medians = percent(float(np.median(inside))), percent(float(np.median(outside)))
+            yield f"Depthwise layers stand out with a median of {medians[0]}, against {medians[1]} of the others."
+    whole = results.whole[results.whole["bits"] == bits]
+    if not whole.empty and whole["noise"].iloc[0] > 0 and whole["noise_sum"].iloc[0] > 0:
+        ratio = float(whole["noise"].iloc[0] / whole["noise_sum"].iloc[0])
+        if ratio > 1:
+            yield (
+                f"{percent(1 - 1 / ratio)} of the whole network's noise is correlated between layers: it is "
+                f"{significant(ratio, 2)} times the sum of single layers."
+            )
 
 
 def _rare(share: float) -> str:
@@ -217,7 +256,7 @@ def channel_charts(results: Results, layer: str, bits: int) -> Iterator[Chart]:
         )
         yield Chart(f"{layer}: weights by output channel", Axis("output channel"), Axis("weight"), (channels,), lines)
     if local is not None and len(local.shift) > 1:
-        size = np.sqrt(local.energy)
+        size = np.sqrt(local.variance)
         shifted = Group(
             "mean shift of a channel",
             tuple(

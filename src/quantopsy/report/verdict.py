@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from quantopsy.analysis.reference import reference_doubt
 from quantopsy.analysis.results import Results
 from quantopsy.report.tables import headline_bits, ranked, verdicts_given, whole_network, with_marks
 from quantopsy.report.wording import (
@@ -225,20 +226,29 @@ def _noise_sentences(bits: int, cells: pd.DataFrame) -> Iterator[str]:
 
 
 def _improving_sentences(results: Results, bits: int, cells: pd.DataFrame) -> Iterator[str]:
+    """Where quantizing improves the metric, or noise says nothing of the loss, float is not the optimum
+    (layer-wise paper, section 4.3)."""
     improving = cells[cells["improves"]].sort_values("degradation")
-    if improving.empty:
-        return
-    write = _Writer(results)
-    best = improving.iloc[0]
-    span = write.between(-best["degradation_high"], -best["degradation_low"])
-    one = len(improving) == 1
-    subject = f"{_layer(best)} alone" if one else f"{len(improving)} layers alone"
-    most = "by" if one else f"most of all {_layer(best)}, by"
-    yield (
-        f"Quantizing {subject} improves {results.metric} at {bits} bits, {most} "
-        f"{write.amount(-best['degradation'])} ({span}): chance, or a float network that is not at its best, "
-        "as after fine-tuning with quantization."
-    )
+    doubt = reference_doubt(cells)
+    if not improving.empty:
+        write = _Writer(results)
+        best = improving.iloc[0]
+        span = write.between(-best["degradation_high"], -best["degradation_low"])
+        one = len(improving) == 1
+        subject = f"{_layer(best)} alone" if one else f"{len(improving)} layers alone"
+        most = "by" if one else f"most of all {_layer(best)}, by"
+        chance = "" if doubt else ": chance may do that"
+        yield (
+            f"Quantizing {subject} improves {results.metric} at {bits} bits, {most} "
+            f"{write.amount(-best['degradation'])} ({span}){chance}."
+        )
+    if doubt:
+        other = f"{bits - 1} bits" if bits > 2 else "another bit-width"
+        yield (
+            f"{doubt.capitalize()}: the float network does not seem to be at its best, as after fine-tuning with "
+            "quantization. It is then the wrong reference, and what single layers lose says little. Repair "
+            f"the network from before that training, or analyze at a bit-width it was not trained for, such as {other}."
+        )
 
 
 def _screened_among(cells: pd.DataFrame) -> str:

@@ -1,0 +1,234 @@
+"""Planted faults in a small network: the cause is named, and what was run says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import quantopsy as qp
+from quantopsy.analysis.causes import ORDER, Suspect
+from quantopsy.analysis.diagnose import AS_GOOD, Trial, confirmed, diagnose, ratio_of_means
+from quantopsy.analysis.results import Results
+from quantopsy.core import Finding, QuantopsyError, Removed
+
+COUNT = 48
+
+
+class Net(nn.Module):
+    """Two branches that meet in a concat, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.second = nn.Conv2d(8, 8, 3)
+        self.left, self.right = nn.Conv2d(8, 6, 1), nn.Conv2d(8, 6, 1)
+        self.third = nn.Conv2d(12, 16, 1)
+        self.head = nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu()).relu()
+        x = torch.cat([self.left(x).relu(), self.right(x).relu()], 1)
+        return self.head(self.third(x).relu().mean((2, 3)))
+
+
+def net(plant: Callable[[Net], None] | None = None) -> Net:
+    """Always the same weights, then the fault."""
+    torch.manual_seed(4)
+    module = Net().eval()
+    if plant is not None:
+        with torch.no_grad():
+            plant(module)
+    return module
+
+
+def pictures(scale: float = 1.0, seed: int = 5) -> TensorDataset:
+    """Smooth random images."""
+    x = torch.randn(COUNT, 3, 12, 12, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(scale * nn.functional.avg_pool2d(x, 3, 1, 1) * 3)
+
+
+def examined(tmp: Path, layer: str, plant: Callable[[Net], None] | None = None, **options: object) -> Results:
+    """The layer's findings at 6 bits."""
+    module, data = net(plant), options.pop("data", None) or pictures()
+    given = {"calibration": options.pop("calibration", pictures(seed=6))}
+    qp.analyze(module, data, out=tmp, bits=(6,), mode="exact", **given, **options)
+    return diagnose(tmp, layers=[layer], model=module, data=data, **given)
+
+
+def primary(results: Results) -> Finding:
+    """The first finding, which there must be."""
+    found = [finding for finding in results.findings if finding.primary]
+    assert len(found) == 1
+    return found[0]
+
+
+def wide_channel(module: Net) -> None:
+    module.first.weight[2] *= 40
+    module.first.bias[2] *= 40
+    module.second.weight[:, 2] /= 40
+
+
+def outlier(module: Net) -> None:
+    module.second.weight[3, 2, 1, 1] = 3.0
+
+
+def dead(module: Net) -> None:
+    module.second.weight[5] = -module.second.weight[5].abs() * 30
+    module.second.bias[5] = -1.0
+
+
+def wide_branch(module: Net) -> None:
+    module.left.weight *= 30
+    module.left.bias *= 30
+    module.third.weight[:, :6] /= 30
+
+
+def raised_mean(module: Net) -> None:
+    # What reaches ``third`` has a mean far above its spread, taken out again by its bias.
+    for branch in (module.left, module.right):
+        branch.bias += 40.0
+    module.third.bias -= 40.0 * module.third.weight.sum((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("layer", "plant", "cause"),
+    [
+        ("first", wide_channel, "channel_imbalance"),
+        ("second", outlier, "weight_outlier"),
+        ("second", dead, "dead_channel"),
+        ("concat", wide_branch, "branch_imbalance"),
+        ("third", raised_mean, "bias_shift"),
+    ],
+)
+def test_a_planted_fault_is_named(tmp_path, layer, plant, cause) -> None:
+    results = examined(tmp_path, layer, plant)
+    finding = primary(results)
+    assert (finding.layer, finding.bits, finding.cause) == (layer, 6, cause)
+    assert finding.removed.noise[0] > 0.5
+    assert finding.removed.noise[1] <= finding.removed.noise[0] <= finding.removed.noise[2]
+    assert finding.fixes
+    assert sum(finding.shares.values()) == pytest.approx(1.0)
+
+
+def test_a_heavy_tail_per_channel_is_named(tmp_path) -> None:
+    def tailed(module: Net) -> None:
+        module.second.weight[:, 0, 0, 0] = 1.5
+        module.first.weight[0] /= 50  # what meets those weights is small
+        module.first.bias[0] /= 50
+
+    finding = primary(examined(tmp_path, "second", tailed, scheme="per-channel"))
+    assert finding.cause == "weight_outlier"
+    assert finding.change == "outliers clipped at three deviations"
+    assert finding.evidence["tailed_grids"] == 8
+
+
+def test_what_a_test_removed_is_what_the_changed_network_lacks(tmp_path) -> None:
+    finding = primary(examined(tmp_path / "a", "first", wide_channel))
+    assert finding.change == "scales per channel"
+    plain = qp.analyze(
+        net(wide_channel), pictures(), out=tmp_path / "b", bits=(6,), mode="exact", calibration=pictures(seed=6)
+    )
+    plan = {"layers": {"first": {"weight": {"bits": 6, "granularity": "per_channel"}}}}
+    changed = qp.analyze(
+        net(wide_channel),
+        pictures(),
+        out=tmp_path / "c",
+        bits=(6,),
+        mode="exact",
+        calibration=pictures(seed=6),
+        plan=plan,
+    )
+    noise = [study.frame().set_index("name").loc["first", "noise"] for study in (plain, changed)]
+    assert finding.removed.noise[0] == pytest.approx(1 - noise[1] / noise[0], rel=1e-4)
+
+
+def test_ranges_of_darker_images_are_named(tmp_path) -> None:
+    results = examined(tmp_path, "first", calibration=pictures(0.3, seed=6))
+    finding = primary(results)
+    assert finding.cause == "calibration_range"
+    assert finding.evidence["beyond_share"] > 0.01
+    local = results.locals[6]["first"]
+    assert local.output.high > local.output.grid_high
+
+
+def test_a_symmetric_grid_behind_a_relu_is_named(tmp_path) -> None:
+    plan = {
+        "layers": {"first": {"weight": None, "input": None, "output": {"bits": 4, "symmetric": True, "signed": True}}}
+    }
+    finding = primary(examined(tmp_path, "first", plan=plan))
+    assert finding.cause == "wasted_range"
+    assert finding.evidence["wasted_share"] == pytest.approx(0.5, abs=0.05)
+    assert finding.shares == {"output": 1.0}
+
+
+def test_a_sound_layer_has_no_single_cause(tmp_path) -> None:
+    finding = primary(examined(tmp_path, "head", scheme="per-channel"))
+    assert finding.cause in ("no_single_cause", "amplification")
+    assert finding.severity == "mild"
+    assert finding.change.startswith("16 bits at its")
+
+
+def test_findings_stay_in_the_study_and_are_replaced_by_newer_ones_of_the_same_layers(tmp_path) -> None:
+    first = examined(tmp_path, "first", wide_channel)
+    again = qp.open_study(tmp_path).results
+    assert again.findings == first.findings
+    assert again.locals[6].keys() == first.locals[6].keys()
+    np.testing.assert_allclose(again.locals[6]["first"].shift, first.locals[6]["first"].shift)
+    both = diagnose(tmp_path, layers=["second"], model=net(wide_channel), data=pictures(), calibration=pictures(seed=6))
+    assert {finding.layer for finding in both.findings} == {"first", "second"}
+    assert [finding for finding in both.findings if finding.layer == "first"] == list(first.findings)
+    json.dumps([finding.to_json() for finding in both.findings], allow_nan=False)
+
+
+def test_where_nothing_hurts_nothing_is_examined(tmp_path) -> None:
+    qp.analyze(net(), pictures(), out=tmp_path, bits=(8,), mode="exact")
+    results = diagnose(tmp_path, model=net(), data=pictures())
+    assert results.findings == ()
+    assert results.diagnosed == (8,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": 3}, r"bit-width 3: the study has 8; run `quantopsy analyze` with --bits 3 first"),
+        ({"layers": ["frist"]}, "layer 'frist'.*nearest.*first"),
+    ],
+)
+def test_what_cannot_be_examined_is_said(tmp_path, options, message) -> None:
+    qp.analyze(net(), pictures(), out=tmp_path, bits=(8,), mode="exact")
+    with pytest.raises(QuantopsyError, match=message):
+        diagnose(tmp_path, model=net(), data=pictures(), **options)
+
+
+def removing(cause: str, noise: float, low: float = 0.1) -> Trial:
+    """A test that removed so much."""
+    return Trial(Suspect(cause, ("weight",), {}), "change", Removed((noise, low, 1.0), (0.0, 0.0, 0.0)))
+
+
+def test_of_causes_that_explain_as_much_the_most_specific_is_primary() -> None:
+    specific, general = removing("dead_channel", 0.85), removing("bias_shift", 0.95)
+    assert confirmed([general, specific]) == [specific, general]
+    weak = replace(specific, removed=Removed((AS_GOOD * 0.95 - 0.01, 0.1, 1.0), (0.0, 0.0, 0.0)))
+    assert confirmed([weak, general]) == [general, weak]
+    assert confirmed([removing("dead_channel", 0.4), removing("bias_shift", 0.9, low=-0.1)]) == []
+    assert len(set(ORDER)) == len(ORDER)
+
+
+def test_the_interval_of_a_ratio_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        bottom = rng.gamma(2.0, 1.0, 100)
+        top = 0.3 * bottom + rng.gamma(2.0, 0.1, 100)
+        found = ratio_of_means(top, bottom, 0.95)
+        hits += found.low <= 0.3 + 0.2 / 2.0 <= found.high
+    assert stats.binomtest(hits, 400, 0.95).pvalue > 1e-3
