@@ -129,3 +129,24 @@ def test_importing_the_package_is_cheap_and_draws_nothing() -> None:
     script = "import sys, quantopsy; print([m for m in ('torch', 'plotly', 'pandas', 'scipy') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_compare_shows_writes_and_documents_what_changed(command, tmp_path) -> None:
+    from made_up import layer_table
+    from made_up_study import write_study
+
+    layers = layer_table(20)
+    write_study(tmp_path / "before", layers)
+    write_study(tmp_path / "after", layers, seed=1, lost={5: 0.4})
+    code, out, _ = command("compare", "before", "after", "--json", "--out", "page.html")
+    assert code == 0
+    (difference,) = json.loads(out)["differences"]
+    assert difference["verdicts"]["worse"] == 1
+    assert next(row["name"] for row in difference["layers"] if row["verdict"] == "worse") == layers["name"][5]
+    assert (tmp_path / "page.html").exists()
+    code, out, _ = command("compare", "before", "after")
+    assert code == 0
+    assert out.lstrip().startswith("after against before, weights at 8 bits")
+    code, out, err = command("compare", "before", "absent")
+    assert (code, out) == (2, "")
+    assert "study 'absent': has no study.sqlite; give the folder" in err

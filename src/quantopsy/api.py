@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from quantopsy.analysis import analyze as _analyze
+from quantopsy.analysis import comparison as _comparison
 from quantopsy.analysis import diagnose as _diagnose
+from quantopsy.analysis.comparison import Compared, Recorded
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.settings import DEFAULT_BITS, Settings
 from quantopsy.analysis.summary import summarise
-from quantopsy.metrics import resolve_metric
-from quantopsy.study import FILE, open_existing
+from quantopsy.core import QuantopsyError
+from quantopsy.metrics import Metric, resolve_metric
+from quantopsy.study import FILE, Store, open_existing
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -65,6 +68,52 @@ class Study:
         target = Path(path) if path is not None else self.folder / REPORT
         write(self.results, target)
         return target
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Studies side by side."""
+
+    compared: Compared
+
+    def frame(self) -> pd.DataFrame:
+        """A row per pair of partners: degradation, noise and SQNR before and after, their change and its verdict."""
+        return pd.concat(
+            [
+                difference.layers.assign(
+                    before=difference.before.label,
+                    after=difference.after.label,
+                    bits_before=difference.before.bits,
+                    bits_after=difference.after.bits,
+                )
+                for difference in self.compared.differences
+            ]
+            or [pd.DataFrame(columns=[*_comparison.COLUMNS, "before", "after", "bits_before", "bits_after"])],
+            ignore_index=True,
+        )
+
+    def words(self) -> list[str]:
+        """What changed and what limits that, in sentences."""
+        from quantopsy.report.compared.words import cautions, statements
+
+        return [
+            sentence
+            for difference in self.compared.differences
+            for sentence in (*statements(difference, self.compared), *cautions(difference, self.compared))
+        ]
+
+    def figure(self, view: Literal["degradation", "noise"] = "noise") -> go.Figure:
+        """The profiles over one another: layers in order against degradation, or noise over signal."""
+        from quantopsy.report.compared.profile import profile_chart
+        from quantopsy.report.figures import chart
+
+        return chart(profile_chart(self.compared, view))
+
+    def report(self, path: str | Path) -> Path:
+        """Write a self-contained page to ``path``."""
+        from quantopsy.report.compared.page import write
+
+        return write(self.compared, path)
 
 
 def analyze(
@@ -146,9 +195,60 @@ def open_study(folder: str | Path, metric: Any = None) -> Study:
     ``metric`` is needed where the analysis was given a Python object as its metric.
     """
     with open_existing(Path(folder)) as store:
-        labelled = store.noted("labelled", True)
-        chosen = resolve_metric(metric if metric is not None else store.noted("metric"), labelled)
-        return Study(Path(folder), summarise(store, chosen, complete=True))
+        return Study(Path(folder), summarise(store, _metric(store, metric), complete=True))
 
 
-__all__ = ["CELLS", "FILE", "REPORT", "Study", "analyze", "diagnose", "finish", "open_study"]
+def _metric(store: Store, metric: Any) -> Metric:
+    """The metric that a study was made with, ``metric`` where that was a Python object."""
+    study = f"study {str(store.path.parent)!r}"
+    given = store.noted("request", {"given": {}})["given"].get("metric") if metric is None else metric
+    if isinstance(given, Mapping):
+        raise QuantopsyError(study, f"its metric was a Python object ({given['object']})", "give metric= in Python")
+    found = resolve_metric(given, store.noted("labelled", True))
+    name = store.noted("identity", {}).get("metric", found.name)
+    if found.name != name:
+        raise QuantopsyError(study, f"its metric is {name}, not {found.name}", "give that one, or leave it out")
+    return found
+
+
+def compare(
+    *studies: str | Path | Study,
+    bits: int | Sequence[int] | None = None,
+    metric: Any = None,
+    level: float | None = None,
+    tolerance: float | None = None,
+) -> Comparison:
+    """Hold studies against the first of them, or the bit-widths of a single one against its finest.
+
+    From the stores alone, nothing is run. Layers are matched by name, else by operation, shape and order.
+    Over the images that two studies have in common differences are paired image by image. ``metric`` is
+    needed where an analysis was given a Python object as its metric; ``level`` and ``tolerance`` are the
+    first study's where they are not given. Raises :class:`QuantopsyError` for what is no study, or for bits
+    that a study lacks.
+    """
+    folders = [study.folder if isinstance(study, Study) else Path(study) for study in studies]
+    widths = (bits,) if isinstance(bits, int) else bits
+    recorded = [_recorded(folder, label, metric) for folder, label in zip(folders, _labels(folders), strict=True)]
+    return Comparison(_comparison.compare(recorded, widths, level=level, tolerance=tolerance))
+
+
+def _recorded(folder: Path, label: str, metric: Any) -> Recorded:
+    with open_existing(folder) as store:
+        return Recorded.of(store, _metric(store, metric), label)
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the folders' paths that tell them apart."""
+    whole = [folder.resolve().parts for folder in folders]
+    if not folders:
+        raise QuantopsyError("compare", "no study was given", "give the folders of two analyses or more")
+    if len(set(whole)) < len(whole):
+        raise QuantopsyError("compare", "a study was given twice", "give each once; one alone compares its bit-widths")
+    for length in range(1, max(map(len, whole)) + 1):
+        labels = ["/".join(parts[-length:]) for parts in whole]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+__all__ = ["CELLS", "FILE", "REPORT", "Comparison", "Study", "analyze", "compare", "diagnose", "finish", "open_study"]

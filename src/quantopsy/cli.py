@@ -253,6 +253,43 @@ def diagnose(
 
 
 @app.command()
+def compare(
+    studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Folders of analyses")],
+    bits: Annotated[
+        str | None, typer.Option(help="Bit-widths: 8, 4,8 or 3-8  [default: 8; of a single study all]")
+    ] = None,
+    level: Annotated[float | None, typer.Option(help="Confidence level  [default: the first study's]")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Change that does not matter  [default: the first study's]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a page: FILE.html")] = None,
+    metric: Annotated[str | None, typer.Option(help="The metric, where it was a Python object")] = None,
+    as_json: Json = False,
+) -> None:
+    """Which layers changed from the first study to the others, or from its finest bits to fewer. Runs nothing."""
+    from quantopsy.analysis.document import comparison_document
+    from quantopsy.api import compare as compared
+    from quantopsy.report.compared.terminal import print_compared
+
+    found = compared(
+        *studies,
+        bits=None if bits is None else parse_bits(bits),
+        metric=metric,
+        level=level,
+        tolerance=tolerance,
+    )
+    if out is not None:
+        found.report(out)
+    if as_json:
+        sys.stdout.write(json.dumps(comparison_document(found.compared), indent=2) + "\n")
+        return
+    console = Console()
+    print_compared(found.compared, console)
+    if out is not None:
+        console.print(f"\nReport: {out}", highlight=False)
+
+
+@app.command()
 def quantizers(as_json: Json = False) -> None:
     """List the quantizers and range estimators, a line each."""
     from rich.markup import escape

@@ -9,7 +9,7 @@ import pytest
 
 from quantopsy.analysis import auto
 from quantopsy.analysis.assessment import Assessment, Expected
-from quantopsy.analysis.prediction import Outlook
+from quantopsy.analysis.prediction import ErrorModel, Outlook
 from quantopsy.analysis.significance import Interval
 from quantopsy.core import Plan
 from quantopsy.study import RunResult
@@ -34,7 +34,9 @@ def state_of(cells: Mapping[int, Expected]) -> Assessment:
     zeros = np.zeros(N)
     percents = {run: 100 * cell.outlook.lost / N for run, cell in cells.items()}
     predicted = {run: Interval(percent, percent / 2, 2 * percent) for run, percent in percents.items()}
-    return Assessment(RunResult(np.arange(N), zeros, zeros, zeros[:, None], 0.0), {}, cells, predicted, {}, {}, 2.0)
+    reference = RunResult(np.arange(N), zeros, zeros, zeros[:, None], 0.0)
+    error = ErrorModel.fit(N, np.empty(0), np.empty(0))
+    return Assessment(reference, {}, cells, predicted, {}, {}, 2.0, error, level=0.95, tolerance=1.0)
 
 
 def cells_of(bits: Mapping[int, tuple[int, ...]]) -> auto.Cells:

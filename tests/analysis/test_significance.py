@@ -216,3 +216,112 @@ def test_importance_weighted_without_a_difference_seen_is_not_certain():
     p = np.full(100, 0.5)
     interval = sig.importance_weighted(np.zeros(50), np.arange(50), p)
     assert interval.low < 0.0 < interval.high < 0.1
+
+
+@given(
+    st.floats(-5, 5), st.floats(0.01, 3), st.floats(0.01, 3), st.floats(-5, 5), st.floats(0.01, 3), st.floats(0.01, 3)
+)
+def test_differences_of_intervals_keep_their_algebra(a, a_low, a_high, b, b_low, b_high):
+    first, second = sig.Interval(a, a - a_low, a + a_high), sig.Interval(b, b - b_low, b + b_high)
+    found, back = sig.difference(first, second), sig.difference(second, first)
+    assert (found.low, found.high) == pytest.approx((-back.high, -back.low))
+    assert found.low <= found.value <= found.high
+    # What is known exactly adds no width; what two estimates share takes some away.
+    exact = sig.difference(first, sig.Interval(b, b, b))
+    assert (exact.low, exact.high) == pytest.approx((first.low - b, first.high - b))
+    together = sig.difference(first, second, 0.5)
+    assert together.high - together.low < found.high - found.low
+
+
+def test_a_difference_of_normal_means_is_the_textbook_interval():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 400)) + np.array([[0.0], [0.3]])
+    z = stats.norm.isf(0.025)
+    intervals = [sig.Interval(m, m - z * s, m + z * s) for m, s in (sig.mean_stderr(row) for row in x)]
+    found = sig.difference(intervals[1], intervals[0])
+    reach = z * np.sqrt(x.var(axis=1, ddof=1).sum() / 400)
+    assert (found.low, found.high) == pytest.approx((found.value - reach, found.value + reach))
+    paired = sig.difference(intervals[1], intervals[0], float(np.corrcoef(x)[0, 1]))
+    reach = z * (x[1] - x[0]).std(ddof=1) / 20
+    assert (paired.low, paired.high) == pytest.approx((paired.value - reach, paired.value + reach))
+
+
+def test_intervals_of_two_levels_have_no_difference():
+    with pytest.raises(ValueError, match="equal level"):
+        sig.difference(sig.Interval(0, -1, 1, 0.9), sig.Interval(0, -1, 1, 0.95))
+
+
+def test_a_correlation_is_pearsons_less_half_an_image():
+    rng = np.random.default_rng(1)
+    a = (rng.random(200) < 0.3).astype(float)
+    b = np.where(rng.random(200) < 0.7, a, rng.random(200) < 0.3)
+    phi = stats.pearsonr(a, b).statistic
+    n11, n10, n01, n00 = (a * b).sum(), (a * (1 - b)).sum(), ((1 - a) * b).sum(), ((1 - a) * (1 - b)).sum()
+    corrected = phi * (n11 * n00 - n10 * n01 - 100) / (n11 * n00 - n10 * n01)
+    assert sig.correlation(a, b) == pytest.approx(corrected)
+    assert sig.correlation(a, 1 - b) == pytest.approx(-phi)
+    assert sig.correlation(a, np.ones(200)) == 0.0
+    one = np.eye(200)[0]
+    assert sig.correlation(one, one) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(("accuracy", "lost"), [(0.8, 0.02), (0.8, 0.3), (0.95, 0.6)])
+def test_changes_of_degradation_between_networks_hold_at_their_level(accuracy, lost):
+    """Two float networks, hard images in common, each losing as much: 0 lies in 95 of 100 intervals."""
+    rng = np.random.default_rng(2)
+    trials, held = 400, 0
+    for _ in range(trials):
+        hard = rng.random(150)
+        pairs = []
+        for _ in range(2):
+            right = (hard + 0.3 * rng.standard_normal(150) < accuracy).astype(float)
+            gone = np.where(rng.random(150) < 0.5, hard, rng.random(150)) > 1 - lost
+            pairs.append((right[:, None], np.where(gone, 0.0, right)[:, None]))
+        found = sig.change_of_degradation(TOP1, *pairs)
+        held += found.low <= 0.0 <= found.high
+    assert stats.binomtest(held, trials, 0.95, alternative="less").pvalue > 0.01
+
+
+def test_a_linear_metric_of_shares_is_resampled_image_by_image():
+    rng = np.random.default_rng(3)
+    floats = rng.uniform(0.8, 0.9, (2, 80, 1))
+    quantized = floats - np.array([0.0, 0.1])[:, None, None] + rng.normal(0, 0.01, (2, 80, 1))
+    found = sig.change_of_degradation(SCORE, (floats[0], quantized[0]), (floats[1], quantized[1]), level=0.99)
+    each = (floats[1] - quantized[1] - floats[0] + quantized[0])[:, 0]
+    again = stats.bootstrap((each,), np.mean, confidence_level=0.99, method="BCa", rng=rng).confidence_interval
+    assert found.value == pytest.approx(each.mean())
+    assert (found.low, found.high) == pytest.approx((again.low, again.high), rel=0.02)
+
+
+def test_decibels_are_of_means_and_agree_with_a_bootstrap():
+    rng = np.random.default_rng(4)
+    noise, signal = rng.lognormal(0, 0.5, 500), rng.lognormal(3, 0.3, 500)
+    found = sig.decibels([noise], [signal])
+
+    def of(a, b, axis=-1):
+        return 10 * np.log10(a.mean(axis) / b.mean(axis))
+
+    again = stats.bootstrap((noise, signal), of, paired=True, vectorized=True, rng=rng).confidence_interval
+    assert found.value == pytest.approx(of(noise, signal))
+    assert (found.low, found.high) == pytest.approx((again.low, again.high), abs=0.03)
+
+
+def test_decibels_of_nothing_are_infinite_and_of_two_nothings_zero():
+    some, none = np.ones(5), np.zeros(5)
+    assert sig.decibels([some], [none]).value == np.inf
+    assert sig.decibels([none], [some]).high == -np.inf
+    assert sig.decibels([none, some], [some, none]).value == 0.0
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("level", [0.95, 0.999])
+def test_decibels_of_long_tailed_noise_hold_at_their_level(spread, level):
+    """Real per-image noise has a log spread up to 1.1; plain Student intervals miss 9 of 100 at 1.5."""
+    rng = np.random.default_rng(5)
+    trials, missed = 2000, 0
+    for _ in range(trials):
+        common = np.exp(0.8 * spread * rng.standard_normal(120))
+        a, b = (common * rng.lognormal(0, 0.6 * spread, 120) for _ in range(2))
+        found = sig.decibels([a], [b], level=level)
+        missed += not found.low <= 0.0 <= found.high
+    assert stats.binomtest(missed, trials, 1 - level, alternative="greater").pvalue > 0.01

@@ -2,53 +2,15 @@
 
 import json
 import re
-import shutil
-import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, parsed, shown
 from made_up import NASTY, make_results, nasty_results, screened_results, set_cell
 
 from quantopsy.report.page import render, write
 from quantopsy.report.payload import payload
-
-CHROMIUM = shutil.which("chromium")
-
-
-class Tags(HTMLParser):
-    """Every tag with its attributes, and the text that stands outside scripts and styles."""
-
-    def __init__(self):
-        super().__init__()
-        self.tags, self.text, self.body = [], [], {}
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "body":
-            self.body = dict(attrs)
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def parsed(document):
-    tags = Tags()
-    tags.feed(document)
-    return tags
-
-
-def shown(path, fragment=""):
-    """The document after its script ran in headless Chromium."""
-    profile = path.parent / "profile"
-    command = [
-        *(CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-        *(f"--user-data-dir={profile}", "--window-size=1280,2000", "--dump-dom", f"{path.as_uri()}{fragment}"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return parsed(done.stdout)
 
 
 def test_nothing_is_loaded_from_anywhere(results):

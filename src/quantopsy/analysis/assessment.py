@@ -65,6 +65,9 @@ class Assessment:
     standing: Mapping[int, Verdict]
     implied: Mapping[int, Verdict]  # by what was found of the same layer at other bit-widths
     smallest_certain_loss: float  # of the metric, where it cannot be chance among all cells
+    error: ErrorModel  # how far what was measured is from what was expected
+    level: float  # of intervals; verdicts are corrected for the number of cells
+    tolerance: float  # loss that a harmless cell may have, in the metric's unit
     results: Mapping[int, RunResult] = field(repr=False, default_factory=dict)
 
     def verdict(self, run: int) -> Verdict:
@@ -109,6 +112,17 @@ def expectations(store: Store, metric: Metric, plans: Mapping[int, Plan]) -> dic
             loss_change=float(change.mean()) if scores.kind == "loss" else float("nan"),
         )
     return found
+
+
+def assess_study(store: Store, metric: Metric) -> Assessment:
+    """The assessment of every cell and whole network that a study notes, with the settings it was made with."""
+    settings, noted = store.noted("settings", {}), store.noted("cells", [])
+    plans = {entry["run"]: store.plan(entry["run"]) for entry in (*noted, *store.noted("whole", []))}
+    level, tolerance = settings.get("level", 0.95), settings.get("tolerance")
+    if tolerance is None:
+        tolerance = tolerance_of(metric, metric.value(_reference(store).statistics))
+    expected = expectations(store, metric, plans)
+    return assess(store, metric, plans, ladders_of(noted), expected, level=level, tolerance=tolerance)
 
 
 def assess(
@@ -160,7 +174,9 @@ def assess(
             if found.noise > 0.0 and (verdict := judge(found.outlook)) is not None:
                 standing[run] = verdict
     implied = _implied(ladders, known, standing)
-    return Assessment(reference, known, expected, predicted, standing, implied, certain, results)
+    return Assessment(
+        reference, known, expected, predicted, standing, implied, certain, error, level, tolerance, results
+    )
 
 
 def ladders_of(cells: Iterable[Mapping[str, Any]]) -> list[list[int]]:
@@ -171,9 +187,14 @@ def ladders_of(cells: Iterable[Mapping[str, Any]]) -> list[list[int]]:
     return list(found.values())
 
 
+def images_asked_for(store: Store) -> np.ndarray:
+    """The images last asked for, ascending."""
+    return np.sort(np.asarray(store.noted("order", []), dtype=np.int64))
+
+
 def _reference(store: Store) -> RunResult:
     """The float network on the images last asked for."""
-    found = within(store.result(FLOAT), np.sort(np.asarray(store.noted("order", []), dtype=np.int64)))
+    found = within(store.result(FLOAT), images_asked_for(store))
     if found is None:
         raise ValueError("the float network comes first")
     return found

@@ -8,7 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from quantopsy.analysis.change import Change
+from quantopsy.analysis.comparison import Compared, Difference, View
 from quantopsy.analysis.results import Results
+from quantopsy.analysis.significance import Interval
 from quantopsy.core import Finding
 
 WORST = 10
@@ -45,6 +48,61 @@ def document(results: Results) -> dict[str, Any]:
         "provenance": dict(results.provenance),
         "passes": _number(results.passes),
         "seconds": results.seconds,
+    }
+
+
+def comparison_document(compared: Compared) -> dict[str, Any]:
+    """Plain JSON values of a comparison; positive changes are worse, but for the SQNR's."""
+    return {
+        "level": compared.level,
+        "tolerance": _number(compared.tolerance),
+        "looks": compared.looks,
+        "views": [_view(view) for view in compared.views],
+        "differences": [_difference(difference) for difference in compared.differences],
+    }
+
+
+def _view(view: View) -> dict[str, Any]:
+    results, whole = view.results, view.whole
+    return {
+        "study": view.label,
+        "bits": view.bits,
+        "model": results.model,
+        "data": results.data,
+        "metric": results.metric,
+        "unit": results.unit,
+        "float": results.float_value,
+        "samples": results.samples,
+        "whole": None if whole is None else _plain(whole.to_dict()),
+    }
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    layers, (only_before, only_after) = difference.layers, difference.partnerless()
+    return {
+        "before": {"study": difference.before.label, "bits": difference.before.bits},
+        "after": {"study": difference.after.label, "bits": difference.after.bits},
+        "whole": None if difference.whole is None else _change(difference.whole),
+        "verdicts": layers["verdict"].value_counts().to_dict(),
+        "noise_verdicts": layers["noise_verdict"].value_counts().to_dict(),
+        "rank_correlation": _number(difference.rank_correlation),
+        "same_data": difference.same_data,
+        "settings": {name: list(values) for name, values in difference.differing_settings().items()},
+        "only_before": list(only_before),
+        "only_after": list(only_after),
+        "layers": [_plain(row) for row in layers.to_dict("records")],
+    }
+
+
+def _change(found: Change) -> dict[str, Any]:
+    def plain(interval: Interval) -> list[float | None]:
+        return [_number(interval.value), _number(interval.low), _number(interval.high)]
+
+    return {
+        "degradation": plain(found.degradation),
+        "noise_db": plain(found.noise_db),
+        "sqnr_db": plain(found.over_signal_db.scaled(-1.0)),
+        "images": found.images,
     }
 
 

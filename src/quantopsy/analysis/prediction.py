@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import log_ndtr, ndtr
+from scipy.special import log_ndtr, ndtr, ndtri
 
 from quantopsy.analysis import significance
 from quantopsy.analysis.screening import Scores
@@ -25,7 +25,8 @@ PRIOR_SPREAD = (0.4, 0.4, 0.45, 0.55)
 PRIOR_WEIGHT = 3.0  # the prior counts as so many measured cells
 
 _NEAR = 0.5  # in log(predicted): how near measured cells must be to count fully
-_SIGMAS = 1.645  # either end of a range holds in 95 of 100 cells
+EITHER_END = 0.95
+"""In so many of 100 cells either end of a range holds, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class ErrorModel:
         x, y = predicted[telling] + 0.5, measured[telling] + 0.5
         return cls(images, np.log(x), np.log(y / x))
 
-    def range(self, predicted: float, seen: Seen | None = None) -> tuple[float, float]:
-        """Bounds that the measured loss keeps below, and above, in 95 of 100 cells each.
+    def range(self, predicted: float, seen: Seen | None = None, either_end: float = EITHER_END) -> tuple[float, float]:
+        """Bounds that the measured loss keeps above, and below, each in a share ``either_end`` of cells.
 
         With what was ``seen`` on some of the images the two estimates are weighted by their precision.
         """
@@ -103,7 +104,8 @@ class ErrorModel:
             precision = spread**-2, seen.spread**-2
             middle = (middle * precision[0] + np.log(seen.lost + 0.5) * precision[1]) / sum(precision)
             spread = sum(precision) ** -0.5
-        low, high = np.exp(middle - _SIGMAS * spread) - 0.5, np.exp(middle + _SIGMAS * spread) - 0.5
+        reach = ndtri(either_end) * spread
+        low, high = np.exp(middle - reach) - 0.5, np.exp(middle + reach) - 0.5
         return max(0.0, float(low)), min(float(self.images), float(high))
 
 
@@ -175,6 +177,24 @@ def predicted_interval(found: Outlook, error: ErrorModel, metric: Metric, images
         factor * (low - gain_high),
         factor * min(high - gain_low, float(images)),
     )
+
+
+def population_interval(found: Outlook, error: ErrorModel, metric: Metric, images: int, level: float) -> Interval:
+    """Interval of the degradation that is predicted, as one would be of a measurement of it on so many images.
+
+    It holds both what a measurement may turn out to be and that its images are a sample: from the lower end
+    of the score interval of the least loss that is to be expected to the upper end of that of the greatest, all
+    at ``level``. For scores of 0 and 1 under a linear metric. NaN where the screen cannot say.
+    """
+    if np.isnan(found.lost):
+        return Interval(np.nan, np.nan, np.nan, level)
+    gained = min(round(found.gained), images)
+    either_end = (1.0 + level) / 2.0
+    low, high = (min(round(end), images - gained) for end in error.range(found.lost, either_end=either_end))
+    least, most = (
+        significance.paired_proportions(lost, gained, images, level).scaled(metric.scale) for lost in (low, high)
+    )
+    return Interval(metric.scale * (found.lost - found.gained) / images, least.low, most.high, level)
 
 
 def standing_verdict(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,9 @@ import pandas as pd
 
 from quantopsy.core import Finding
 from quantopsy.engine.local import Local
+
+HEADLINE_BITS = 8
+"""The bit-width that people deploy first, and that a verdict starts from."""
 
 CELL_COLUMNS = (
     "layer",  # position in topological order, from 0
@@ -50,6 +53,13 @@ WHOLE_COLUMNS = (
     "samples",
     "seconds",
 )
+
+
+def headline(bits: Iterable[int]) -> int:
+    """Of ``bits``, :data:`HEADLINE_BITS` where it is there, else the next finer, else the finest there is."""
+    known = set(bits)
+    finer = [width for width in known if width >= HEADLINE_BITS]
+    return min(finer) if finer else max(known)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from quantopsy.analysis import significance
-from quantopsy.analysis.assessment import Assessment, assess, expectations, ladders_of, tolerance_of, within
+from quantopsy.analysis.assessment import Assessment, assess_study, images_asked_for
 from quantopsy.analysis.budget import passes_spent
 from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Check, Distribution, Results
 from quantopsy.analysis.verdicts import Measured
 from quantopsy.core import Finding
 from quantopsy.engine.local import Edge, Local
 from quantopsy.metrics import Metric, chance_level, is_at_chance
-from quantopsy.study import FLOAT, RunResult, Store
+from quantopsy.study import RunResult, Store
 
 LAYER_COLUMNS = (
     "layer",
@@ -33,29 +33,20 @@ LAYER_COLUMNS = (
 )
 
 
-def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
-    """The tables of a study, from what it holds so far.
+def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment | None = None) -> Results:
+    """The tables of a study, from what it holds so far; ``state`` is its assessment, where it has been made.
 
     A cell appears once it has been measured on at least one image, or screened; its numbers are of the
     images that both it and the float network were measured on, within the samples last asked for.
     """
-    settings = store.noted("settings", {})
-    level = settings.get("level", 0.95)
-    wanted = np.sort(np.asarray(store.noted("order", []), dtype=np.int64))
-    reference = within(store.result(FLOAT), wanted)
-    assert reference is not None
-    interval = significance.metric_interval(metric, reference.statistics, level=level)
-    tolerance = settings.get("tolerance")
-    if tolerance is None:
-        tolerance = tolerance_of(metric, interval.value)
+    state = state or assess_study(store, metric)
+    settings, reference = store.noted("settings", {}), state.reference
+    interval = significance.metric_interval(metric, reference.statistics, level=state.level)
     layers = pd.DataFrame(store.noted("layers", [])).rename(columns={"index": "layer"})
     layers = layers.reindex(columns=list(LAYER_COLUMNS))
     noted = store.noted("cells", [])
     runs = {cell["run"] for cell in noted}
     whole_runs = {entry["bits"]: entry["run"] for entry in store.noted("whole", [])}
-    plans = {run: store.plan(run) for run in runs | set(whole_runs.values())}
-    expected = expectations(store, metric, plans)
-    state = assess(store, metric, plans, ladders_of(noted), expected, level=level, tolerance=tolerance)
     rows = [
         {
             "layer": cell["layer"],
@@ -102,8 +93,8 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
         settings=settings,
         provenance=store.noted("provenance", {}),
         warnings=_warnings(store, metric, reference, settings),
-        level=level,
-        tolerance=tolerance,
+        level=state.level,
+        tolerance=state.tolerance,
         findings=tuple(Finding.from_json(finding) for finding in store.noted("findings", [])),
         diagnosed=tuple(store.noted("diagnosed", [])),
         locals={
@@ -114,7 +105,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool) -> Results:
         open_cells=sum(state.open(run) for run in runs),
         passes=passes_spent(store, len(reference.images)),
         seconds=store.noted("seconds", 0.0),
-        complete=complete and _finished(store, runs | set(whole_runs.values()), wanted, settings),
+        complete=complete and _finished(store, runs | set(whole_runs.values()), settings),
     )
 
 
@@ -192,8 +183,9 @@ def _check(state: Assessment, runs: Iterable[int], drawn: set[int]) -> Check | N
     )
 
 
-def _finished(store: Store, runs: Iterable[int], wanted: np.ndarray, settings: Mapping[str, Any]) -> bool:
+def _finished(store: Store, runs: Iterable[int], settings: Mapping[str, Any]) -> bool:
     """Whether everything that the mode asks for is there."""
+    wanted = images_asked_for(store)
     if settings.get("mode") == "exact":
         return all(len(np.intersect1d(store.images(run), wanted)) == len(wanted) for run in runs) and bool(runs)
     number = store.noted("screen")

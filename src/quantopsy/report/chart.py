@@ -82,7 +82,7 @@ class Chart:
     """Groups of points, lines over them, and ``identity``: what to call the line x = y, drawn where it has a name.
 
     With it both axes have the same ends. ``hollow`` says what a hollow diamond stands for, ``note`` in a
-    sentence what is to be seen.
+    sentence what is to be seen; a ``wide`` one is as wide as the page.
     """
 
     title: str
@@ -93,6 +93,7 @@ class Chart:
     identity: str = ""
     hollow: str = ""
     note: str = ""
+    wide: bool = False
 
     def __post_init__(self) -> None:
         if self.identity and self.x.logarithmic != self.y.logarithmic:

@@ -6,19 +6,14 @@ and the bars below it could not share their columns.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from html import escape
-from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from quantopsy.analysis.results import Results
-from quantopsy.report.chart import Section, Table
-from quantopsy.report.palette import DARK, LIGHT, Palette, strong_from
+from quantopsy.report import markup
+from quantopsy.report.chart import Table
+from quantopsy.report.palette import DARK, LIGHT, strong_from
 from quantopsy.report.payload import payload
 from quantopsy.report.sections import sections
 from quantopsy.report.tables import whole_network, with_marks
@@ -31,7 +26,6 @@ from quantopsy.report.wording import (
     degradation_unit,
     duration,
     fixed,
-    flattened,
     interval,
     percent,
     predicted,
@@ -52,41 +46,24 @@ def render(results: Results) -> str:
     lead, *rest = statements(results)
     data = {**payload(results), "strong": _strong()}
     level = confidence(results)
-    return Template(_asset("page.html")).substitute(
+    return Template(markup.asset("page.html")).substitute(
         title=escape(f"{results.model}: quantization report" if results.model else "Quantization report"),
         model=escape(results.model or "Network"),
         facts=_facts(results),
-        lead=_sentence(lead),
-        statements="".join(f"<li>{_sentence(sentence)}</li>" for sentence in rest),
-        cautions=_cautions(cautions(results)),
-        level=_sentence(level),
-        sections="".join(map(_section, sections(results))),
+        lead=markup.prose(lead),
+        statements=markup.items(rest),
+        cautions=markup.aside(cautions(results)),
+        level=markup.prose(level),
+        sections="".join(map(markup.section, sections(results))),
         whole=_whole(results),
         coverage=_coverage(results),
-        settings=_definitions(results.settings),
-        provenance=_definitions(results.provenance),
-        colours=_variables(LIGHT, DARK),
-        style=_asset("page.css"),
-        data=_script_json(data),
-        script=_asset("page.js"),
+        settings=markup.definitions(results.settings),
+        provenance=markup.definitions(results.provenance),
+        colours=markup.colours(),
+        style=markup.asset("page.css"),
+        data=markup.script_json(data),
+        script=markup.asset("chart.js") + markup.asset("page.js"),
     )
-
-
-def _asset(name: str) -> str:
-    return (resources.files("quantopsy.report") / "assets" / name).read_text(encoding="utf-8")
-
-
-def _script_json(data: Mapping[str, Any]) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _variables(light: Palette, dark: Palette) -> str:
-    def declared(palette: Palette) -> str:
-        return "".join(f"--{name}:{colour};" for name, colour in asdict(palette).items())
-
-    return f":root{{{declared(light)}}}@media (prefers-color-scheme:dark){{:root{{{declared(dark)}}}}}"
 
 
 def _strong() -> dict[str, list[float]]:
@@ -96,12 +73,6 @@ def _strong() -> dict[str, list[float]]:
         name: [strong_from(palette, getattr(palette, name)) for palette in schemes]
         for name in ("worse", "better", "noise")
     }
-
-
-def _sentence(sentence: str) -> str:
-    """Escaped, layer names set as code, no line break between a number and its percent sign."""
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(sentence, quote=False))
-    return re.sub(r"(\d) %", r"\1&nbsp;%", text)
 
 
 def _facts(results: Results) -> str:
@@ -115,11 +86,6 @@ def _facts(results: Results) -> str:
         f"{duration(results.seconds)}, {significant(results.passes)} passes" if results.passes else "",
     ]
     return "".join(f"<li>{escape(fact)}</li>" for fact in facts if fact)
-
-
-def _cautions(sentences: Iterable[str]) -> str:
-    items = "".join(f"<li>{_sentence(sentence)}</li>" for sentence in sentences)
-    return f'<aside aria-label="Cautions"><ul>{items}</ul></aside>' if items else ""
 
 
 def _whole(results: Results) -> str:
@@ -157,45 +123,7 @@ def _whole(results: Results) -> str:
         )
     below = f'<p class="note">{escape(" ".join(notes))}</p>' if notes else ""
     caption = "The whole network quantized, beside the sum of its single layers"
-    return _table(Table(caption, tuple(headings), tuple(map(tuple, rows)))) + below
-
-
-def _section(section: Section) -> str:
-    """A section with room for its charts, which the script draws."""
-    statements = "".join(f"<li>{_sentence(sentence)}</li>" for sentence in section.statements)
-    charts = "".join(
-        f'<div class="card"><h3>{escape(chart.title)}</h3><div class="scatter" id="{name}"></div>'
-        + (f"<p>{_sentence(chart.note)}</p>" if chart.note else "")
-        + "</div>"
-        for name, chart in section.by_id.items()
-    )
-    return (
-        f'<section aria-labelledby="{section.key}"><h2 id="{section.key}">{escape(section.heading)}</h2>'
-        + (f'<p class="note">{_sentence(section.note)}</p>' if section.note else "")
-        + (f'<ul class="verdict">{statements}</ul>' if statements else "")
-        + (f'<div class="cards charts">{charts}</div>' if charts else "")
-        + (_table(section.table) if section.table else "")
-        + "</section>\n"
-    )
-
-
-def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in table.headings)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f'<th scope="row">{escape(cell)}</th>' if index == 0 else f"<td>{escape(cell)}</td>"
-            for index, cell in enumerate(row)
-        )
-        + "</tr>"
-        for row in table.rows
-    )
-    caption = escape(table.caption)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
-        f'<caption class="unseen">{caption}</caption><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    return markup.table(Table(caption, tuple(headings), tuple(map(tuple, rows)))) + below
 
 
 def _coverage(results: Results) -> str:
@@ -211,9 +139,4 @@ def _coverage(results: Results) -> str:
         tuple(str(item.get(key) or "") for key in ("name", "operator", "source")) for item in results.unquantized
     )
     why = "<p>These operators are not among those that can be quantized and stay float:</p>"
-    return sentence + why + _table(Table("Operators that stay float", ("name", "operator", "source line"), rows))
-
-
-def _definitions(values: Mapping[str, Any]) -> str:
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in flattened(values))
-    return f"<dl>{items}</dl>" if items else "<p>None were recorded.</p>"
+    return sentence + why + markup.table(Table("Operators that stay float", ("name", "operator", "source line"), rows))

@@ -5,16 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from quantopsy.analysis.results import Results
-
-HEADLINE_BITS = 8
-"""The bit-width that people deploy first, and that a verdict starts from."""
+from quantopsy.analysis.results import Results, headline
 
 
 def headline_bits(results: Results) -> int:
-    """8 where it was analysed, else the next finer, else the finest there is."""
-    finer = [bits for bits in results.bits if bits >= HEADLINE_BITS]
-    return min(finer) if finer else max(results.bits)
+    """The bit-width that a verdict starts from."""
+    return headline(results.bits)
 
 
 def ranked(results: Results, bits: int) -> pd.DataFrame:

@@ -50,11 +50,15 @@ _ROW_LABEL = 8
 _ROUGH = "?"
 _WORSE, _BETTER = "red", "blue"
 
-_SHADES = ((0.1, "·"), (0.4, "░"), (0.7, "▒"), (1.0, "▓"), (math.inf, "█"))
+SHADES = ((0.1, "·"), (0.4, "░"), (0.7, "▒"), (1.0, "▓"), (math.inf, "█"))
 """Share of the colour limit below which a cell takes the character."""
 
+BLOCKS = "▁▂▃▄▅▆▇█"
+"""Heights of a sparkline."""
+
 _ASCII = str.maketrans(
-    {MINUS: "-", MISSING: "-", ELLIPSIS: "~", "·": ".", "•": "*", "░": ":", "▒": "+", "▓": "%", "█": "#"}
+    {MINUS: "-", MISSING: "-", ELLIPSIS: "~", "·": ".", "•": "*", "░": ":", "▒": "+", "▓": "%", "█": "#", "→": ">"}
+    | dict(zip(BLOCKS[:-1], "_.,-=+*", strict=True))
 )
 
 
@@ -72,17 +76,22 @@ def print_results(results: Results, console: Console, worst: int = _WORST) -> No
         console.print()
         if heading:
             console.print(Text(heading, style="bold"))
-        console.print(_Encodable(part))
+        console.print(Encodable(part))
     console.print()
-    console.print(_Encodable(Text(_cost(results), style="dim")))
+    console.print(Encodable(Text(_cost(results), style="dim")))
 
 
 def verdict_lines(results: Results) -> Table:
-    """The verdict as a list, layer names in bold, what limits it in yellow."""
+    """The verdict as a list."""
+    return bullets(statements(results), cautions(results))
+
+
+def bullets(found: Iterable[str], limits: Iterable[str]) -> Table:
+    """Sentences as a list, what stands between backticks in bold, what limits them in yellow."""
     lines = Table.grid(padding=(0, 1))
-    for sentence in statements(results):
+    for sentence in found:
         lines.add_row("•", _emphasised(sentence, ""))
-    for sentence in cautions(results):
+    for sentence in limits:
         lines.add_row(Text("!", style="yellow"), _emphasised(sentence, "yellow"))
     return lines
 
@@ -149,15 +158,15 @@ def heat_strip(results: Results, width: int) -> Group:
     strip = Text(no_wrap=True)
     for start in range(0, len(cells.layers), room):
         columns = range(start, min(start + room, len(cells.layers)))
-        strip.append(" " * _ROW_LABEL + _ruler(columns) + "\n", style="dim")
+        strip.append(" " * _ROW_LABEL + ruler(columns) + "\n", style="dim")
         for row, bits in enumerate(cells.bits):
             strip.append(f"{bits:>2} bits ".ljust(_ROW_LABEL))
             for column in columns:
                 strip.append(*shade(cells.degradation[row, column], limit))
             strip.append("\n")
-    steps = [f"{mark} from {below * limit:.2g}" for (below, _), (_, mark) in pairwise(_SHADES)]
-    least = f"{_SHADES[0][0] * limit:.2g}"
-    legend = ", ".join([f"{_SHADES[0][1]} less", *steps, f"- improves by {least} or more"])
+    steps = [f"{mark} from {below * limit:.2g}" for (below, _), (_, mark) in pairwise(SHADES)]
+    least = f"{SHADES[0][0] * limit:.2g}"
+    legend = ", ".join([f"{SHADES[0][1]} less", *steps, f"- improves by {least} or more"])
     lines = [legend]
     if screened := int(cells.screened.sum()):
         of = f"{screened} of {len(results.cells)} cells are" if screened < len(results.cells) else "all cells are"
@@ -169,8 +178,8 @@ def shade(value: float, limit: float) -> tuple[str, str]:
     """The character and style of one cell; a blank where nothing was measured."""
     if not math.isfinite(value):
         return " ", ""
-    mark = next(mark for below, mark in _SHADES if abs(value) < below * limit)
-    if mark == _SHADES[0][1]:
+    mark = next(mark for below, mark in SHADES if abs(value) < below * limit)
+    if mark == SHADES[0][1]:
         return mark, "dim"
     return (mark, _WORSE) if value > 0 else ("-", f"bold {_BETTER}")
 
@@ -213,7 +222,7 @@ def settings_table(settings: Mapping[str, Any]) -> Table:
     return table
 
 
-class _Encodable:
+class Encodable:
     """What is inside, with substitutes for the characters that the console's encoding lacks."""
 
     def __init__(self, part: RenderableType) -> None:
@@ -241,7 +250,7 @@ def _emphasised(sentence: str, style: str) -> Text:
     return text
 
 
-def _ruler(columns: Iterable[int]) -> str:
+def ruler(columns: Iterable[int]) -> str:
     """Every tenth column's number at its place."""
     return "".join(str(column).ljust(10) for column in columns if column % 10 == 0).rstrip()
 

@@ -18,15 +18,13 @@ from quantopsy.analysis.reference import reference_doubt
 from quantopsy.analysis.results import Results
 from quantopsy.report.tables import headline_bits, ranked, verdicts_given, whole_network, with_marks
 from quantopsy.report.wording import (
+    Writer,
     confidence,
     count,
-    degradation_decimals,
     fixed,
     interval,
     percent,
-    predicted,
     significant,
-    with_interval,
 )
 
 _NAMED = 3
@@ -65,33 +63,6 @@ def cautions(results: Results) -> list[str]:
     return [*_progress_cautions(results), *_baseline_cautions(results), *results.warnings]
 
 
-class _Writer:
-    """Numbers of one ``Results`` in words."""
-
-    def __init__(self, results: Results) -> None:
-        self.decimals = degradation_decimals(results)
-        self.unit = " points" if results.unit == "points" else f" {results.unit}" if results.unit else ""
-        self.percent = " %" if results.unit == "points" else ""
-        self.confidence = confidence(results)
-
-    def amount(self, value: float) -> str:
-        """A degradation with its unit."""
-        return f"{fixed(value, self.decimals)}{self.unit}"
-
-    def lost(self, row: Any) -> str:
-        """A cell's degradation and its interval, marked where it is screened."""
-        low, high = row["degradation_low"], row["degradation_high"]
-        return predicted(with_interval(row["degradation"], low, high, self.decimals), row["screened"])
-
-    def level(self, value: float) -> str:
-        """A value of the metric."""
-        return f"{fixed(value, self.decimals)}{self.percent}"
-
-    def between(self, low: float, high: float) -> str:
-        """``95 % interval a to b``, at the level of these results."""
-        return f"{self.confidence} interval {interval(low, high, self.decimals)}"
-
-
 def _whole_at(results: Results, bits: int) -> Any | None:
     table = whole_network(results)
     rows = table[table["bits"] == bits]
@@ -109,7 +80,7 @@ def _quantization(results: Results, bits: int) -> str:
 
 
 def _float_sentence(results: Results) -> str:
-    write = _Writer(results)
+    write = Writer(results)
     span = interval(results.float_low, results.float_high, write.decimals)
     known = f" ({write.confidence} interval {span})" if span else ""
     return (
@@ -119,7 +90,7 @@ def _float_sentence(results: Results) -> str:
 
 
 def _whole_sentence(results: Results, bits: int, whole: Any) -> str:
-    write = _Writer(results)
+    write = Writer(results)
     what, lost = _quantization(results, bits), whole["degradation"]
     levels = (
         f"{write.level(results.float_value)} in float, {write.level(whole['value'])} quantized, "
@@ -150,7 +121,7 @@ def _hurting_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: 
     if cells.empty:
         yield f"No layer has been run or screened at {bits} bits, so none can be judged."
         return
-    write = _Writer(results)
+    write = Writer(results)
     guilty = cells[cells["guilty"]]
     if guilty.empty:
         yield _nothing_hurts(results, bits, cells, whole)
@@ -185,7 +156,7 @@ def _hurting_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: 
 
 def _nothing_hurts(results: Results, bits: int, cells: pd.DataFrame, whole: Any | None) -> str:
     """That no layer is guilty, and how large a loss could have been missed."""
-    write = _Writer(results)
+    write = Writer(results)
     sentence = f"No layer is certain to hurt {results.metric} at {bits} bits when quantized alone"
     run = cells[~cells["screened"]]
     reach = run["degradation_high"].max()
@@ -231,7 +202,7 @@ def _improving_sentences(results: Results, bits: int, cells: pd.DataFrame) -> It
     improving = cells[cells["improves"]].sort_values("degradation")
     doubt = reference_doubt(cells)
     if not improving.empty:
-        write = _Writer(results)
+        write = Writer(results)
         best = improving.iloc[0]
         span = write.between(-best["degradation_high"], -best["degradation_low"])
         one = len(improving) == 1
@@ -258,7 +229,7 @@ def _screened_among(cells: pd.DataFrame) -> str:
 
 
 def _additivity_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: Any) -> Iterator[str]:
-    write = _Writer(results)
+    write = Writer(results)
     total, screened = whole["degradation_sum"], _screened_among(cells)
     if math.isfinite(total) and _has_interval(whole):
         inside = whole["degradation_low"] <= total <= whole["degradation_high"]
@@ -284,7 +255,7 @@ def _additivity_sentences(results: Results, bits: int, cells: pd.DataFrame, whol
 
 
 def _other_bits_sentences(results: Results, headline: int) -> Iterator[str]:
-    write = _Writer(results)
+    write = Writer(results)
     table = whole_network(results)
     rows = table[(table["bits"] != headline) & table["degradation"].notna()]
     parts = [
@@ -298,7 +269,7 @@ def _other_bits_sentences(results: Results, headline: int) -> Iterator[str]:
 
 def _check_sentences(results: Results) -> Iterator[str]:
     """What became of predictions where they could be held against measurements."""
-    check, write = results.check, _Writer(results)
+    check, write = results.check, Writer(results)
     if check is None:
         return
     parts = []
@@ -356,7 +327,7 @@ def _progress_cautions(results: Results) -> Iterator[str]:
 
 def _baseline_cautions(results: Results) -> Iterator[str]:
     if results.float_low <= 0 <= results.float_high:
-        write = _Writer(results)
+        write = Writer(results)
         yield (
             f"The float network's own {results.metric} is {write.level(results.float_value)} "
             f"({write.between(results.float_low, results.float_high)}): there is nothing to lose, so "

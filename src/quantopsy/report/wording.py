@@ -35,6 +35,12 @@ def fixed(value: float, decimals: int) -> str:
     return text.replace("-", MINUS)
 
 
+def signed(value: float, decimals: int) -> str:
+    """A change, as :func:`fixed` writes it, with its sign where it is not zero."""
+    text = fixed(value, decimals)
+    return f"+{text}" if math.isfinite(value) and round(value, decimals) > 0 else text
+
+
 def significant(value: float, digits: int = 3) -> str:
     """``value`` to so many significant digits, as a plain decimal from 0.001 up to a million.
 
@@ -150,6 +156,37 @@ def confidence(results: Results) -> str:
 def predicted(text: str, screened: bool) -> str:
     """``text`` of a number, marked where it is not measured; a dash stays a dash."""
     return f"{PREDICTED}{text}" if screened and text and text != MISSING else text
+
+
+class Writer:
+    """Numbers of one ``Results`` in words."""
+
+    def __init__(self, results: Results) -> None:
+        self.decimals = degradation_decimals(results)
+        self.unit = " points" if results.unit == "points" else f" {results.unit}" if results.unit else ""
+        self.percent = " %" if results.unit == "points" else ""
+        self.confidence = confidence(results)
+
+    def number(self, value: float) -> str:
+        """A degradation, or a value of the metric."""
+        return fixed(value, self.decimals)
+
+    def amount(self, value: float) -> str:
+        """A degradation with its unit."""
+        return f"{self.number(value)}{self.unit}"
+
+    def lost(self, row: Any) -> str:
+        """A cell's degradation and its interval, marked where it is screened."""
+        low, high = row["degradation_low"], row["degradation_high"]
+        return predicted(with_interval(row["degradation"], low, high, self.decimals), row["screened"])
+
+    def level(self, value: float) -> str:
+        """A value of the metric."""
+        return f"{fixed(value, self.decimals)}{self.percent}"
+
+    def between(self, low: float, high: float) -> str:
+        """``95 % interval a to b``, at the level of these results."""
+        return f"{self.confidence} interval {interval(low, high, self.decimals)}"
 
 
 def cell_interval(cell: Any, decimals: int) -> str:
