@@ -16,19 +16,32 @@ from typing import TYPE_CHECKING, Any
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 
 if TYPE_CHECKING:
-    from quantopsy.api import Study, analyze, compare, diagnose, open_study
+    from quantopsy.api import Study, analyze, check_calibration, compare, diagnose, open_study
     from quantopsy.graph.capture import capture
 
 _LAZY = {
     "Study": "quantopsy.api",
     "analyze": "quantopsy.api",
+    "check_calibration": "quantopsy.api",
     "compare": "quantopsy.api",
     "diagnose": "quantopsy.api",
     "open_study": "quantopsy.api",
     "capture": "quantopsy.graph.capture",
 }
 
-__all__ = ["Plan", "QuantopsyError", "Site", "Spec", "Study", "analyze", "capture", "compare", "diagnose", "open_study"]
+__all__ = [
+    "Plan",
+    "QuantopsyError",
+    "Site",
+    "Spec",
+    "Study",
+    "analyze",
+    "capture",
+    "check_calibration",
+    "compare",
+    "diagnose",
+    "open_study",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -75,8 +75,8 @@ def equal_images(digests: Sequence[str], other_digests: Sequence[str]) -> Duplic
 
 
 def with_near(equal: Duplicates, statistics: np.ndarray, others: np.ndarray) -> Duplicates:
-    """``equal`` and the near-duplicates by ``statistics`` (n, F), ``others`` (m, F) being those of another set's images,
-    all different.
+    """``equal`` and the near-duplicates by ``statistics`` (n, F); ``others`` (m, F) are of another set's
+    images, each once.
 
     Near is closer, in standardised statistics, than different images come in one of a hundred sets, by the law of
     distances among the others. With fewer than 50 of them none is called near.

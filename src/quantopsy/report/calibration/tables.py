@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 
 from quantopsy.analysis.calibration.growth import chance
@@ -17,35 +19,38 @@ _STARS = {"evaluation": "*"}
 
 def size_rows(study: CalibrationStudy) -> Rows:
     """A row per size: coverage, held-out images beyond, metric and noise, medians with extremes over draws."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for (source, size), draws in study.growth.groupby(["source", "size"], sort=False):
         rows.append(
             (
                 f"{_STARS.get(str(source), '')}{size}",
-                percent(draws["coverage"].median()),
-                percent(draws["coverage_worst"].min()),
-                share(draws["beyond"].median()),
-                share(_ends(study) * chance(int(str(size)))),
+                _two(percent, draws["coverage"].median(), draws["coverage_worst"].min()),
+                _two(share, draws["beyond"].median(), active_ends(study) * chance(int(str(size)))),
                 _over_draws(draws["value"], lambda value: fixed(value, decimals(study))),
                 _over_draws(draws["noise"], lambda value: significant(value, 2)),
             )
         )
     note = (
-        "ranges: share of the range of all, the median activation's and the worst of any draw; beyond: held-out images "
-        "outside a range, and what chance makes of it; the metric where it was run, with its extremes over draws"
+        "ranges: share of the range of all, the median activation's / the worst of any draw; beyond: held-out images "
+        "outside a range / what chance makes of it; metric and noise where they were run, with extremes over draws"
     )
     if (study.growth["source"] == "evaluation").any():
         note += "; *: so many of the evaluation images, against all of them"
-    return ("images", "ranges", "worst", "beyond", "chance", study.metric, "noise"), rows, note
+    return ("images", "ranges", "beyond", study.metric, "noise"), rows, note
 
 
-def _ends(study: CalibrationStudy) -> float:
+def active_ends(study: CalibrationStudy) -> float:
     """How many ends of an activation's range are not zero, on average."""
     table = study.activations
     return float(((table["low"] < 0).astype(float) + (table["high"] > 0)).mean())
 
 
-def _over_draws(values: pd.Series, text) -> str:  # type: ignore[no-untyped-def]
+def _two(text: Callable[[float], str], first: float, second: float) -> str:
+    """``a / b %``."""
+    return f"{text(first).removesuffix(' %')} / {text(second)}"
+
+
+def _over_draws(values: pd.Series, text: Callable[[float], str]) -> str:
     values = values.dropna()
     if values.empty:
         return ""
@@ -56,28 +61,27 @@ def _over_draws(values: pd.Series, text) -> str:  # type: ignore[no-untyped-def]
 
 def activation_rows(study: CalibrationStudy) -> Rows:
     """A row per activation, those that clip most first."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             str(row["activation"]),
             f"{significant(row['low'], 2)} to {significant(row['high'], 2)}",
             share(row["share"]),
-            share(row["images"]),
-            share(row["expected"]),
+            _two(share, row["images"], row["expected"]),
             share(row["excess"]),
             share(row["unused"]),
         )
         for row in study.activations.to_dict("records")
     ]
     note = (
-        "clipped: of the values of held-out images; images: beyond the range, and what chance makes of it; furthest: "
+        "clipped: of the values of held-out images; images: beyond the range / what chance makes of it; furthest: "
         "beyond the range, in units of it; unused: of the range by held-out images"
     )
-    return ("activation", "range", "clipped", "images", "chance", "furthest", "unused"), rows, note
+    return ("activation", "range", "clipped", "images", "furthest", "unused"), rows, note
 
 
 def channel_rows(study: CalibrationStudy) -> Rows:
     """A row per channel of each input, calibration / evaluation images."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for shift in study.shifts:
         for index, channel in enumerate(shift.channels):
             name = f"{shift.name} {index}" if len(study.shifts) > 1 else str(index)

@@ -11,7 +11,7 @@ from quantopsy.analysis.calibration.result import CalibrationStudy
 from quantopsy.report.calibration.tables import activation_rows, channel_rows, size_rows
 from quantopsy.report.calibration.words import cautions, lead, statements
 from quantopsy.report.terminal import Encodable, bullets
-from quantopsy.report.wording import confidence, duration, elide
+from quantopsy.report.wording import duration, elide
 
 _WORST = 6
 """Activations in the table; the page has them all."""
@@ -35,7 +35,7 @@ def print_study(study: CalibrationStudy, console: Console) -> None:
             console.print(Text(heading, style="bold"))
         console.print(Encodable(part))
     console.print()
-    spent = f"{study.evaluation} evaluation images, {confidence(study)} intervals, {duration(study.seconds)}"
+    spent = f"{study.evaluation} evaluation images, {100 * study.level:g} % intervals, {duration(study.seconds)}"
     console.print(Encodable(Text(spent, style="dim")))
 
 
@@ -65,7 +65,7 @@ def _channels(study: CalibrationStudy) -> Group:
 
 
 def _table(headings: tuple[str, ...], first: str = "right") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 and not first else "right", no_wrap=True)
     return table

@@ -179,8 +179,8 @@ def _beyond_clause(study: CalibrationStudy) -> str:
     others = f" and {count(len(beyond) - 1, 'other activation')}" if len(beyond) > 1 else ""
     if worst["images"] > worst["expected"]:
         return (
-            f"{share(worst['images'])} of the evaluation images lie beyond the range of `{worst['activation']}`{others}, "
-            f"where chance puts {share(worst['expected'])} (p {_p(worst['p'])})"
+            f"{share(worst['images'])} of the evaluation images lie beyond the range of `{worst['activation']}`"
+            f"{others}, where chance puts {share(worst['expected'])} (p {_p(worst['p'])})"
         )
     return (
         f"{share(worst['unused'])} of the range of `{worst['activation']}`{others} is used by no evaluation image "
@@ -197,10 +197,10 @@ def _growth_sentences(study: CalibrationStudy) -> list[str]:
         of = "all of them" if source == "calibration" else "all evaluation images"
         rows = run[(run["source"] == source) & (run["size"] == needed)]
         said.append(
-            f"From {count(needed, 'image')} on, none of {len(rows)} draws certainly loses more than {what}, or has more "
-            f"than twice the noise, against the ranges of {of}: the worst loses {_lost(study, rows['loss'].max())}, and "
-            f"ranges cover {percent(rows['coverage'].median())} of those (median; the worst activation "
-            f"{percent(rows['coverage_worst'].median())})."
+            f"From {count(needed, 'image')} on, none of {len(rows)} draws certainly loses more than {what}, or has "
+            f"more than twice the noise, against the ranges of {of}: the worst loses "
+            f"{_lost(study, rows['loss'].max())}, and ranges cover {percent(rows['coverage'].median())} of those "
+            f"(median; the worst activation {percent(rows['coverage_worst'].median())})."
         )
     failed = run[(run["source"] == "calibration") & (run["size"] < (needed or math.inf))]
     failed = failed[failed["size"] < study.distinct]
@@ -218,8 +218,8 @@ def _growth_sentences(study: CalibrationStudy) -> list[str]:
 def _cost_sentence(study: CalibrationStudy) -> str:
     cost = study.cost
     return (
-        f"Ranges of the calibration images instead of the evaluation images' own cost {_lost(study, cost.value)} of "
-        f"{study.metric} ({interval(cost.low, cost.high, decimals(study))}) and make "
+        f"Against ranges of the evaluation images themselves they cost {_lost(study, cost.value)} of {study.metric} "
+        f"({100 * study.level:g} % interval {interval(cost.low, cost.high, decimals(study))}) and make "
         f"{significant(study.noise_ratio, 2)} times the noise; with them {study.metric} is "
         f"{fixed(study.given.value, decimals(study))}, in float {fixed(study.float_value.value, decimals(study))}."
     )
@@ -295,8 +295,8 @@ def _listed(names: Iterable[str], most: int) -> str:
 
 
 def share(value: float) -> str:
-    """A share in percent with two significant digits, small as it may be."""
-    return f"{significant(100 * value, 2)} %"
+    """A share in percent with two significant digits, down to a thousandth of a percent."""
+    return f"{significant(100 * value, 2)} %" if value == 0 or abs(value) >= 1e-5 else "<0.001 %"
 
 
 def decimals(study: CalibrationStudy) -> int:
