@@ -47,6 +47,22 @@ def test_json_is_the_only_thing_on_standard_output(command, tmp_path) -> None:
     assert json.loads(again)["whole"] == document["whole"]
 
 
+def test_additivity_goes_on_from_a_study(command) -> None:
+    command("analyze", MODEL, "--data", DATA, "--bits", "4,8", "--mode", "exact", "--out", "study", "--json")
+    code, out, err = command("additivity", "study", "--subsets", "5", "--samples", "16", "--json")
+    assert code == 0
+    made = json.loads(out)["additivity"]
+    assert (made["samples"], len(made["subsets"])) == (16, 5)
+    code, out, err = command("additivity", "study", "--subsets", "5", "--samples", "16")
+    assert code == 0
+    assert "5 of them are run already" in " ".join(err.split())
+    assert "Subsets of layers at 4 bits, the others at 8" in out
+    code, _, err = command("additivity", "study", "--low", "5")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: study 'study': 5 of 9 layers, 'stem.0' first")
+    assert "--bits 4,5,8" in err.splitlines()[-1]
+
+
 def test_a_person_sees_settings_baseline_and_worst_layers(command) -> None:
     code, out, err = command("analyze", MODEL, "--data", DATA, "--bits", "3-4", "--samples", "16")
     assert code == 0

@@ -16,16 +16,27 @@ from typing import TYPE_CHECKING, Any
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 
 if TYPE_CHECKING:
-    from quantopsy.api import Study, analyze, check_calibration, compare, diagnose, open_study
+    from quantopsy.api import (
+        Study,
+        additivity,
+        analyze,
+        check_calibration,
+        compare,
+        diagnose,
+        open_study,
+        schemes,
+    )
     from quantopsy.graph.capture import capture
 
 _LAZY = {
     "Study": "quantopsy.api",
+    "additivity": "quantopsy.api",
     "analyze": "quantopsy.api",
     "check_calibration": "quantopsy.api",
     "compare": "quantopsy.api",
     "diagnose": "quantopsy.api",
     "open_study": "quantopsy.api",
+    "schemes": "quantopsy.api",
     "capture": "quantopsy.graph.capture",
 }
 
@@ -35,12 +46,14 @@ __all__ = [
     "Site",
     "Spec",
     "Study",
+    "additivity",
     "analyze",
     "capture",
     "check_calibration",
     "compare",
     "diagnose",
     "open_study",
+    "schemes",
 ]
 
 

@@ -15,11 +15,14 @@ import pandas as pd
 from quantopsy.analysis import analyze as _analyze
 from quantopsy.analysis import comparison as _comparison
 from quantopsy.analysis import diagnose as _diagnose
+from quantopsy.analysis import measure_additivity as _measure_additivity
+from quantopsy.analysis import scheme_table as _scheme_table
 from quantopsy.analysis.calibration.result import CalibrationStudy
 from quantopsy.analysis.calibration.study import Choices, study_calibration
 from quantopsy.analysis.comparison import Compared, Recorded
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.results import Results
+from quantopsy.analysis.scheme_table import SchemeTable
 from quantopsy.analysis.settings import DEFAULT_BITS, Settings
 from quantopsy.analysis.subject import Given
 from quantopsy.analysis.summary import summarise
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 CELLS = "cells.csv"
 SELECTED = "selected.txt"
+SCHEMES_REPORT = "schemes.html"
+SCHEMES = "schemes.csv"
 
 
 @dataclass(frozen=True)
@@ -120,6 +125,41 @@ class Comparison:
         return write(self.compared, path)
 
 
+@dataclass(frozen=True)
+class Schemes:
+    """Whole networks under quantization schemes: a folder and its table."""
+
+    folder: Path
+    table: SchemeTable
+
+    def frame(self) -> pd.DataFrame:
+        """A row per scheme and bit-width, the columns of ``schemes.csv``."""
+        return self.table.schemes.copy()
+
+    def questions(self) -> pd.DataFrame:
+        """What granularity, symmetry and activations do: paired differences between schemes, positive is worse."""
+        return self.table.questions.copy()
+
+    def words(self) -> list[str]:
+        """The table in sentences."""
+        from quantopsy.report.schemes import cautions, statements
+
+        return [*statements(self.table), *cautions(self.table)]
+
+    def figure(self) -> go.Figure:
+        """The metric under every scheme, with its paired interval (practical approach, Figure 8)."""
+        from quantopsy.report.figures import chart as drawn
+        from quantopsy.report.schemes import chart
+
+        return drawn(chart(self.table))
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the self-contained page, to ``schemes.html`` of the folder where no ``path`` is given."""
+        from quantopsy.report.schemes import write
+
+        return write(self.table, path if path is not None else self.folder / SCHEMES_REPORT)
+
+
 def analyze(
     model: Any,
     data: Any,
@@ -155,13 +195,11 @@ def analyze(
 
     Raises :class:`QuantopsyError` for whatever the caller can mend.
     """
-    temporary = out is None
-    if out is None:
-        out = tempfile.mkdtemp(prefix="quantopsy-")
+    folder = Path(tempfile.mkdtemp(prefix="quantopsy-") if out is None else out)
     results = _analyze.analyze(
         model,
         data,
-        out=out,
+        out=folder,
         metric=metric,
         calibration=calibration,
         preprocess=preprocess,
@@ -171,10 +209,20 @@ def analyze(
         settings=Settings(bits=tuple(bits), **settings),
         progress=progress,
     )
-    study = Study(Path(out), results)
-    if temporary:  # the folder lives as long as its study
-        weakref.finalize(study, shutil.rmtree, out, ignore_errors=True)
+    study = Study(folder, results)
+    if out is None:
+        _removed_with(study, folder)
     return finish(study)
+
+
+def additivity(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
+    """Whether the single layers of the study in ``folder`` add up: random subsets of them at a low bit-width.
+
+    ``settings``: ``low``, ``high``, ``subsets``, ``samples``, ``seed`` and what was given as Python objects, as
+    :func:`quantopsy.analysis.measure_additivity.measure_additivity` takes them.
+    """
+    results = _measure_additivity.measure_additivity(folder, progress=progress, **settings)
+    return finish(Study(Path(folder), results))
 
 
 def diagnose(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
@@ -244,8 +292,21 @@ def open_study(folder: str | Path, metric: Any = None) -> Study:
 
     ``metric`` is needed where the analysis was given a Python object as its metric.
     """
-    with open_existing(Path(folder)) as store:
+    with _analysis(Path(folder)) as store:
         return Study(Path(folder), summarise(store, _metric(store, metric), complete=True))
+
+
+def _analysis(folder: Path) -> Store:
+    """The store of an analysis; raises for what else a folder may hold."""
+    store = open_existing(folder)
+    if store.noted("cells") is None:
+        store.close()
+        raise QuantopsyError(
+            f"study {str(folder)!r}",
+            "it holds no layer-wise analysis",
+            "give the folder that `quantopsy analyze` wrote",
+        )
+    return store
 
 
 def _metric(store: Store, metric: Any) -> Metric:
@@ -283,7 +344,7 @@ def compare(
 
 
 def _recorded(folder: Path, label: str, metric: Any) -> Recorded:
-    with open_existing(folder) as store:
+    with _analysis(folder) as store:
         return Recorded.of(store, _metric(store, metric), label)
 
 
@@ -301,18 +362,69 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return labels
 
 
+def schemes(
+    model: Any,
+    data: Any,
+    *,
+    metric: Any = None,
+    bits: int | Sequence[int] = 8,
+    out: str | Path | None = None,
+    calibration: Any = None,
+    preprocess: Any = None,
+    skip_bad: bool = False,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Schemes:
+    """Evaluate the whole network under each scheme of the practical approach's Table 1, against float.
+
+    Arguments as of :func:`analyze`. Calibrates once; all schemes run on the same images, so that their
+    differences are paired. Raises :class:`QuantopsyError` for whatever the caller can mend.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="quantopsy-") if out is None else out)
+    table = _scheme_table.evaluate(
+        Given(model, data, metric, calibration, preprocess, skip_bad),
+        Settings(bits=(bits,) if isinstance(bits, int) else tuple(bits), **settings),
+        out=folder,
+        fresh=fresh,
+        progress=progress,
+    )
+    found = Schemes(folder, table)
+    if out is None:
+        _removed_with(found, folder)
+    return finish_schemes(found)
+
+
+def finish_schemes(found: Schemes) -> Schemes:
+    """Write ``schemes.csv`` and ``schemes.html`` beside the store."""
+    found.table.schemes.to_csv(found.folder / SCHEMES, index=False)
+    found.report()
+    return found
+
+
+def _removed_with(owner: object, folder: Path) -> None:
+    """A temporary ``folder`` lives as long as what shows it."""
+    weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
+
+
 __all__ = [
     "CELLS",
     "FILE",
     "REPORT",
+    "SCHEMES",
+    "SCHEMES_REPORT",
     "SELECTED",
     "CalibrationStudy",
     "Comparison",
+    "Schemes",
     "Study",
+    "additivity",
     "analyze",
     "check_calibration",
     "compare",
     "diagnose",
     "finish",
+    "finish_schemes",
     "open_study",
+    "schemes",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,9 +135,10 @@ def changes(
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="FILE.pt2 or package.module:callable")]
-StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of an analysis")]
 Data = Annotated[str, typer.Option(help="Folder of images or package.module:callable; with labels where there are")]
 Out = Annotated[Path | None, typer.Option(help="Study folder; a run that was interrupted goes on in it")]
+StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of an analysis")]
+StudyMetric = Annotated[str | None, typer.Option(help="The metric, where it was a Python object")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else")]
 
 
@@ -235,13 +236,39 @@ def analyze(
 @app.command()
 def report(
     study: StudyFolder,
-    metric: Annotated[str | None, typer.Option(help="The metric, where it was a Python object")] = None,
+    metric: StudyMetric = None,
     as_json: Json = False,
 ) -> None:
     """Show a study again and rewrite its page and table, from what it holds."""
     from quantopsy.api import finish, open_study
+    from quantopsy.report.terminal import print_results
 
-    _show(finish(open_study(study, metric)), as_json)
+    _show(finish(open_study(study, metric)), as_json, print_results)
+
+
+@app.command()
+def additivity(
+    study: StudyFolder,
+    low: Annotated[int, typer.Option(help="Bits of the weights of a random subset of layers")] = 4,
+    high: Annotated[int, typer.Option(help="Bits of the weights of all others")] = 8,
+    subsets: Annotated[int, typer.Option(help="How many, their sizes spread from one layer to all")] = 24,
+    samples: Annotated[int | None, typer.Option(help="The first so many images of the study  [default: all]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the subsets")] = 0,
+    metric: StudyMetric = None,
+    as_json: Json = False,
+) -> None:
+    """Say how far the losses of single layers add up to that of the network."""
+    from quantopsy import api
+    from quantopsy.report.terminal import print_additivity
+
+    with watched(as_json) as watch, _kept_clean(as_json):
+        found = api.additivity(
+            study, low=low, high=high, subsets=subsets, samples=samples, seed=seed, metric=metric, progress=watch
+        )
+    _show(found, as_json, print_additivity)
+    done = found.results.additivity
+    if done is None or done.samples < done.wanted:
+        raise _stopped()
 
 
 @app.command()
@@ -254,10 +281,11 @@ def diagnose(
 ) -> None:
     """Find out why layers hurt: name causes, test each by a counterfactual, say what it removes."""
     from quantopsy.api import diagnose as run
+    from quantopsy.report.terminal import print_results
 
     with watched(as_json) as watch:
         found = run(study, bits=bits, layers=tuple(layers or ()), samples=samples, progress=watch)
-    _show(found, as_json)
+    _show(found, as_json, print_results)
 
 
 @app.command()
@@ -338,8 +366,8 @@ def calibration(
     from quantopsy.api import REPORT, SELECTED, check_calibration
     from quantopsy.report.calibration.terminal import print_study
 
-    folder = out or Path(f"quantopsy-{_slug(model)}-calibration")
-    with watched(as_json) as watch:
+    folder = out or Path(f"quantopsy-calibration-{_slug(model)}")
+    with watched(as_json) as watch, _kept_clean(as_json):
         watch.say(f"Quantopsy: {model}, calibrated on {calibration}")
         study = check_calibration(
             model,
@@ -376,6 +404,71 @@ def calibration(
     if study.selection is not None:
         path = folder / SELECTED
         console.print(f"Selected: {path}, for --calibration {calibration}@{path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def schemes(
+    model: Model,
+    data: Data,
+    out: Out = None,
+    metric: Annotated[str | None, typer.Option(help="As of analyze")] = None,
+    bits: Annotated[str, typer.Option(help="Bit-widths of weights: 8, 4,8 or 3-8")] = "8",
+    activation_bits: Annotated[int, typer.Option(help="Bit-width of activations")] = 8,
+    weight_range: Annotated[str | None, typer.Option(help="Range estimator of weights")] = None,
+    activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Images for the ranges  [default: those of --data]")] = None,
+    calibration_samples: Annotated[int | None, typer.Option(help="At most so many images for the ranges")] = None,
+    samples: Annotated[int | None, typer.Option(help="An evenly spaced subset; more can follow later")] = None,
+    level: Annotated[float, typer.Option(help="Confidence level of intervals and verdicts")] = 0.95,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Loss that does not matter  [default: 1 point, or 1 % of the metric]")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="local, ray, or ray:ADDRESS")] = "local",
+    preprocess: Annotated[
+        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave unreadable images out, and count them")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    tile: Annotated[int | None, typer.Option(help="Images run at once  [default: by memory]")] = None,
+    max_memory: Annotated[float, typer.Option(help="GiB for the images in flight")] = 4.0,
+    fresh: Annotated[bool, typer.Option(help="Discard the study that is in the folder")] = False,
+    as_json: Json = False,
+) -> None:
+    """Evaluate the whole network under the usual schemes: per tensor, per channel, weights or activations only."""
+    from quantopsy.analysis.document import scheme_document
+    from quantopsy.analysis.scheme_table import evaluate
+    from quantopsy.analysis.settings import Settings
+    from quantopsy.analysis.subject import Given
+    from quantopsy.api import SCHEMES, SCHEMES_REPORT, Schemes, finish_schemes
+    from quantopsy.report.schemes import print_schemes
+
+    settings = Settings(
+        bits=parse_bits(bits),
+        activation_bits=activation_bits,
+        changes=changes(None, None, weight_range, activation_range, None, None),
+        samples=samples,
+        calibration_samples=calibration_samples,
+        level=level,
+        tolerance=tolerance,
+        engine=engine,
+        device=device,
+        tile=tile,
+        max_memory=max_memory,
+    )
+    folder = out or Path(f"quantopsy-schemes-{_slug(model)}")
+    with watched(as_json) as watch, _kept_clean(as_json):
+        watch.say(f"Quantopsy: {model}")
+        given = Given(model, data, metric, calibration, preprocess, skip_bad)
+        table = evaluate(given, settings, out=folder, fresh=fresh, progress=watch)
+    finish_schemes(Schemes(folder, table))
+    if as_json:
+        sys.stdout.write(json.dumps(scheme_document(table), indent=2) + "\n")
+    else:
+        console = Console()
+        print_schemes(table, console)
+        console.print(f"\nReport: {folder / SCHEMES_REPORT}   table: {folder / SCHEMES}", highlight=False)
+    if not table.complete:
+        raise _stopped()
 
 
 @app.command()
@@ -420,28 +513,36 @@ def _analyze(
 ) -> None:
     from quantopsy.analysis.analyze import analyze as run
     from quantopsy.api import Study, finish
+    from quantopsy.report.terminal import print_results
 
-    # A cluster's own notices go to standard output, which is for the document.
-    elsewhere = redirect_stdout(sys.stderr) if as_json else nullcontext()
-    with watched(as_json) as watch, elsewhere:
+    with watched(as_json) as watch, _kept_clean(as_json):
         watch.say(f"Quantopsy: {title or model}")
         results = run(model, data, out=out, settings=settings, progress=watch, **options)
-    _show(finish(Study(out, results)), as_json)
+    _show(finish(Study(out, results)), as_json, print_results)
     if not results.complete:
-        Console(stderr=True).print("Stopped; the same command goes on where it was.")
-        raise typer.Exit(130)
+        raise _stopped()
 
 
-def _show(study: Any, as_json: bool) -> None:
+def _kept_clean(as_json: bool) -> AbstractContextManager[Any]:
+    """Standard output is for the document; a cluster's own notices would go there too."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def _stopped() -> typer.Exit:
+    Console(stderr=True).print("Stopped; the same command goes on where it was.")
+    return typer.Exit(130)
+
+
+def _show(study: Any, as_json: bool, show: Callable[[Any, Console], None]) -> None:
+    """The document, or what ``show`` prints of the results."""
     from quantopsy.analysis.document import document
     from quantopsy.api import CELLS, REPORT
-    from quantopsy.report.terminal import print_results
 
     if as_json:
         sys.stdout.write(json.dumps(document(study.results), indent=2) + "\n")
         return
     console = Console()
-    print_results(study.results, console)
+    show(study.results, console)
     console.print(f"\nReport: {study.folder / REPORT}   table: {study.folder / CELLS}", highlight=False)
 
 

@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 import sample_models
 import torch
+from scipy.stats import sem
 
 import quantopsy as qp
 from quantopsy.analysis.results import CELL_COLUMNS
 from quantopsy.analysis.settings import Settings
-from quantopsy.study import FILE, open_existing
+from quantopsy.study import FILE, FLOAT, open_existing
 
 BITS = (3, 8)
 
@@ -60,6 +61,18 @@ def test_the_numbers_are_of_the_definition(tmp_path) -> None:
     whole = found.whole().set_index("bits")
     assert whole.loc[3, "noise_sum"] == pytest.approx(found.frame().query("bits == 3")["noise"].sum())
     assert whole.loc[8, "degradation"] == pytest.approx(found.results.float_value - whole.loc[8, "value"])
+
+
+def test_the_sum_of_degradations_has_the_error_of_all_layers_together(tmp_path) -> None:
+    whole = study(tmp_path).whole().set_index("bits")
+    with open_existing(tmp_path) as store:
+
+        def lost(run: int) -> np.ndarray:
+            return (store.result(FLOAT).statistics - store.result(run).statistics)[:, 0]
+
+        single = sum(lost(cell["run"]) for cell in store.noted("cells") if cell["bits"] == 3)
+        beyond = single - lost(next(entry["run"] for entry in store.noted("whole") if entry["bits"] == 3))
+    assert whole.loc[3, "degradation_sum_stderr"] == pytest.approx(100 * sem(beyond))
 
 
 def test_a_layer_without_weights_is_measured_once_for_all_bits(tmp_path) -> None:

@@ -7,7 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from quantopsy.analysis.additivity import (
+    ADDITIVITY_COLUMNS,
+    Additivity,
+    Interaction,
+    geometric_ratio,
+    relation,
+    typical_factor,
+)
 from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Check, Distribution, Results
+from quantopsy.analysis.significance import Interval
 
 NASTY = "</script><script>alert(1)</script>&\"'`x`"
 SIGNAL = 400.0
@@ -82,7 +91,8 @@ def whole_table(cells: pd.DataFrame, loss: dict[int, float]) -> pd.DataFrame:
                 "bits": bits, "noise": 1.1 * total, "noise_sum": total, "noise_stderr": 0.05 * total,
                 "sqnr_db": 10 * np.log10(SIGNAL / total), "value": 97.0 - lost, "degradation": lost,
                 "degradation_low": lost - half, "degradation_high": lost + half,
-                "degradation_sum": float(part["degradation"].sum()), "noise_predicted": np.nan,
+                "degradation_sum": float(part["degradation"].sum()), "degradation_sum_stderr": 2.0,
+                "noise_predicted": np.nan,
                 "agreement": 0.9, "samples": 512, "seconds": 2.5,
             }
         )  # fmt: skip
@@ -211,6 +221,67 @@ def screened_results(count: int = 20) -> Results:
         ),
         open_cells=37,
     )
+
+
+def additive_results(
+    noise_factor: float = 1.05,
+    loss_factor: float = 1.0,
+    spread: float = 0.3,
+    breaks_at: float = np.inf,
+    screened: int = 0,
+    below_signal: bool = True,
+) -> Results:
+    """Subsets of 1 to 20 layers: measured noise is ``noise_factor`` times the sum, degradation ``loss_factor`` times.
+
+    Beyond ``breaks_at`` points it is twice that. ``spread``: standard error of degradations, in points.
+    """
+    random = np.random.default_rng(4)
+    count = 12
+    sizes = np.linspace(1, 20, count).round().astype(int)
+    noise, loss = 2.0 * sizes, 0.8 * sizes
+    wobble = np.vstack([np.ones(count), 1 + 0.03 * random.normal(size=(300, count))])
+    measured_loss = loss * np.where(loss > breaks_at, 2.0, 1.0) * loss_factor
+    losses = np.vstack([measured_loss, measured_loss + spread * random.normal(size=(300, count))])
+    expected = (noise * wobble[:, ::-1], np.vstack([loss] * 301))
+    measured = (noise_factor * noise * wobble, losses)
+    relations = relation(expected[0], measured[0]), relation(expected[1], measured[1], tolerance=TOLERANCE)
+    table = pd.DataFrame(
+        {
+            "layers": [tuple(range(size)) for size in sizes],
+            "low_layers": sizes,
+            "screened": screened,
+            "noise_expected": noise,
+            "noise_expected_stderr": 0.03 * noise,
+            "noise_measured": measured[0][0],
+            "noise_measured_stderr": 0.03 * noise,
+            "noise_predicted": 1.02 * measured[0][0],
+            "noise_predicted_stderr": 0.1 * noise,
+            "degradation_expected": loss,
+            "degradation_expected_low": loss - 2,
+            "degradation_expected_high": loss + 2,
+            "degradation_measured": measured_loss,
+            "degradation_measured_low": measured_loss - 2 * spread,
+            "degradation_measured_high": measured_loss + 2 * spread,
+            "degradation_predicted": measured_loss + 0.4,
+            "below_signal": below_signal,
+            "noise_holds": relations[0].holds,
+            "degradation_holds": relations[1].holds,
+        }
+    )
+    found = Additivity(
+        low_bits=4,
+        high_bits=8,
+        samples=512,
+        wanted=512,
+        table=table[list(ADDITIVITY_COLUMNS)],
+        noise=relations[0],
+        degradation=relations[1],
+        noise_ratio=geometric_ratio(measured[0], expected[0]),
+        sum_error=typical_factor(measured[0][0], expected[0][0]),
+        screen_error=0.02,
+        interaction=Interaction(Interval(1.3, 1.2, 1.4), "features.1.block.0.conv", "features.1.block.2.conv", 0.11),
+    )
+    return replace(make_results(), additivity=found)
 
 
 def nasty_results() -> Results:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from browser import CHROMIUM, parsed, shown
-from made_up import NASTY, make_results, nasty_results, screened_results, set_cell
+from made_up import NASTY, additive_results, make_results, nasty_results, screened_results, set_cell
 
 from quantopsy.report.page import render, write
 from quantopsy.report.payload import payload
@@ -155,6 +155,15 @@ class TestInABrowser:
         chart = payload(screened_results())["charts"]["check-chart-0"]
         first = min((p for group in chart["groups"] for p in group["points"]), key=lambda p: p["x"])
         assert page.text.count(first["title"]) == 2  # at its point, and read out
+        assert "data-error" not in page.body
+
+    def test_additivity_is_drawn_with_its_table(self, tmp_path):
+        page = shown(write(additive_results(noise_factor=2.3), tmp_path / "page.html"))
+        assert "Do single layers add up?" in page.text
+        points = [tag for tag, a in page.tags if a.get("class") == "point"]
+        assert (points.count("circle"), points.count("path")) == (24, 24)
+        assert len([tag for tag, _ in page.tags if tag == "polyline"]) == 2
+        assert "sum of noises" in page.text
         assert "data-error" not in page.body
 
     def test_a_run_that_measured_nothing_draws(self, tmp_path, results):

@@ -173,19 +173,17 @@ def float_line(measuring: Measuring, level: float) -> str:
 
 def _describe(store: Store, subject: Subject, ranges: Calibration) -> None:
     """Note all that the tables and pictures need beside the measurements."""
-    network, settings, given = subject.network, subject.settings, subject.given
+    network, settings = subject.network, subject.settings
     note_request(store, subject)
-    store.note("model", given.model if isinstance(given.model, str) else _described(given.model))
-    store.note("data", given.data if isinstance(given.data, str) else subject.images.describe())
+    store.note("model", subject.model_name)
+    store.note("data", subject.data_name)
     store.note(
         "settings",
         {
             **{key: value for key, value in asdict(settings).items() if value not in (None, {}, ("*",), 0.0)},
             "bits": list(settings.bits),
             "samples": len(subject.order),
-            "calibration": "the evaluation images"
-            if given.calibration is None
-            else (given.calibration if isinstance(given.calibration, str) else type(given.calibration).__name__),
+            "calibration": subject.calibration_name,
             "calibration_samples": ranges.images,
             "metric": subject.metric.name,
             "tile": subject.tile,
@@ -212,10 +210,6 @@ def _describe(store: Store, subject: Subject, ranges: Calibration) -> None:
         "distributions",
         {layer.name: distribution_json(_distribution(subject, ranges, layer)) for layer in network.layers},
     )
-
-
-def _described(model: Any) -> str:
-    return str(model) if isinstance(model, Path) else type(model).__name__
 
 
 def _distribution(subject: Subject, ranges: Calibration, layer: Layer) -> Distribution:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from quantopsy.analysis.additivity import Additivity, Relation
 from quantopsy.analysis.change import Change
 from quantopsy.analysis.comparison import Compared, Difference, View
 from quantopsy.analysis.results import Results
+from quantopsy.analysis.scheme_table import SchemeTable
 from quantopsy.analysis.significance import Interval
 from quantopsy.core import Finding
 
@@ -36,6 +38,7 @@ def document(results: Results) -> dict[str, Any]:
         "level": results.level,
         "tolerance": _number(results.tolerance),
         "check": None if results.check is None else _plain(asdict(results.check)),
+        "additivity": None if results.additivity is None else _additivity(results.additivity),
         "open_cells": results.open_cells,
         "whole": {str(row["bits"]): _plain(row) for row in results.whole.to_dict("records")},
         "worst": {str(bits): [_plain(row) for row in worst(results, bits).to_dict("records")] for bits in results.bits},
@@ -106,10 +109,56 @@ def _change(found: Change) -> dict[str, Any]:
     }
 
 
+def scheme_document(table: SchemeTable) -> dict[str, Any]:
+    """Plain JSON values of a table of schemes; positive degradations and changes are worse."""
+    return {
+        "model": table.model,
+        "data": table.data,
+        "metric": table.metric,
+        "unit": table.unit,
+        "float": table.float_value,
+        "float_interval": [table.float_low, table.float_high],
+        "samples": table.samples,
+        "complete": table.complete,
+        "level": table.level,
+        "tolerance": _number(table.tolerance),
+        "schemes": [_plain(row) for row in table.schemes.to_dict("records")],
+        "questions": [_plain(row) for row in table.questions.to_dict("records")],
+        "settings": dict(table.settings),
+        "seconds": table.seconds,
+    }
+
+
 def worst(results: Results, bits: int, count: int = WORST) -> pd.DataFrame:
     """The ``count`` cells at ``bits`` with most noise."""
     cells = results.cells[results.cells["bits"] == bits]
     return cells.sort_values("noise", ascending=False, kind="stable").head(count)
+
+
+def _additivity(found: Additivity) -> dict[str, Any]:
+    """All of it but which subset holds, which stands in the rows of ``subsets``."""
+
+    def related(relation: Relation | None) -> Any:
+        if relation is None:
+            return None
+        line = None if relation.fit is None else asdict(relation.fit)
+        return {"limit": relation.limit, "reach": relation.reach, "largest": relation.largest, "fit": line}
+
+    return _plain(
+        {
+            "low": found.low_bits,
+            "high": found.high_bits,
+            "samples": found.samples,
+            "bias_shift": found.bias_shift,
+            "noise_ratio": asdict(found.noise_ratio),
+            "sum_error": found.sum_error,
+            "screen_error": found.screen_error,
+            "noise": related(found.noise),
+            "degradation": related(found.degradation),
+            "interaction": None if found.interaction is None else asdict(found.interaction),
+            "subsets": found.table.to_dict("records"),
+        }
+    )
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
@@ -122,9 +171,13 @@ def _plain(row: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    if isinstance(value, str) or value is None:
+    if isinstance(value, str):
         return value
-    if isinstance(value, tuple):
+    if value is None or value is pd.NA:
+        return None
+    if isinstance(value, dict):
+        return _plain(value)
+    if isinstance(value, tuple | list):
         return [_number(item) for item in value]
     if isinstance(value, float) or hasattr(value, "dtype"):
         value = value.item() if hasattr(value, "item") else value

@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from quantopsy.analysis.additivity import Additivity
 from quantopsy.core import Finding
 from quantopsy.engine.local import Local
 
 HEADLINE_BITS = 8
 """The bit-width that people deploy first, and that a verdict starts from."""
+
+EVALUATION_IMAGES = "the evaluation images"
+"""What calibration images are called where none were given."""
 
 CELL_COLUMNS = (
     "layer",  # position in topological order, from 0
@@ -48,6 +52,7 @@ WHOLE_COLUMNS = (
     "degradation_low",
     "degradation_high",
     "degradation_sum",
+    "degradation_sum_stderr",  # over images, of the sum less the whole; NaN where not all was run on the same images
     "noise_predicted",  # by the screen, with the interactions of all layers
     "agreement",
     "samples",
@@ -124,6 +129,7 @@ class Results:
     diagnosed: tuple[int, ...] = ()  # bit-widths that it looked at
     locals: Mapping[int, Mapping[str, Local]] = field(default_factory=dict)  # by bit-width and layer
     check: Check | None = None  # None where nothing was both screened and run
+    additivity: Additivity | None = None  # None where no subsets of layers were run
     open_cells: int = 0  # whose verdict more measuring could change
     passes: float = 0.0
     seconds: float = 0.0

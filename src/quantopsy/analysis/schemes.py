@@ -11,15 +11,28 @@ from quantopsy.graph.network import Layer, Network
 
 Grids = Mapping[Role, Spec]
 
+_ACTIVATIONS: Grids = {"input": Spec(), "output": Spec()}
+_PER_TENSOR = Spec()
+_SYMMETRIC_PER_CHANNEL = Spec(symmetric=True, signed=True, granularity="per_channel")
+_ASYMMETRIC_PER_CHANNEL = Spec(granularity="per_channel")
+
 SCHEMES: dict[str, Grids] = {
     # Jacob et al. 2017, the setting of the layer-wise paper.
-    "per-tensor": {"weight": Spec(), "input": Spec(), "output": Spec()},
-    "per-channel": {
-        "weight": Spec(symmetric=True, signed=True, granularity="per_channel"),
-        "input": Spec(),
-        "output": Spec(),
-    },
+    "per-tensor": {"weight": _PER_TENSOR, **_ACTIVATIONS},
+    "per-channel": {"weight": _SYMMETRIC_PER_CHANNEL, **_ACTIVATIONS},
 }
+
+WHOLE_NETWORK_SCHEMES: dict[str, Grids] = {
+    "asymmetric per tensor": {"weight": _PER_TENSOR, **_ACTIVATIONS},
+    "symmetric per channel": {"weight": _SYMMETRIC_PER_CHANNEL, **_ACTIVATIONS},
+    "asymmetric per channel": {"weight": _ASYMMETRIC_PER_CHANNEL, **_ACTIVATIONS},
+    "activations only": _ACTIVATIONS,
+    "weights only, asymmetric per tensor": {"weight": _PER_TENSOR},
+    "weights only, symmetric per channel": {"weight": _SYMMETRIC_PER_CHANNEL},
+    "weights only, asymmetric per channel": {"weight": _ASYMMETRIC_PER_CHANNEL},
+}
+"""The columns of Table 1 of the practical approach, and weights alone besides. Granularity and symmetry are the
+weights'; activations are asymmetric per tensor in all of them."""
 
 
 def grids(
@@ -31,12 +44,15 @@ def grids(
     """
     if scheme not in SCHEMES:
         raise names.unknown(scheme, tuple(SCHEMES), "scheme")
-    specs = dict(SCHEMES[scheme])
-    for role in ("input", "output"):
-        specs[role] = specs[role].with_bits(activation_bits)
-    for role, fields in (changes or {}).items():
-        specs[role] = replace(specs[role], **fields)
-    return specs
+    return changed(SCHEMES[scheme], activation_bits, changes or {})
+
+
+def changed(specs: Grids, activation_bits: int, changes: Mapping[Role, Mapping[str, Any]]) -> dict[Role, Spec]:
+    """``specs`` with activations at ``activation_bits`` and the fields of ``changes`` replaced, role by role."""
+    return {
+        role: replace(spec if role == "weight" else spec.with_bits(activation_bits), **changes.get(role, {}))
+        for role, spec in specs.items()
+    }
 
 
 def full_plan(network: Network, specs: Grids, override: Any = None) -> Plan:

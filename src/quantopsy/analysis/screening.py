@@ -146,6 +146,14 @@ class Scores:
         found: np.ndarray = self.noise[self.rows(plan)].sum(0, dtype=np.float64)
         return found
 
+    def by_layer(self, plan: Plan) -> dict[str, np.ndarray]:
+        """{layer: (n, R)}: what of :meth:`e` is each layer's; of a value between two, the one's that it leaves."""
+        found: dict[str, np.ndarray] = {}
+        for row in self.rows(plan):
+            layer = self.columns[row].site.layer
+            found[layer] = found.get(layer, 0.0) + self.noise[row].astype(np.float64)
+        return found
+
     def change(self, plan: Plan) -> np.ndarray:
         """(n,): first-order change of the decision's value; NaN without its probe."""
         found: np.ndarray = self.decision[self.rows(plan)].sum(0, dtype=np.float64)

@@ -16,6 +16,7 @@ from torch import nn
 
 from quantopsy.analysis.phases import Measuring, pieces
 from quantopsy.analysis.progress import Progress
+from quantopsy.analysis.results import EVALUATION_IMAGES
 from quantopsy.analysis.schemes import candidates, full_plan, grids
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.work import Done, Setup, Task, Worker, check_finite
@@ -125,6 +126,25 @@ class Subject:
 
     def _tile(self, per_image: int) -> int:
         return choose_tile(per_image, self.settings.max_memory, self.settings.tile, len(self.order))
+
+    @property
+    def model_name(self) -> str:
+        """What a person calls the model."""
+        model = self.given.model
+        return str(model) if isinstance(model, str | Path) else type(model).__name__
+
+    @property
+    def data_name(self) -> str:
+        """What a person calls the images."""
+        return self.given.data if isinstance(self.given.data, str) else self.images.describe()
+
+    @property
+    def calibration_name(self) -> str:
+        """What a person calls the images that ranges are estimated on."""
+        calibration = self.given.calibration
+        if calibration is None:
+            return EVALUATION_IMAGES
+        return calibration if isinstance(calibration, str) else type(calibration).__name__
 
     @property
     def identity(self) -> dict[str, Any]:

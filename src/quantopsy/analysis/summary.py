@@ -13,7 +13,8 @@ from scipy.stats import spearmanr
 from quantopsy.analysis import significance
 from quantopsy.analysis.assessment import Assessment, assess_study, images_asked_for
 from quantopsy.analysis.budget import passes_spent
-from quantopsy.analysis.results import CELL_COLUMNS, WHOLE_COLUMNS, Check, Distribution, Results
+from quantopsy.analysis.results import CELL_COLUMNS, EVALUATION_IMAGES, WHOLE_COLUMNS, Check, Distribution, Results
+from quantopsy.analysis.subsets import additivity_of
 from quantopsy.analysis.verdicts import Measured
 from quantopsy.core import Finding
 from quantopsy.engine.local import Edge, Local
@@ -64,9 +65,12 @@ def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment
         [
             {
                 "bits": bits,
-                **_measured(state.measured[run], state.results[run].seconds),
+                **measured_figures(state.measured[run], state.results[run].seconds),
                 "noise_sum": sums["noise"].get(bits, np.nan),
                 "degradation_sum": sums["degradation"].get(bits, np.nan),
+                "degradation_sum_stderr": _sum_stderr(
+                    metric, state, run, [cell["run"] for cell in noted if cell["bits"] == bits]
+                ),
                 "noise_predicted": state.expected[run].noise if run in state.expected else np.nan,
             }
             for bits, run in whole_runs.items()
@@ -102,6 +106,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment
             for bits in store.noted("diagnosed", [])
         },
         check=_check(state, runs, set(store.noted("checks", []))),
+        additivity=additivity_of(store, metric, level=state.level, tolerance=state.tolerance),
         open_cells=sum(state.open(run) for run in runs),
         passes=passes_spent(store, len(reference.images)),
         seconds=store.noted("seconds", 0.0),
@@ -120,7 +125,7 @@ def _cell(state: Assessment, run: int) -> dict[str, Any] | None:
         "verdict": state.verdict(run),
     }
     if run in state.measured:
-        return {**_measured(state.measured[run], state.results[run].seconds), "method": "exact", **beside}
+        return {**measured_figures(state.measured[run], state.results[run].seconds), "method": "exact", **beside}
     if expected is None or predicted is None or not np.isfinite(expected.noise):
         return None
     return {
@@ -138,7 +143,8 @@ def _cell(state: Assessment, run: int) -> dict[str, Any] | None:
     }
 
 
-def _measured(found: Measured, seconds: float) -> dict[str, Any]:
+def measured_figures(found: Measured, seconds: float) -> dict[str, Any]:
+    """What tables hold of a plan that was measured, by column."""
     return {
         "noise": found.noise,
         "noise_stderr": found.noise_stderr,
@@ -151,6 +157,21 @@ def _measured(found: Measured, seconds: float) -> dict[str, Any]:
         "samples": found.samples,
         "seconds": seconds,
     }
+
+
+def _sum_stderr(metric: Metric, state: Assessment, whole: int, cells: Iterable[int]) -> float:
+    """Standard error over images of the sum of all cells' degradations less the whole network's.
+
+    NaN where not all of them were run on the same images, and for metrics that are no mean over images. Cells
+    lose and gain the same images of small margin, so that their errors add up rather than cancel.
+    """
+    found = [state.results.get(run) for run in (whole, *cells)]
+    images = state.results[whole].images
+    if not metric.linear or any(result is None or not np.array_equal(result.images, images) for result in found):
+        return float("nan")
+    before = state.reference.on(images).statistics[:, 0]
+    lost = np.stack([before - result.statistics[:, 0] for result in found if result is not None])
+    return metric.scale * significance.mean_stderr(lost[1:].sum(0) - lost[0])[1]
 
 
 def _sqnr_db(signal: float, noise: float) -> float:
@@ -200,7 +221,7 @@ def _warnings(store: Store, metric: Metric, reference: RunResult, settings: Mapp
             f"The float network's {metric.name} is at chance level ({chance_level(metric, classes):.3g}): check the "
             "preprocessing and the labels before reading anything else here."
         )
-    if settings.get("calibration") == "the evaluation images":
+    if settings.get("calibration") == EVALUATION_IMAGES:
         lines.append("Ranges were calibrated on the evaluation images; give --calibration for an honest figure.")
     if bad := store.noted("bad", []):
         lines.append(f"{len(bad)} unreadable images were left out: {', '.join(bad[:3])}.")

@@ -21,10 +21,14 @@ _MARGIN = 0.05
 
 @dataclass(frozen=True)
 class Axis:
-    """What is along an axis. A logarithmic one holds positive numbers only: the others are left out."""
+    """What is along an axis. A logarithmic one holds positive numbers only: the others are left out.
+
+    With ``names`` 0, 1, ... are the named things, and the axis is as long as there are names.
+    """
 
     label: str
     logarithmic: bool = False
+    names: tuple[str, ...] = ()
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` has a place on it."""
@@ -32,6 +36,8 @@ class Axis:
 
     def ends(self, values: Iterable[float]) -> Ends:
         """Where it begins and ends so that every one of ``values`` that it holds lies within."""
+        if self.names:
+            return -0.5, len(self.names) - 0.5
         held = [value for value in values if self.holds(value)]
         if not held:
             return (0.1, 10.0) if self.logarithmic else (0.0, 1.0)
@@ -125,8 +131,8 @@ class Chart:
         x, y = self.ends()
         return {
             "title": self.title,
-            "x": {"label": self.x.label, "log": self.x.logarithmic, "ends": [drawn(end) for end in x]},
-            "y": {"label": self.y.label, "log": self.y.logarithmic, "ends": [drawn(end) for end in y]},
+            "x": _axis_json(self.x, x),
+            "y": _axis_json(self.y, y),
             "groups": [
                 {
                     "label": group.label,
@@ -157,6 +163,11 @@ class Chart:
             "identity": self.identity,
             "hollow": self.hollow,
         }
+
+
+def _axis_json(axis: Axis, ends: Ends) -> dict[str, Any]:
+    described = {"label": axis.label, "log": axis.logarithmic, "names": list(axis.names)}
+    return {**described, "ends": [drawn(end) for end in ends]}
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,10 @@ def chart(shown: Chart) -> go.Figure:
     note = f"; open diamonds: {shown.hollow}" if hollow and shown.hollow else ""
     figure.update_layout(title=html.escape(shown.title + note), template="plotly_white", height=520, width=680)
     for update, axis, ends in ((figure.update_xaxes, shown.x, across), (figure.update_yaxes, shown.y, along)):
-        if axis.logarithmic:
+        if axis.names:
+            texts = [html.escape(name).replace("\n", "<br>") for name in axis.names]
+            update(title=html.escape(axis.label), tickvals=list(range(len(texts))), ticktext=texts, range=list(ends))
+        elif axis.logarithmic:
             tick = 1 if ends[1] > 100 * ends[0] else "D2"
             update(title=html.escape(axis.label), type="log", dtick=tick, range=np.log10(ends).tolist())
         else:

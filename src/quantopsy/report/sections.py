@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quantopsy.analysis.results import Results
+from quantopsy.report.additivity import additivity_section
 from quantopsy.report.chart import Axis, Chart, Group, Point, Section
 from quantopsy.report.findings import findings_section
 from quantopsy.report.palette import bit_tones
@@ -15,7 +16,8 @@ CHECK_FROM = 3
 
 def sections(results: Results) -> list[Section]:
     """Those that ``results`` has something for, in the order of the page."""
-    return [section for section in (findings_section(results), check_section(results)) if section is not None]
+    made = (findings_section(results), check_section(results), additivity_section(results))
+    return [section for section in made if section is not None]
 
 
 def check_section(results: Results) -> Section | None:

@@ -71,6 +71,7 @@ WHOLE_COLUMNS = (
     "degradation_low",
     "degradation_high",
     "degradation_sum",
+    "degradation_sum_stderr",
     "noise",
     "noise_sum",
     "noise_predicted",

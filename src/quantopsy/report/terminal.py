@@ -13,7 +13,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from quantopsy.analysis.additivity import Additivity
 from quantopsy.analysis.results import Results
+from quantopsy.report.additivity import additivity_statements
 from quantopsy.report.findings import findings_sentences
 from quantopsy.report.grid import degradation_limit, grid
 from quantopsy.report.tables import headline_bits, ranked, whole_network, with_marks
@@ -79,6 +81,46 @@ def print_results(results: Results, console: Console, worst: int = _WORST) -> No
         console.print(Encodable(part))
     console.print()
     console.print(Encodable(Text(_cost(results), style="dim")))
+
+
+def print_additivity(results: Results, console: Console) -> None:
+    """Print whether single layers add up, and every subset that was run."""
+    found = results.additivity
+    if found is None:
+        console.print("No subset of layers has been run on any image.")
+        return
+    lines = bullets(additivity_statements(results), [])
+    heading = f"Subsets of layers at {found.low_bits} bits, the others at {found.high_bits}"
+    for title, part in (("", lines), (heading, additivity_table(results, found))):
+        console.print()
+        if title:
+            console.print(Text(title, style="bold"))
+        console.print(Encodable(part))
+
+
+def additivity_table(results: Results, found: Additivity) -> Group:
+    """A row per subset: sums of single layers beside what was measured, red where they are wrong."""
+    decimals = degradation_decimals(results)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("low", "sum", "noise", "ratio", "screen", "sum", "lost"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column(confidence(results), style="dim", no_wrap=True)
+    for row in found.table.to_dict("records"):
+        some = row["screened"] > 0
+        table.add_row(
+            str(row["low_layers"]),
+            predicted(significant(row["noise_expected"]), some),
+            significant(row["noise_measured"]),
+            Text(
+                fixed(row["noise_measured"] / row["noise_expected"], 2), style="" if row["noise_holds"] else "bold red"
+            ),
+            predicted(significant(row["noise_predicted"]), True),
+            predicted(fixed(row["degradation_expected"], decimals), some),
+            Text(fixed(row["degradation_measured"], decimals), style="" if row["degradation_holds"] else "bold red"),
+            interval(row["degradation_measured_low"], row["degradation_measured_high"], decimals),
+        )
+    note = "low: layers at the low bit-width; sum: of single layers; screen: with cross terms; red: the sum is wrong"
+    return Group(table, Text(note, style="dim"))
 
 
 def verdict_lines(results: Results) -> Table:

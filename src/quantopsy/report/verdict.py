@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from quantopsy.analysis.reference import reference_doubt
 from quantopsy.analysis.results import Results
+from quantopsy.report.additivity import additivity_headlines
 from quantopsy.report.tables import headline_bits, ranked, verdicts_given, whole_network, with_marks
 from quantopsy.report.wording import (
     Writer,
@@ -54,6 +56,7 @@ def statements(results: Results) -> list[str]:
     if whole is not None:
         sentences += _additivity_sentences(results, bits, cells, whole)
     sentences += _other_bits_sentences(results, bits)
+    sentences += additivity_headlines(results)
     sentences += _check_sentences(results)
     return sentences
 
@@ -80,20 +83,20 @@ def _quantization(results: Results, bits: int) -> str:
 
 
 def _float_sentence(results: Results) -> str:
-    write = Writer(results)
+    write = Writer.of(results)
     span = interval(results.float_low, results.float_high, write.decimals)
     known = f" ({write.confidence} interval {span})" if span else ""
     return (
-        f"Float {results.metric} is {write.level(results.float_value)}{known} "
+        f"Float {results.metric} is {write.value(results.float_value)}{known} "
         f"on {count(results.samples, 'image')}; the whole network was not measured quantized."
     )
 
 
 def _whole_sentence(results: Results, bits: int, whole: Any) -> str:
-    write = Writer(results)
+    write = Writer.of(results)
     what, lost = _quantization(results, bits), whole["degradation"]
     levels = (
-        f"{write.level(results.float_value)} in float, {write.level(whole['value'])} quantized, "
+        f"{write.value(results.float_value)} in float, {write.value(whole['value'])} quantized, "
         f"on {count(int(whole['samples']), 'image')}"
     )
     if not _has_interval(whole):
@@ -121,7 +124,7 @@ def _hurting_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: 
     if cells.empty:
         yield f"No layer has been run or screened at {bits} bits, so none can be judged."
         return
-    write = Writer(results)
+    write = Writer.of(results)
     guilty = cells[cells["guilty"]]
     if guilty.empty:
         yield _nothing_hurts(results, bits, cells, whole)
@@ -129,7 +132,7 @@ def _hurting_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: 
         listed = "; ".join(f"{_layer(cell)} {write.lost(cell)}" for _, cell in guilty.head(_NAMED).iterrows())
         more = f"; and {len(guilty) - _NAMED} more" if len(guilty) > _NAMED else ""
         hurt = "hurts" if len(guilty) == 1 else "hurt"
-        unit = f", in{write.unit}" if write.unit else ""
+        unit = f", in{write.behind}" if write.unit else ""
         sure = f"certain at {confidence(results)}, corrected for {verdicts_given(results)} different cells"
         yield (
             f"{len(guilty)} of {count(len(cells), 'layer')} {hurt} {results.metric} at {bits} bits when quantized "
@@ -156,7 +159,7 @@ def _hurting_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: 
 
 def _nothing_hurts(results: Results, bits: int, cells: pd.DataFrame, whole: Any | None) -> str:
     """That no layer is guilty, and how large a loss could have been missed."""
-    write = Writer(results)
+    write = Writer.of(results)
     sentence = f"No layer is certain to hurt {results.metric} at {bits} bits when quantized alone"
     run = cells[~cells["screened"]]
     reach = run["degradation_high"].max()
@@ -202,7 +205,7 @@ def _improving_sentences(results: Results, bits: int, cells: pd.DataFrame) -> It
     improving = cells[cells["improves"]].sort_values("degradation")
     doubt = reference_doubt(cells)
     if not improving.empty:
-        write = Writer(results)
+        write = Writer.of(results)
         best = improving.iloc[0]
         span = write.between(-best["degradation_high"], -best["degradation_low"])
         one = len(improving) == 1
@@ -229,21 +232,26 @@ def _screened_among(cells: pd.DataFrame) -> str:
 
 
 def _additivity_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: Any) -> Iterator[str]:
-    write = Writer(results)
+    write = Writer.of(results)
     total, screened = whole["degradation_sum"], _screened_among(cells)
-    if math.isfinite(total) and _has_interval(whole):
-        inside = whole["degradation_low"] <= total <= whole["degradation_high"]
-        span = write.between(whole["degradation_low"], whole["degradation_high"])
-        if inside:
+    if math.isfinite(total) and math.isfinite(whole["degradation"]):
+        reach = float(norm.isf((1.0 - results.level) / 2.0)) * whole["degradation_sum_stderr"]
+        sums = f"their degradations{screened} sum to {write.amount(total)}"
+        images = count(int(whole["samples"]), "image")
+        if not math.isfinite(reach):
+            yield f"The degradations of single layers{screened} sum to {write.amount(total)} at {bits} bits."
+        elif abs(total - whole["degradation"]) <= reach:
             yield (
-                f"Single layers add up at {bits} bits: their degradations{screened} sum to {write.amount(total)}, "
-                f"inside the whole network's {span}."
+                f"Single layers add up at {bits} bits as far as {images} can tell: {sums}, which is known within "
+                f"{write.amount(reach)} of the whole network's."
             )
         else:
-            side = "below" if total < whole["degradation_low"] else "above"
+            beyond = whole["degradation"] - total
+            side = "less" if beyond > 0 else "more"
+            low, high = sorted((abs(beyond) - reach, abs(beyond) + reach))
             yield (
-                f"Single layers do not add up at {bits} bits: their degradations{screened} sum to "
-                f"{write.amount(total)}, {side} the whole network's {span}."
+                f"Single layers do not add up at {bits} bits: {sums}, {fixed(abs(beyond), write.decimals)} {side} than "
+                f"the whole network loses ({write.between(low, high)})."
             )
     if whole["noise_sum"] > 0 and math.isfinite(whole["noise"]):
         ratio = whole["noise"] / whole["noise_sum"]
@@ -255,7 +263,7 @@ def _additivity_sentences(results: Results, bits: int, cells: pd.DataFrame, whol
 
 
 def _other_bits_sentences(results: Results, headline: int) -> Iterator[str]:
-    write = Writer(results)
+    write = Writer.of(results)
     table = whole_network(results)
     rows = table[(table["bits"] != headline) & table["degradation"].notna()]
     parts = [
@@ -263,13 +271,13 @@ def _other_bits_sentences(results: Results, headline: int) -> Iterator[str]:
         for bits, lost in zip(rows["bits"], rows["degradation"], strict=True)
     ]
     if parts:
-        unit = f", in{write.unit}" if write.unit else ""
+        unit = f", in{write.behind}" if write.unit else ""
         yield f"Degradation of the whole network at other bit-widths{unit}: {', '.join(parts)}."
 
 
 def _check_sentences(results: Results) -> Iterator[str]:
     """What became of predictions where they could be held against measurements."""
-    check, write = results.check, Writer(results)
+    check, write = results.check, Writer.of(results)
     if check is None:
         return
     parts = []
@@ -327,9 +335,9 @@ def _progress_cautions(results: Results) -> Iterator[str]:
 
 def _baseline_cautions(results: Results) -> Iterator[str]:
     if results.float_low <= 0 <= results.float_high:
-        write = Writer(results)
+        write = Writer.of(results)
         yield (
-            f"The float network's own {results.metric} is {write.level(results.float_value)} "
+            f"The float network's own {results.metric} is {write.value(results.float_value)} "
             f"({write.between(results.float_low, results.float_high)}): there is nothing to lose, so "
             "degradations say nothing. Check labels and preprocessing."
         )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from quantopsy.analysis.results import Results
 
@@ -117,13 +119,18 @@ def count(number: int, thing: str) -> str:
 
 
 def degradation_decimals(results: Results) -> int:
-    """Decimals for values and degradations of these results, by the typical half width of an interval.
+    """Decimals for values and degradations of these results, see :func:`interval_decimals`."""
+    return interval_decimals(results.cells["degradation_low"], results.cells["degradation_high"], results.unit)
 
-    One number for the whole report, so that columns line up and nothing claims more than was measured.
+
+def interval_decimals(low: pd.Series, high: pd.Series, unit: str) -> int:
+    """Decimals for values whose intervals are ``low`` to ``high``, by their typical half width.
+
+    One number for a whole report, so that columns line up and nothing claims more than was measured.
     """
-    half = (results.cells["degradation_high"] - results.cells["degradation_low"]).to_numpy(dtype=float) / 2
+    half = (high - low).to_numpy(dtype=float) / 2
     half = half[np.isfinite(half) & (half > 0)]
-    if results.unit == "points":
+    if unit == "points":
         return 2 if half.size and float(np.median(half)) < 0.1 else 1
     if half.size == 0:
         return 3
@@ -158,14 +165,28 @@ def predicted(text: str, screened: bool) -> str:
     return f"{PREDICTED}{text}" if screened and text and text != MISSING else text
 
 
+@dataclass(frozen=True)
 class Writer:
-    """Numbers of one ``Results`` in words."""
+    """Values of a metric and its losses in words: so many ``decimals``, its ``unit``, intervals of ``level``."""
 
-    def __init__(self, results: Results) -> None:
-        self.decimals = degradation_decimals(results)
-        self.unit = " points" if results.unit == "points" else f" {results.unit}" if results.unit else ""
-        self.percent = " %" if results.unit == "points" else ""
-        self.confidence = confidence(results)
+    decimals: int
+    unit: str
+    level: float
+
+    @classmethod
+    def of(cls, results: Results) -> Writer:
+        """As one ``Results`` wants its numbers."""
+        return cls(degradation_decimals(results), results.unit, results.level)
+
+    @property
+    def confidence(self) -> str:
+        """The level of the intervals: ``95 %``."""
+        return f"{100 * self.level:g} %"
+
+    @property
+    def behind(self) -> str:
+        """The unit behind a number."""
+        return f" {self.unit}" if self.unit else ""
 
     def number(self, value: float) -> str:
         """A degradation, or a value of the metric."""
@@ -173,19 +194,19 @@ class Writer:
 
     def amount(self, value: float) -> str:
         """A degradation with its unit."""
-        return f"{self.number(value)}{self.unit}"
+        return f"{self.number(value)}{self.behind}"
 
     def lost(self, row: Any) -> str:
         """A cell's degradation and its interval, marked where it is screened."""
         low, high = row["degradation_low"], row["degradation_high"]
         return predicted(with_interval(row["degradation"], low, high, self.decimals), row["screened"])
 
-    def level(self, value: float) -> str:
+    def value(self, value: float) -> str:
         """A value of the metric."""
-        return f"{fixed(value, self.decimals)}{self.percent}"
+        return f"{self.number(value)}{' %' if self.unit == 'points' else ''}"
 
     def between(self, low: float, high: float) -> str:
-        """``95 % interval a to b``, at the level of these results."""
+        """``95 % interval a to b``."""
         return f"{self.confidence} interval {interval(low, high, self.decimals)}"
 
 

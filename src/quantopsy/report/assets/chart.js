@@ -43,11 +43,12 @@ const shared = (() => {
     return ticks.filter((tick) => Math.log10(tick) >= low && Math.log10(tick) <= high);
   }
 
-  function axisOf({ log, ends }, from, to) {
+  function axisOf({ log, ends, names }, from, to) {
     const map = log ? Math.log10 : (value) => value, [low, high] = ends.map(map);
     const clipped = (value) => Math.min(Math.max(value, ends[0]), ends[1]);
     return { at: (value) => from + ((map(value) - low) / (high - low)) * (to - from), clipped,
-      ticks: log ? logTicks(low, high) : linearTicks(low, high, 5).filter((tick) => tick >= low && tick <= high) };
+      ticks: names.length ? [...names.keys()] : log ? logTicks(low, high) : linearTicks(low, high, 5).filter((tick) => tick >= low && tick <= high),
+      lines: (tick) => names.length ? names[tick].split("\n").map((line) => elide(line, Math.floor((to - from) / names.length / 6))) : [tickText(tick)] };
   }
 
   const mark = (x, y, hollow, colour) => hollow
@@ -62,7 +63,7 @@ const shared = (() => {
     const nodes = [], drawing = [];
     for (const tick of x.ticks)
       nodes.push(svg("line", { class: "line", x1: x.at(tick), x2: x.at(tick), y1: top, y2: floor }),
-        svg("text", { x: x.at(tick), y: floor + 16, "text-anchor": "middle" }, tickText(tick)));
+        ...x.lines(tick).map((line, i) => svg("text", { x: x.at(tick), y: floor + 16 + 13 * i, "text-anchor": "middle" }, line)));
     for (const tick of y.ticks)
       nodes.push(svg("line", { class: "line", x1: left, x2: right, y1: y.at(tick), y2: y.at(tick) }),
         svg("text", { x: left - 6, y: y.at(tick) + 4, "text-anchor": "end" }, tickText(tick)));

@@ -89,7 +89,7 @@ def _section(key: str, difference: Difference, compared: Compared) -> Section:
 
 
 def _layers(difference: Difference, compared: Compared) -> Table:
-    write = Writer(difference.before.results)
+    write = Writer.of(difference.before.results)
     level = _level(compared)
     return Table(
         heading(difference, compared),
@@ -132,7 +132,7 @@ def _studies(compared: Compared) -> Table:
 
 
 def _study(view: View) -> tuple[str, ...]:
-    results, whole, write = view.results, view.whole, Writer(view.results)
+    results, whole, write = view.results, view.whole, Writer.of(view.results)
     measured = ("", "", "")
     if whole is not None:
         measured = (

@@ -68,7 +68,7 @@ def print_compared(compared: Compared, console: Console, worst: int = _WORST) ->
 
 def layer_table(difference: Difference, compared: Compared, width: int, worst: int = _WORST) -> Group:
     """The ``worst`` layers, those that certainly changed first, fitted to ``width`` columns."""
-    write, wide = Writer(difference.before.results), width >= _WIDE
+    write, wide = Writer.of(difference.before.results), width >= _WIDE
     layers = worst_first(difference).head(worst)
     rows = [_texts(row, write) for _, row in layers.iterrows()]
     widths = {name: max(len(row[name]) for row in rows) for name in ("lost", "sqnr", "span")}

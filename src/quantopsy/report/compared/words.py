@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -77,16 +78,12 @@ def in_decibels(value: float) -> str:
     return fixed(value, 1)
 
 
-def _writer(difference: Difference) -> Writer:
-    return Writer(difference.before.results)
-
-
-def _percent(compared: Compared) -> str:
-    return f"{100 * compared.level:g} %"
+def _writer(view: View, compared: Compared) -> Writer:
+    return replace(Writer.of(view.results), level=compared.level)
 
 
 def _whole_sentences(difference: Difference, compared: Compared) -> Iterator[str]:
-    write, metric = _writer(difference), difference.before.results.metric
+    write, metric = _writer(difference.before, compared), difference.before.results.metric
     told = [_whole_view(view, compared) for view in (difference.before, difference.after)]
     if difference.whole is None:
         yield f"The whole network: {told[0]}; {told[1]}."
@@ -95,7 +92,7 @@ def _whole_sentences(difference: Difference, compared: Compared) -> Iterator[str
     if not difference.same_metric:
         yield f"The whole network: {told[0]}; {told[1]}. Losses of different metrics are not compared."
         return
-    span = f"{_percent(compared)} interval {interval(change.low, change.high, write.decimals)}"
+    span = write.between(change.low, change.high)
     paired = difference.whole.images
     over = f"over the same {count(paired, 'image')}" if paired else "each over its own images"
     verdict = verdict_on(change, compared.tolerance)
@@ -106,18 +103,18 @@ def _whole_sentences(difference: Difference, compared: Compared) -> Iterator[str
         "undecided": f"no difference can be told, it is {write.amount(change.value)}",
     }[verdict]
     if verdict == "better":
-        span = f"{_percent(compared)} interval {interval(-change.high, -change.low, write.decimals)}"
+        span = write.between(-change.high, -change.low)
     yield f"The whole network: {told[0]}; {told[1]}; {found} ({span}, {over})."
 
 
 def _whole_view(view: View, compared: Compared) -> str:
-    name, write, whole = f"`{called(view, compared)}`", Writer(view.results), view.whole
+    name, write, whole = f"`{called(view, compared)}`", _writer(view, compared), view.whole
     if whole is None:
         return f"{name} was not measured"
     verb = "gains" if whole["degradation"] < 0 else "loses"
     return (
         f"{name} {verb} {write.amount(abs(whole['degradation']))} of {view.results.metric} "
-        f"({write.level(view.results.float_value)} in float, {write.level(whole['value'])} quantized)"
+        f"({write.value(view.results.float_value)} in float, {write.value(whole['value'])} quantized)"
     )
 
 
@@ -125,15 +122,15 @@ def _layer_sentences(difference: Difference, compared: Compared) -> Iterator[str
     layers = worst_first(difference)
     if layers.empty or not difference.same_metric:
         return
-    write, metric = _writer(difference), difference.before.results.metric
-    sure = f"certain at {_percent(compared)}, corrected for {count(compared.looks, 'look')}"
+    write, metric = _writer(difference.before, compared), difference.before.results.metric
+    sure = f"certain at {write.confidence}, corrected for {count(compared.looks, 'look')}"
     tally = layers["verdict"].value_counts()
     better, worse, same, open_ = (int(tally.get(name, 0)) for name in ("better", "worse", "unchanged", "undecided"))
     if not better and not worse:
         reach = layers[["degradation_change_low", "degradation_change_high"]].abs().to_numpy()
         reach = reach[np.isfinite(reach)]
         limit = (
-            f": a change above {write.amount(reach.max())} is ruled out for each, at {_percent(compared)}"
+            f": a change above {write.amount(reach.max())} is ruled out for each, at {write.confidence}"
             if reach.size
             else ""
         )
@@ -144,8 +141,8 @@ def _layer_sentences(difference: Difference, compared: Compared) -> Iterator[str
         return
     changed = layers[layers["verdict"].isin(["better", "worse"])]
     listed = "; ".join(
-        f"`{row['name']}` {before_to_after(row, 'degradation', write.number)}{write.unit} (difference "
-        f"{write.number(row['degradation_change'])}, {_percent(compared)} interval "
+        f"`{row['name']}` {before_to_after(row, 'degradation', write.number)}{write.behind} (difference "
+        f"{write.number(row['degradation_change'])}, {write.confidence} interval "
         f"{interval(row['degradation_change_low'], row['degradation_change_high'], write.decimals)})"
         for _, row in changed.head(_NAMED).iterrows()
     )
