@@ -53,7 +53,7 @@ FLOAT_CHANGE, FLOAT_POINTS = 0.1, 1.0  # elsewhere: the same on average, and poi
 SOUND_SQNR_DB = 20.0  # the noise of a sound layer stays this far below the signal
 SEARCH_STEPS, SEARCH_IMAGES = 8, 128
 ATTEMPTS = 4  # for every fault that is wanted of a kind
-SIDE_SHARE = 0.2
+SIDE_SHARE, PLAIN_SHARE = 0.2, 2 / 3
 LAYERS_TRIED = 4  # layers whose loss is measured in the search
 
 
@@ -215,29 +215,29 @@ class Truth:
     """What is to be found: the layers that are faulty and the causes that hold, by the noise of their sites.
 
     A rescaled channel, say, wastes the range of its weight, of the activation, or of both. What makes a share of
-    :data:`SIDE_SHARE` of the noisiest site's noise counts; the noisiest comes first.
+    :data:`SIDE_SHARE` of the noisiest site's noise counts; the noisiest comes first. ``plain``: the first cause's
+    share of the noise of all sites of the first layer.
     """
 
     layers: tuple[str, ...]
     causes: tuple[str, ...]
+    plain: float
     noise: Mapping[str, float]  # by site
 
 
 def truth(planted: Planted) -> Truth:
     """The planted fault's sites as a measurement on a few images has them."""
-    if len(set(planted.sites.values())) == 1 and len(planted.layers) > LAYERS_TRIED:
-        return Truth(planted.layers, (*set(planted.sites.values()),), {})
     subject = planted.subject
     plans = {f"{site.layer} {site.role}": Plan.of({site: subject.full[site]}) for site in planted.sites}
     noise = measure(subject.first(2 * TILE), plans).noise
     by_site = dict(zip(planted.sites, noise.values(), strict=True))
     counting = [site for site in by_site if by_site[site] >= SIDE_SHARE * max(by_site.values())]
     counting.sort(key=lambda site: -by_site[site])
-    return Truth(
-        tuple(dict.fromkeys(site.layer for site in counting)),
-        tuple(dict.fromkeys(planted.sites[site] for site in counting)),
-        dict(noise),
-    )
+    layers = tuple(dict.fromkeys(site.layer for site in counting))
+    causes = tuple(dict.fromkeys(planted.sites[site] for site in counting))
+    there = {site: by_site[site] for site in by_site if site.layer == layers[0]}
+    plain = sum(there[site] for site in there if planted.sites[site] == causes[0]) / sum(there.values())
+    return Truth(layers, causes, plain, dict(noise))
 
 
 def attempts(subject: Subject, guilty: Iterable[str], kind: str, seed: int) -> Iterator[tuple[Fault, float]]:
@@ -340,6 +340,8 @@ def _attempt(subject: Subject, cells: Cells, fault: Fault, target: float) -> dic
     if isinstance(kept, str):
         return {"dropped": kept, **spent}
     found = truth(kept.planted)
+    if found.plain < PLAIN_SHARE:
+        return {"dropped": f"no single cause: {' and '.join(found.causes)}", **spent}
     return {
         "fault": asdict(kept.planted.fault),
         "layers": found.layers,

@@ -16,13 +16,23 @@ from typing import TYPE_CHECKING, Any
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 
 if TYPE_CHECKING:
-    from quantopsy.api import Study, additivity, analyze, compare, diagnose, open_study, schemes
+    from quantopsy.api import (
+        Study,
+        additivity,
+        analyze,
+        check_calibration,
+        compare,
+        diagnose,
+        open_study,
+        schemes,
+    )
     from quantopsy.graph.capture import capture
 
 _LAZY = {
     "Study": "quantopsy.api",
     "additivity": "quantopsy.api",
     "analyze": "quantopsy.api",
+    "check_calibration": "quantopsy.api",
     "compare": "quantopsy.api",
     "diagnose": "quantopsy.api",
     "open_study": "quantopsy.api",
@@ -39,6 +49,7 @@ __all__ = [
     "additivity",
     "analyze",
     "capture",
+    "check_calibration",
     "compare",
     "diagnose",
     "open_study",

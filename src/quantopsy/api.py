@@ -17,6 +17,8 @@ from quantopsy.analysis import comparison as _comparison
 from quantopsy.analysis import diagnose as _diagnose
 from quantopsy.analysis import measure_additivity as _measure_additivity
 from quantopsy.analysis import scheme_table as _scheme_table
+from quantopsy.analysis.calibration.result import CalibrationStudy
+from quantopsy.analysis.calibration.study import Choices, study_calibration
 from quantopsy.analysis.comparison import Compared, Recorded
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.results import Results
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 CELLS = "cells.csv"
+SELECTED = "selected.txt"
 SCHEMES_REPORT = "schemes.html"
 SCHEMES = "schemes.csv"
 
@@ -231,6 +234,52 @@ def diagnose(folder: str | Path, *, progress: Progress | None = None, **settings
     return finish(Study(Path(folder), _diagnose.diagnose(folder, progress=progress, **settings)))
 
 
+def check_calibration(
+    model: Any,
+    data: Any,
+    calibration: Any,
+    *,
+    metric: Any = None,
+    bits: int = 8,
+    sizes: Sequence[int] | None = None,
+    draws: int = 5,
+    select: int | None = None,
+    preprocess: Any = None,
+    skip_bad: bool = False,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> CalibrationStudy:
+    """Whether the images of ``calibration`` are enough, and the right ones, to estimate ranges on.
+
+    ``model``, ``data`` (held out: what the network is for), ``metric``, ``preprocess`` as :func:`analyze` takes them.
+    ``sizes`` and ``draws``: subsets on which the metric is run; without sizes those that decide. ``select``: so many
+    images that stand for all. ``out``: a folder for the page, the list of selected images and what was run, so that it
+    need not be run again. ``settings`` as for :func:`analyze`: ``scheme``, ``activation_bits``, ``changes``,
+    ``samples``, ``calibration_samples``, ``tolerance``, ``seed``, ...
+
+    Raises :class:`QuantopsyError` for whatever the caller can mend.
+    """
+    given = Given(model, data, metric, calibration, preprocess, skip_bad)
+    choices = Choices(None if sizes is None else tuple(sizes), draws, select)
+    chosen = Settings(bits=(bits,), mode="exact", **settings)
+    with tempfile.TemporaryDirectory(prefix="quantopsy-") as temporary:
+        folder = Path(temporary if out is None else out)
+        study = study_calibration(given, chosen, choices, out=folder, fresh=fresh, progress=progress)
+        return study if out is None else _finish_calibration(study, folder)
+
+
+def _finish_calibration(study: CalibrationStudy, folder: Path) -> CalibrationStudy:
+    """Write ``report.html``, and ``selected.txt`` where images were selected."""
+    from quantopsy.report.calibration.page import write
+
+    write(study, folder / REPORT)
+    if study.selection is not None:
+        (folder / SELECTED).write_text("\n".join(study.selection.entries) + "\n", encoding="utf-8")
+    return study
+
+
 def finish(study: Study) -> Study:
     """Write ``cells.csv`` and ``report.html`` beside the store."""
     study.results.cells.to_csv(study.folder / CELLS, index=False)
@@ -364,11 +413,14 @@ __all__ = [
     "REPORT",
     "SCHEMES",
     "SCHEMES_REPORT",
+    "SELECTED",
+    "CalibrationStudy",
     "Comparison",
     "Schemes",
     "Study",
     "additivity",
     "analyze",
+    "check_calibration",
     "compare",
     "diagnose",
     "finish",

@@ -78,6 +78,14 @@ def parse_bits(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """``1,4,16``: numbers of images."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise QuantopsyError(f"--sizes {text!r}", "is no list of numbers of images", "write 1,4,16") from None
+
+
 def read_json(path: Path, thing: str) -> Any:
     """The JSON document in ``path``."""
     try:
@@ -315,6 +323,87 @@ def compare(
     print_compared(found.compared, console)
     if out is not None:
         console.print(f"\nReport: {out}", highlight=False)
+
+
+@app.command()
+def calibration(
+    model: Model,
+    data: Annotated[str, typer.Option(help="Images held out: those that the network is for, labelled where there are")],
+    calibration: Annotated[str, typer.Option(help="Images that ranges are to be estimated on")],
+    out: Annotated[Path | None, typer.Option(help="Folder; a run that was interrupted goes on in it")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="top1, top5, agreement, or package.module:callable  [default: top1 with labels]")
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bit-width of weights")] = 8,
+    scheme: Annotated[str, typer.Option(help="per-tensor or per-channel")] = "per-tensor",
+    activation_bits: Annotated[int, typer.Option(help="Bit-width of activations")] = 8,
+    activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(help="Run the metric with so many images: 1,4,16  [default: doubling, run where it decides]"),
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Random subsets of each size")] = 5,
+    select: Annotated[int | None, typer.Option(help="Choose so many images that stand for all")] = None,
+    samples: Annotated[int | None, typer.Option(help="An evenly spaced subset of the images held out")] = None,
+    calibration_samples: Annotated[int | None, typer.Option(help="An evenly spaced subset of --calibration")] = None,
+    level: Annotated[float, typer.Option(help="Confidence level of intervals")] = 0.95,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Loss that does not matter  [default: 1 point, or 1 % of the metric]")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of random subsets")] = 0,
+    preprocess: Annotated[
+        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave unreadable images held out, out")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    tile: Annotated[int | None, typer.Option(help="Images run at once  [default: by memory]")] = None,
+    max_memory: Annotated[float, typer.Option(help="GiB for the images in flight, and for what is kept")] = 4.0,
+    fresh: Annotated[bool, typer.Option(help="Discard what is in the folder")] = False,
+    as_json: Json = False,
+) -> None:
+    """Are the calibration images enough, and the right ones? Ranges and metric by their number, and what is wrong."""
+    from quantopsy.analysis.calibration.document import document
+    from quantopsy.api import REPORT, SELECTED, check_calibration
+    from quantopsy.report.calibration.terminal import print_study
+
+    folder = out or Path(f"quantopsy-calibration-{_slug(model)}")
+    with watched(as_json) as watch, _kept_clean(as_json):
+        watch.say(f"Quantopsy: {model}, calibrated on {calibration}")
+        study = check_calibration(
+            model,
+            data,
+            calibration,
+            metric=metric,
+            bits=bits,
+            sizes=None if sizes is None else parse_sizes(sizes),
+            draws=draws,
+            select=select,
+            preprocess=preprocess,
+            skip_bad=skip_bad,
+            out=folder,
+            fresh=fresh,
+            progress=watch,
+            scheme=scheme,
+            activation_bits=activation_bits,
+            changes=changes(None, None, None, activation_range, None, None),
+            samples=samples,
+            calibration_samples=calibration_samples,
+            level=level,
+            tolerance=tolerance,
+            seed=seed,
+            device=device,
+            tile=tile,
+            max_memory=max_memory,
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(document(study), indent=2) + "\n")
+        return
+    console = Console()
+    print_study(study, console)
+    console.print(f"\nReport: {folder / REPORT}", highlight=False)
+    if study.selection is not None:
+        path = folder / SELECTED
+        console.print(f"Selected: {path}, for --calibration {calibration}@{path}", highlight=False, soft_wrap=True)
 
 
 @app.command()

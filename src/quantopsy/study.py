@@ -202,14 +202,18 @@ class Store:
                 "give another --out, or --fresh to discard it",
             )
 
-    def run(self, plan: Plan) -> int:
-        """The id of the run that measures ``plan``, made where there is none."""
+    def run(self, plan: Plan, ranges: str = "") -> int:
+        """The id of the run that measures ``plan``, made where there is none.
+
+        ``ranges`` tells runs of one plan apart whose ranges are of other images than the study's.
+        """
+        fingerprint = f"{plan.fingerprint}{ranges and ' '}{ranges}"
         with self._transaction() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO run (fingerprint, plan) VALUES (?, ?)",
-                (plan.fingerprint, json.dumps(plan.to_json())),
+                (fingerprint, json.dumps(plan.to_json())),
             )
-        found = self._connection.execute("SELECT id FROM run WHERE fingerprint = ?", (plan.fingerprint,))
+        found = self._connection.execute("SELECT id FROM run WHERE fingerprint = ?", (fingerprint,))
         return int(found.fetchone()[0])
 
     def plan(self, run: int) -> Plan:

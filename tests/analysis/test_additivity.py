@@ -63,8 +63,9 @@ def test_what_chance_allows_is_no_mistake() -> None:
 
 
 def test_nobody_can_lose_more_than_all() -> None:
-    found = relation(values(EXPECTED), values(EXPECTED), most=12.5)
+    found = relation(values(EXPECTED), values(np.minimum(EXPECTED, 12.0)), most=12.5)
     assert found.limit == 12.0
+    assert found.fit.slope.value == pytest.approx(1.0)
 
 
 def test_subsets_without_an_expected_value_do_not_count() -> None:

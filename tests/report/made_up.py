@@ -273,6 +273,7 @@ def additive_results(
         high_bits=8,
         samples=512,
         wanted=512,
+        signal=SIGNAL if below_signal else 1.0,
         table=table[list(ADDITIVITY_COLUMNS)],
         noise=relations[0],
         degradation=relations[1],

@@ -136,6 +136,13 @@ def test_the_charts_show_measured_screened_and_the_line() -> None:
         json.dumps(chart.to_json(), allow_nan=False)
 
 
+def test_the_signal_is_drawn_where_sums_exceed_it() -> None:
+    assert len(additivity_section(additive_results()).charts[0].lines) == 1
+    results = additive_results(below_signal=False)
+    _, signal = additivity_section(results).charts[0].lines
+    assert {x for x, _ in signal.corners} == {results.additivity.signal}
+
+
 def test_without_a_sum_of_degradations_only_noise_is_drawn() -> None:
     results = additive_results()
     table = results.additivity.table.assign(degradation_expected=np.nan, degradation_predicted=np.nan)

@@ -65,14 +65,15 @@ class Relation:
 
     ``holds`` (m,): see :func:`holds`. ``limit``: the largest expected value such that sums hold there and at
     every smaller one; NaN where they do not at the smallest. ``reach``: half width of the interval of measured
-    minus expected there (at the smallest, where there is no limit): as far as these images can tell. ``fit`` is
-    None where there are too few subsets.
+    minus expected there (at the smallest, where there is no limit): as far as these images can tell. ``fit`` is of
+    sums up to ``most``, the largest value that there can be; None where there are too few.
     """
 
     holds: np.ndarray
     limit: float
     reach: float
     largest: float
+    most: float
     fit: Fit | None
 
     @property
@@ -111,6 +112,7 @@ class Additivity:
     high_bits: int
     samples: int
     wanted: int  # images asked for: more than ``samples`` where the run was stopped
+    signal: float  # mean squared norm of the float network's output
     table: pd.DataFrame
     noise: Relation
     degradation: Relation | None
@@ -196,7 +198,8 @@ def relation(
 ) -> Relation | None:
     """The relation of values (1 + R, m), subsets without an expected value left out; None where none has one.
 
-    Sums beyond ``most``, the largest value that there can be, do not hold, whatever the images can tell.
+    Sums beyond ``most``, the largest value that there can be, do not hold, whatever the images can tell, and no
+    line is put through them.
     """
     known = np.isfinite(expected[0]) & np.isfinite(measured[0])
     if not known.any():
@@ -212,7 +215,8 @@ def relation(
         limit=float(x[0, last]) if good.any() else float("nan"),
         reach=float(reach(x, y, level)[last]),
         largest=float(x[0].max()),
-        fit=fit(x, y, level=level),
+        most=most,
+        fit=fit(x[:, x[0] <= most], y[:, x[0] <= most], level=level),
     )
 
 

@@ -149,6 +149,7 @@ def _additivity(found: Additivity) -> dict[str, Any]:
             "low": found.low_bits,
             "high": found.high_bits,
             "samples": found.samples,
+            "signal": found.signal,
             "bias_shift": found.bias_shift,
             "noise_ratio": asdict(found.noise_ratio),
             "sum_error": found.sum_error,

@@ -13,6 +13,7 @@ from quantopsy.analysis.screening import Scores, columns_from_json, columns_json
 from quantopsy.analysis.significance import draw as drawn_images
 from quantopsy.analysis.work import BaselineTask, Done, ExactTask, ScreenTask, Setup, Task, Worker
 from quantopsy.core import Plan
+from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.engine.pool import Pool
 from quantopsy.engine.screen import columns
@@ -134,16 +135,17 @@ def measure_plans(
     plans: Mapping[int, Plan],
     go_on: Callable[[], bool] = lambda: True,
     everywhere: Container[int] = (),
+    ranges: Mapping[int, Calibration] | None = None,
 ) -> None:
     """Measure ``plans`` (by run) on the images that they are asked for and lack, until ``go_on`` says no.
 
-    Runs in ``everywhere`` on all images, whatever was drawn for them.
+    Runs in ``everywhere`` on all images, whatever was drawn for them; runs in ``ranges`` with those ranges.
     """
     store, progress, order = measuring.store, measuring.progress, measuring.order
     costs = {run: cost_share(measuring.engine, plan) for run, plan in plans.items()}
     asked = {run: order if run in everywhere else asked_for(store, run, order) for run in plans}
     missing = {run: np.isin(order, asked[run]) & ~np.isin(order, store.images(run)) for run in plans}
-    tasks = list(_exact_tasks(order, plans, missing, measuring.tile))
+    tasks = list(_exact_tasks(order, plans, missing, measuring.tile, ranges or {}))
     progress.start("layers", sum(costs[run] * int(mask.sum()) for run, mask in missing.items()))
     with _listening(measuring.worker, lambda run, images: progress.advance(costs[run] * images)):
         for done in measuring.pool.map(tasks):
@@ -156,7 +158,11 @@ def measure_plans(
 
 
 def _exact_tasks(
-    order: np.ndarray, plans: Mapping[int, Plan], missing: Mapping[int, np.ndarray], tile: int
+    order: np.ndarray,
+    plans: Mapping[int, Plan],
+    missing: Mapping[int, np.ndarray],
+    tile: int,
+    ranges: Mapping[int, Calibration],
 ) -> Iterator[ExactTask]:
     """Tiles of the images that any run lacks. Runs that lack all of a tile run on it whole."""
     wanted = np.logical_or.reduce(list(missing.values())) if missing else np.zeros(len(order), dtype=bool)
@@ -166,6 +172,7 @@ def _exact_tasks(
             order[positions],
             {run: plan for run, plan in plans.items() if len(mine[run])},
             {run: rows for run, rows in mine.items() if 0 < len(rows) < len(positions)},
+            ranges,
         )
 
 

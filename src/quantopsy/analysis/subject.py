@@ -23,7 +23,7 @@ from quantopsy.analysis.work import Done, Setup, Task, Worker, check_finite
 from quantopsy.calibrate import check
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.core.imports import imported
-from quantopsy.data import Batch, Images, evenly_spaced_order, open_data, prefetch
+from quantopsy.data import Batch, Images, evenly_spaced_order, open_data, prefetch, without_list
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
 from quantopsy.engine.exact import ExactEngine, output_tensors, squared_norms
@@ -79,6 +79,9 @@ def _named(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value.resolve())
     if isinstance(value, str):
+        data, listed = without_list(value)
+        if listed is not None:
+            return f"{_named(data)}@{listed.resolve()}"
         return str(Path(value).resolve()) if Path(value).exists() else value
     try:
         return json.loads(json.dumps(value))

@@ -300,6 +300,7 @@ def additivity_of(store: Store, metric: Metric, *, level: float, tolerance: floa
         high_bits=asked.high,
         samples=len(images),
         wanted=len(wanted),
+        signal=known.signal,
         table=table[list(ADDITIVITY_COLUMNS)],
         noise=noise,
         degradation=degradation,

@@ -48,11 +48,15 @@ class BaselineTask:
 
 @dataclass(frozen=True)
 class ExactTask:
-    """``plans`` by run on ``images``; a run in ``rows`` only on those of them (positions, ascending)."""
+    """``plans`` by run on ``images``; a run in ``rows`` only on those of them (positions, ascending).
+
+    A run in ``ranges`` has those instead of the set-up's.
+    """
 
     images: np.ndarray
     plans: Mapping[int, Plan]
     rows: Mapping[int, np.ndarray] = field(default_factory=dict)
+    ranges: Mapping[int, Calibration] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ class Worker:
         pace = self.pace.beside(batch.inputs, len(task.images))
         begin = time.perf_counter()
         runs = list(task.plans)
-        prepared = [self.exact.prepare(plan) for plan in task.plans.values()]
+        prepared = [self.exact.prepare(plan, task.ranges.get(run)) for run, plan in task.plans.items()]
         rows = [task.rows.get(run) for run in runs]
         results: list[TileResult] = []
         reference: tuple[Any, ...] = ()

@@ -1,6 +1,7 @@
 """From data to qparams: streaming statistics, range estimators, corrections of weights."""
 
 from quantopsy.calibrate.bias_correction import WeightCorrection, output_shift, weight_correction
+from quantopsy.calibrate.by_image import ByImage
 from quantopsy.calibrate.channel_splitting import SplitWeight, split_channels
 from quantopsy.calibrate.fit import fit, realise
 from quantopsy.calibrate.fixed import fixed
@@ -10,6 +11,7 @@ from quantopsy.calibrate.several_tensors import fake_quantize_several, fit_sever
 from quantopsy.calibrate.weights import quantized_weight
 
 __all__ = [
+    "ByImage",
     "Observer",
     "SplitWeight",
     "WeightCorrection",

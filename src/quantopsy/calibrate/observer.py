@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quantopsy.calibrate.by_image import ByImage
 from quantopsy.calibrate.histogram import Histogram
 from quantopsy.calibrate.range_estimator import Tracker
 from quantopsy.calibrate.registry import check, range_estimator
@@ -75,18 +76,34 @@ class Observer:
             raise QuantopsyError("activation to calibrate", "it is empty", "calibrate on at least one image")
         x = x.detach().reshape(x.shape or (1,))
         low, high = self._extremes(x)
-        reach = torch.maximum(-low, high).amax(0)
-        if not torch.isfinite(reach).all():
-            raise QuantopsyError(
-                "activation to calibrate",
-                "it holds NaN or infinite values",
-                "mend the float network or its inputs",
-            )
         histogram = None
         if self._values:
-            histogram = self._histogram(x, low, high, reach)
+            histogram = self._histogram(x, low, high, torch.maximum(-low, high).amax(0))
         tracker = None if self._tracker is None else self._tracker.after(low, high)
         self._add(_Seen(low.amin(0), high.amax(0), histogram, tracker))
+
+    def each(self, x: Tensor) -> ByImage:
+        """What this observer collects, of every image of a batch ``x`` alone; nothing is added to it.
+
+        Raises :class:`QuantopsyError` as :meth:`update` does.
+        """
+        low, high = self._extremes(x)
+        if not self._values:
+            return ByImage(low, high)
+        kept = self._thinned(x)
+        axis = self._channel(x)
+        # A row for every grid of every image, as if each were a grid of its own.
+        rows = (kept if axis is None else kept.movedim(axis, 1)).reshape(low.numel(), -1)
+        ends = torch.stack((low.flatten(), high.flatten()), 1)
+        histogram = self._of_rows(rows, ends, torch.maximum(-low, high).flatten(), x.numel() / kept.numel())
+        return ByImage(low, high, histogram.compact())
+
+    def after(self, images: ByImage) -> Observer:
+        """A new observer of the same statistics that has seen ``images``, in that order, and nothing else."""
+        seen = Observer(self.axis, self._values, self._tracker)
+        tracker = None if self._tracker is None else self._tracker.after(images.low, images.high)
+        seen._add(_Seen(images.low.amin(0), images.high.amax(0), images.histogram_of_all(), tracker))
+        return seen
 
     def merge(self, other: Observer) -> Observer:
         """A new observer that has seen this one's batches and then ``other``'s."""
@@ -127,23 +144,32 @@ class Observer:
         self._seen = new
 
     def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Each image's extremes, (N, R) each."""
+        """Each image's extremes, (N, R) each; raises where they are not finite."""
         axis = self._channel(x)
         rest = [dim for dim in range(1, x.ndim) if dim != axis]
         low, high = (x.amin(rest), x.amax(rest)) if rest else (x, x)
+        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise QuantopsyError(
+                "activation to calibrate",
+                "it holds NaN or infinite values",
+                "mend the float network or its inputs",
+            )
         return low.float().reshape(len(x), -1), high.float().reshape(len(x), -1)
 
     def _histogram(self, x: Tensor, low: Tensor, high: Tensor, reach: Tensor) -> Histogram:
+        """Of all images together."""
+        kept = self._thinned(x)
+        rows = kept.reshape(1, -1) if self.axis is None else rows_per_channel(kept, self.axis)
+        return self._of_rows(rows, torch.cat((low, high)).T, reach, x.numel() / kept.numel())
+
+    def _of_rows(self, rows: Tensor, extremes: Tensor, reach: Tensor, stands_for: float) -> Histogram:
         """Of all values, or of evenly spaced ones, each standing for its neighbours, and every image's
         extremes, lest a tail that was stepped over should look worth clipping."""
         bins = _BINS_PER_TENSOR if self.axis is None else _BINS_PER_CHANNEL
-        kept = self._thinned(x)
-        rows = kept.float().reshape(1, -1) if self.axis is None else rows_per_channel(kept.float(), self.axis)
-        histogram = Histogram.of(rows, reach, bins)
-        stands_for = round(x.numel() / kept.numel())
-        if stands_for == 1:
+        histogram = Histogram.of(rows.float(), reach, bins)
+        if round(stands_for) == 1:
             return histogram
-        return histogram.repeated(stands_for).merge(Histogram.of(torch.cat((low, high)).T, reach, bins))
+        return histogram.repeated(round(stands_for)).merge(Histogram.of(extremes, reach, bins))
 
     def _thinned(self, x: Tensor) -> Tensor:
         """Every few rows and columns of an image with more than ``VALUES_PER_IMAGE``."""

@@ -34,15 +34,16 @@ class Images:
 
     Everything else takes the first image as the pattern: an image of another shape, one without a
     label where the first has one, and one with a NaN or an infinity raise :class:`QuantopsyError`
-    when they are read. ``skip_bad`` reads every image once here instead (the cost of one pass over
-    the data) and leaves the bad ones out, so that the length never changes afterwards.
+    when they are read. ``only`` keeps those of a list, see :meth:`entry`. ``skip_bad`` reads every
+    image once here instead (the cost of one pass over the data) and leaves the bad ones out, so that
+    the length never changes afterwards.
     """
 
-    def __init__(self, source: Source, *, skip_bad: bool = False) -> None:
+    def __init__(self, source: Source, *, only: Sequence[str] | None = None, skip_bad: bool = False) -> None:
         self._source = source
         self._pattern: Item | None = None
         self.bad: tuple[str, ...] = ()
-        self._indices: Sequence[int] = range(len(source))
+        self._indices: Sequence[int] = range(len(source)) if only is None else _listed(source, only)
         if skip_bad:
             self._indices, self.bad = self._sift()
         first = self._first = self._read(0)
@@ -84,6 +85,10 @@ class Images:
     def name(self, index: int) -> str:
         """What a person calls image ``index``: its file where it has one."""
         return self._source.label_of(self._indices[index])
+
+    def entry(self, index: int) -> str:
+        """Image ``index`` in a list of images to keep: its file, or its number in the data."""
+        return self._source.entry(self._indices[index])
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> Batch:
         """Images ``indices``, in that order."""
@@ -148,7 +153,7 @@ class Images:
         good: list[int] = []
         bad: list[str] = []
         last: QuantopsyError | None = None
-        for position in range(len(self._source)):
+        for position in self._indices:
             try:
                 self._checked(position)
                 good.append(position)
@@ -194,6 +199,21 @@ def prefetch(images: Images, tiles: Iterable[Sequence[int] | np.ndarray]) -> Ite
             waiting = following
         if waiting is not None:
             yield waiting.result()
+
+
+def _listed(source: Source, entries: Sequence[str]) -> list[int]:
+    """Positions of ``entries``, in the order of the data."""
+    positions = {source.entry(position): position for position in range(len(source))}
+    unknown = [entry for entry in entries if entry not in positions]
+    if unknown:
+        raise QuantopsyError(
+            f"listed image {unknown[0]!r}",
+            f"{source.name} has none of that name" + (f", nor {len(unknown) - 1} others" * (len(unknown) > 1)),
+            "list a file of the folder, or the number of an image, in every line",
+        )
+    if not entries:
+        raise QuantopsyError(f"list of images of {source.name}", "it is empty", "list at least one")
+    return sorted({positions[entry] for entry in entries})
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

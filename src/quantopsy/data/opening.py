@@ -39,6 +39,8 @@ def open_data(
     - a folder: ``labels.csv`` with columns ``file,label``, or a sub-folder per class (label: its
       position in alphabetical order), or pictures without labels. Needs ``preprocess``;
     - ``"package.module:callable"``: called without arguments, returns one of the following;
+    - one of these two and ``@LIST``, a text file: only the images listed in it, in every line a file of the
+      folder or the number of an image, as ``quantopsy calibration --select`` writes it;
     - a map-style torch ``Dataset``: every item is one image;
     - a torch ``DataLoader``: stands for its dataset, sampler and collate function;
     - a tensor or array of images along the first dimension;
@@ -52,7 +54,26 @@ def open_data(
     Raises :class:`QuantopsyError` for whatever is wrong with the data.
     """
     how = None if preprocess is None else Preprocess.read(preprocess)
-    return Images(_source(data, how), skip_bad=skip_bad)
+    data, listed = without_list(data)
+    return Images(_source(data, how), only=None if listed is None else _entries(listed), skip_bad=skip_bad)
+
+
+def without_list(data: Any) -> tuple[Any, Path | None]:
+    """``data`` and the file that lists its images, from ``DATA@LIST``; None where it is not of that form."""
+    if not isinstance(data, str | Path) or Path(data).exists():
+        return data, None
+    rest, at, file = str(data).rpartition("@")
+    return (rest, Path(file)) if at and rest and file else (data, None)
+
+
+def _entries(listed: Path) -> list[str]:
+    try:
+        lines = listed.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise QuantopsyError(
+            f"list of images {str(listed)!r}", f"it cannot be read ({error})", "check the path"
+        ) from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _source(data: Any, preprocess: Preprocess | None) -> Source:

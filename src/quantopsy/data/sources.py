@@ -50,6 +50,10 @@ class Source(ABC):
         """What a person calls image ``index``."""
         return f"image {index} of {self.name}"
 
+    def entry(self, index: int) -> str:
+        """Image ``index`` in a list of some of them: its file, or its number."""
+        return str(index)
+
     def fingerprint(self, indices: Sequence[int]) -> str:
         """SHA-256 of how many ``indices`` there are and the tensors of a few evenly spaced ones."""
         digest = hashlib.sha256(str(len(indices)).encode())
@@ -75,6 +79,9 @@ class Folder(Source):
 
     def label_of(self, index: int) -> str:
         return f"image {self._root / self._files[index]}"
+
+    def entry(self, index: int) -> str:
+        return self._files[index]
 
     def fingerprint(self, indices: Sequence[int]) -> str:
         """SHA-256 of names, labels, preprocessing and file contents of images ``indices``.
@@ -111,6 +118,9 @@ class Indexed(Source):
 
     def label_of(self, index: int) -> str:
         return f"image {self._indices[index]} of {self.name}"
+
+    def entry(self, index: int) -> str:
+        return str(self._indices[index])
 
 
 class Batched(Source):

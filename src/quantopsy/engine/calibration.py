@@ -50,7 +50,7 @@ class Wanted:
     means: Mapping[str, int] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class Calibration:
     """What was seen of every value that a plan wants quantized; turns specs into qparams.
 
@@ -144,10 +144,29 @@ def calibrate(
     for value, mean in calibration.means.items():
         by_value.setdefault(value, []).append(mean)
 
-    def look(name: str, tensor: Any, layer: str) -> None:
+    def look(name: str, tensor: Any) -> None:
+        for statistics in by_value.get(name, ()):
+            statistics.update(tensor)
+
+    for batch in batches:
+        size = look_at_values(program, batch, look)
+        calibration.images += size
+        if advance is not None:
+            advance(size)
+    return calibration
+
+
+def look_at_values(
+    program: Program, inputs: Sequence[Tensor] | Mapping[str, Tensor], look: Callable[[str, Any], None]
+) -> int:
+    """One float pass: ``look(name, value)`` at every value of the network. Returns the number of images.
+
+    Raises :class:`QuantopsyError` naming the layer where ``look`` raises one.
+    """
+
+    def looked(name: str, value: Any, layer: str) -> None:
         try:
-            for statistics in by_value.get(name, ()):
-                statistics.update(tensor)
+            look(name, value)
         except QuantopsyError as error:
             raise QuantopsyError(
                 f"values at layer {layer!r}",
@@ -156,16 +175,12 @@ def calibrate(
             ) from error
 
     def observe(step: Step, values: Values) -> None:
-        look(step.writes, values[step.writes], step.layer.name if step.layer else step.writes)
+        looked(step.writes, values[step.writes], step.layer.name if step.layer else step.writes)
 
     with torch.inference_mode():
-        for batch in batches:
-            values = program.place(batch)
-            size = next(iter(values.values())).shape[0]
-            for name in program.network.input_names:
-                look(name, values[name], name)
-            program.forward(values, observe)
-            calibration.images += size
-            if advance is not None:
-                advance(size)
-    return calibration
+        values = program.place(inputs)
+        size = int(next(iter(values.values())).shape[0])
+        for name in program.network.input_names:
+            looked(name, values[name], name)
+        program.forward(values, observe)
+    return size

@@ -71,19 +71,21 @@ class ExactEngine:
         keep_freed_memory()
         self.program = program
         self.calibration = calibration
-        self._prepared: dict[Plan, Prepared] = {}
+        self._prepared: dict[tuple[Plan, Calibration], Prepared] = {}
         self._weights = TensorCache[tuple[str, Spec]](WEIGHT_CACHE_BYTES)
 
-    def prepare(self, plan: Plan) -> Prepared:
+    def prepare(self, plan: Plan, ranges: Calibration | None = None) -> Prepared:
         """``plan`` with its ranges realised, and the steps it changes; worked out once.
 
-        Raises ValueError for an empty plan.
+        ``ranges`` takes the place of the engine's own. Raises ValueError for an empty plan.
         """
-        if plan not in self._prepared:
-            self._prepared[plan] = self._realised(plan)
-        return self._prepared[plan]
+        ranges = ranges or self.calibration
+        key = plan, ranges
+        if key not in self._prepared:
+            self._prepared[key] = self._realised(plan, ranges)
+        return self._prepared[key]
 
-    def _realised(self, plan: Plan) -> Prepared:
+    def _realised(self, plan: Plan, ranges: Calibration) -> Prepared:
         program = self.program
         specs = dict(plan.sites)
         quantizers: dict[int, LayerQuantizers] = {}
@@ -98,7 +100,7 @@ class ExactEngine:
             dirty.add(step.writes)
             if touched:
                 assert step.layer is not None
-                quantizers[step.index] = self._layer_quantizers(step.layer, specs, on_grid)
+                quantizers[step.index] = self._layer_quantizers(step.layer, specs, on_grid, ranges)
                 output = quantizers[step.index].output
                 if output is not None:
                     on_grid[step.writes] = output
@@ -117,12 +119,14 @@ class ExactEngine:
         )
         return Prepared(plan, quantizers, tuple(schedule), release)
 
-    def _layer_quantizers(self, layer: Layer, specs: dict[Site, Spec], on_grid: dict[str, QParams]) -> LayerQuantizers:
+    def _layer_quantizers(
+        self, layer: Layer, specs: dict[Site, Spec], on_grid: dict[str, QParams], ranges: Calibration
+    ) -> LayerQuantizers:
         spec = specs.get(Site(layer.name, "input"))
         inputs = []
         for value in layer.inputs if spec is not None else ():
             assert spec is not None
-            qparams = self.calibration.qparams(value, spec)
+            qparams = ranges.qparams(value, spec)
             # The producer left the value on this very grid; quantizing again changes nothing.
             if on_grid.get(value) is not qparams:
                 inputs.append((value, qparams))
@@ -131,14 +135,14 @@ class ExactEngine:
         return LayerQuantizers(
             inputs=tuple(inputs),
             weight=weight,
-            shift=self._shift(layer, weight) if weight is not None and weight.correction == "bias" else None,
-            output=self.calibration.qparams(layer.output, output) if output is not None else None,
+            shift=self._shift(layer, weight, ranges) if weight is not None and weight.correction == "bias" else None,
+            output=ranges.qparams(layer.output, output) if output is not None else None,
         )
 
-    def _shift(self, layer: Layer, spec: Spec) -> Tensor:
+    def _shift(self, layer: Layer, spec: Spec, ranges: Calibration) -> Tensor:
         assert layer.weight is not None
         change = self.quantized_weight(layer, spec).cpu() - self.program.network.tensors[layer.weight]
-        shift = self.calibration.shift(layer, change).to(self.program.device)
+        shift = ranges.shift(layer, change).to(self.program.device)
         return shift.reshape(-1, *(1,) * (len(layer.output_shape) - 1)) if layer.op != "linear" else shift
 
     def quantized_weight(self, layer: Layer, spec: Spec) -> Tensor:

@@ -91,7 +91,13 @@ def noise_chart(results: Results, found: Additivity) -> Chart:
         Point(row["noise_expected"], row["noise_predicted"], title=title, hollow=True)
         for row, title in zip(rows, titles, strict=True)
     )
-    line = Line(f"{significant(ratio)} times the sum", tuple((x, ratio * x) for x in ends), Tone("worse"), dashed=True)
+    lines = []
+    if math.isfinite(ratio):
+        corners = tuple((x, ratio * x) for x in ends)
+        lines.append(Line(f"{significant(ratio)} times the sum", corners, Tone("worse"), dashed=True))
+    if found.below_signal < len(found.table):
+        corners = ((found.signal, ends[0] / 1e6), (found.signal, ends[1] * 1e6))
+        lines.append(Line("the signal", corners, Tone("muted"), dashed=True))
     return Chart(
         "Noise: sum of single layers against measured",
         Axis("sum of single layers' noise", logarithmic=True),
@@ -100,9 +106,9 @@ def noise_chart(results: Results, found: Additivity) -> Chart:
             Group("screened, with cross terms", screened, Tone("noise")),
             Group("measured", measured, Tone("accent")),
         ),
-        (line,) if math.isfinite(ratio) else (),
+        tuple(lines),
         identity="equal",
-        note="On the line noises add up; above it layers reinforce each other.",
+        note="On the line noises add up; above it layers reinforce each other. Sums beyond the signal mean nothing.",
     )
 
 
@@ -129,7 +135,7 @@ def degradation_charts(results: Results, found: Additivity) -> Iterator[Chart]:
     lines = []
     if relation.fit is not None:
         slope, intercept = relation.fit.slope.value, relation.fit.intercept.value
-        across = (float(found.table["degradation_expected"].min()), relation.largest)
+        across = (float(found.table["degradation_expected"].min()), min(relation.largest, relation.most))
         corners = tuple((x, intercept + slope * x) for x in across)
         lines.append(Line(f"least squares, slope {fixed(slope, 2)}", corners, Tone("worse"), dashed=True))
     yield Chart(

@@ -1,0 +1,1 @@
+"""Calibration sets: are there enough images, and the right ones?"""
