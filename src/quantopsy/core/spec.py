@@ -13,6 +13,9 @@ MIN_BITS, MAX_BITS = 2, 16
 
 CORRECTIONS = ("none", "mean_variance", "bias")
 
+# What was found for one site, by the hash of its tensor: see :func:`quantopsy.engine.calibration.given`.
+_GIVEN = re.compile(r"given:[0-9a-f]{12}")
+
 _GRANULARITY = re.compile(r"per_tensor|per_channel|per_group:[1-9]\d*|per_group:pwlq")
 
 Scalar = bool | int | float | str
@@ -41,7 +44,10 @@ class Spec:
     ``correction``
         of weights: ``none``; ``mean_variance``, after which every channel has the mean and variance
         it had in float (PWLQ section 5.1.2); or ``bias``, which takes the shift that the quantized weight
-        gives the mean of every output channel out of the bias (DFQ, Nagel et al. 2019, section 4.2).
+        gives the mean of every output channel out of the bias (DFQ, Nagel et al. 2019, section 4.2). With
+        ``given:HASH`` a shift that was found otherwise (iterative bias correction) is taken out.
+    ``rounding``
+        of weights: ``nearest``, or ``given:HASH``: every weight down or up as was found (AdaRound).
     ``tensors``
         of weights: a hard one as the sum of so many on grids of their own (LBQ, Choukroun et al. 2019).
     ``options``
@@ -56,6 +62,7 @@ class Spec:
     granularity: str = "per_tensor"
     range_estimator: str = "min_max"
     correction: str = "none"
+    rounding: str = "nearest"
     tensors: int = 1
     options: tuple[tuple[str, Scalar], ...] = ()
 
@@ -71,8 +78,10 @@ class Spec:
                 raise _refuse(name, getattr(self, name), "give a name, see `quantopsy quantizers`")
         if isinstance(self.tensors, bool) or not isinstance(self.tensors, int) or not 1 <= self.tensors <= 4:
             raise _refuse("tensors", self.tensors, "give a whole number from 1 to 4")
-        if self.correction not in CORRECTIONS:
+        if self.correction not in CORRECTIONS and not _given(self.correction):
             raise _refuse("correction", self.correction, f"give {' or '.join(CORRECTIONS)}")
+        if self.rounding != "nearest" and not _given(self.rounding):
+            raise _refuse("rounding", self.rounding, "give nearest")
         for name in ("symmetric", "narrow"):
             if not isinstance(getattr(self, name), bool):
                 raise _refuse(name, getattr(self, name), "give true or false")
@@ -86,8 +95,20 @@ class Spec:
         object.__setattr__(self, "options", frozen)
 
     def with_bits(self, bits: int) -> Spec:
-        """The same grid at another bit-width."""
-        return replace(self, bits=bits)
+        """The same grid at another bit-width; what was found for this very grid is left behind."""
+        if bits == self.bits:
+            return self
+        return replace(
+            self,
+            bits=bits,
+            correction="none" if _given(self.correction) else self.correction,
+            rounding="nearest",
+        )
+
+    @property
+    def corrects_bias(self) -> bool:
+        """Whether a shift is taken out of the layer's bias."""
+        return self.correction == "bias" or _given(self.correction)
 
     def option(self, name: str, default: Any) -> Any:
         """The kind's own option ``name``, or ``default``."""
@@ -114,6 +135,10 @@ class Spec:
         if unknown := sorted(set(data) - known):
             raise _refuse("field", unknown[0], f"known fields are {', '.join(sorted(known))}")
         return cls(**data)
+
+
+def _given(value: object) -> bool:
+    return isinstance(value, str) and _GIVEN.fullmatch(value) is not None
 
 
 def _refuse(what: str, value: object, remedy: str) -> QuantopsyError:

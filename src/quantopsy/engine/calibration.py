@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantopsy.calibrate import Observer, observer, output_shift, realise
+from quantopsy.calibrate import Observer, fit, observer, output_shift, quantized_weight, realise
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.graph.execute import Program, Step, Values
 from quantopsy.graph.network import Layer, Network
@@ -55,6 +56,8 @@ class Calibration:
     """What was seen of every value that a plan wants quantized; turns specs into qparams.
 
     ``origins`` as of :attr:`Network.origins`: a value re-arranged is on the grid of the value it was.
+    ``given``: what specs mean by ``given:HASH``, shifts (C,) and roundings (bool, of the weight's shape).
+    ``encodings``: qparams that are known already, by value or weight and spec; they go before the statistics.
     Picklable: carries observers (statistics), no activations.
     """
 
@@ -62,20 +65,46 @@ class Calibration:
     means: dict[str, ChannelMean] = field(default_factory=dict)
     origins: Mapping[str, str] = field(default_factory=dict)
     images: int = 0
-    _realised: dict[tuple[str, Spec], QParams] = field(default_factory=dict, repr=False)
+    given: dict[str, Tensor] = field(default_factory=dict)
+    encodings: dict[tuple[str, Spec], QParams] = field(default_factory=dict, repr=False)
 
     def qparams(self, value: str, spec: Spec) -> QParams:
         """The qparams that ``spec`` means for ``value``: the same object for the same question."""
         key = (self._origin(value), spec)
-        if key not in self._realised:
-            self._realised[key] = realise(spec, self.observers[key[0], observer(spec).key])
-        return self._realised[key]
+        if key not in self.encodings:
+            self.encodings[key] = realise(spec, self.observers[key[0], observer(spec).key])
+        return self.encodings[key]
 
-    def shift(self, layer: Layer, change: Tensor) -> Tensor:
-        """(C,): what ``change`` of the layer's weight adds to the mean of every channel of its result.
+    def give(self, tensor: Tensor) -> str:
+        """Keep ``tensor``; the name, ``given:HASH``, by which a spec means it."""
+        tensor = tensor.detach().cpu().contiguous()
+        seal = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + tensor.numpy().tobytes())
+        name = f"given:{seal.hexdigest()[:12]}"
+        self.given[name] = tensor
+        return name
 
-        Raises :class:`QuantopsyError` for a layer that is neither a convolution nor linear.
+    def quantized_weight(self, layer: Layer, spec: Spec, weight: Tensor) -> Tensor:
+        """The layer's ``weight`` as ``spec`` wants it: see :func:`quantopsy.calibrate.quantized_weight`."""
+        up = None if spec.rounding == "nearest" else self._given(layer, spec.rounding)
+        known = self.encodings.get((str(layer.weight), spec))
+        try:
+            return quantized_weight(spec, weight, axis=layer.weight_axis, up=up, qparams=known)
+        except QuantopsyError as error:
+            raise QuantopsyError(f"weight of layer {layer.name!r}", error.reason, error.remedy) from error
+
+    def weight_qparams(self, layer: Layer, spec: Spec, weight: Tensor) -> QParams:
+        """The grid of the layer's ``weight``."""
+        known = self.encodings.get((str(layer.weight), spec))
+        return fit(spec, weight, axis=layer.weight_axis) if known is None else known
+
+    def shift(self, layer: Layer, spec: Spec, change: Tensor) -> Tensor:
+        """(C,): what the bias takes away from every channel of the layer's result.
+
+        With the correction ``bias`` what ``change`` of the layer's weight adds to the channel's mean. Raises
+        :class:`QuantopsyError` where that layer is neither a convolution nor linear.
         """
+        if spec.correction != "bias":
+            return self._given(layer, spec.correction)
         if layer.op not in ("conv1d", "conv2d", "conv3d", "linear"):
             raise QuantopsyError(
                 f"weight of layer {layer.name!r}",
@@ -94,6 +123,13 @@ class Calibration:
         """Whether anything was observed of ``value``."""
         value = self._origin(value)
         return any(name == value for name, _ in self.observers)
+
+    def _given(self, layer: Layer, name: str) -> Tensor:
+        if name not in self.given:
+            raise QuantopsyError(
+                f"weight of layer {layer.name!r}", f"{name} is not at hand", "apply the recipe that it comes from"
+            )
+        return self.given[name]
 
     def _origin(self, value: str) -> str:
         return self.origins.get(value, value)
@@ -118,7 +154,7 @@ def wanted_statistics(network: Network, plans: Iterable[Plan]) -> Wanted:
         for spec in specs:
             if role == "weight":
                 if spec.correction == "bias":
-                    means[layer.inputs[0]] = -1 if layer.op == "linear" else 1
+                    means[layer.inputs[0]] = layer.channel_axis
                 continue
             key = observer(spec).key
             for value in edges(layer, role):

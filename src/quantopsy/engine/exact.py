@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from quantopsy.calibrate import quantized_weight
-from quantopsy.core import Plan, QuantopsyError, Site, Spec
+from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.tensor_cache import WEIGHT_CACHE_BYTES, TensorCache
@@ -135,15 +134,14 @@ class ExactEngine:
         return LayerQuantizers(
             inputs=tuple(inputs),
             weight=weight,
-            shift=self._shift(layer, weight, ranges) if weight is not None and weight.correction == "bias" else None,
+            shift=self._shift(layer, weight, ranges) if weight is not None and weight.corrects_bias else None,
             output=ranges.qparams(layer.output, output) if output is not None else None,
         )
 
     def _shift(self, layer: Layer, spec: Spec, ranges: Calibration) -> Tensor:
         assert layer.weight is not None
         change = self.quantized_weight(layer, spec).cpu() - self.program.network.tensors[layer.weight]
-        shift = ranges.shift(layer, change).to(self.program.device)
-        return shift.reshape(-1, *(1,) * (len(layer.output_shape) - 1)) if layer.op != "linear" else shift
+        return by_channel(ranges.shift(layer, spec, change), layer).to(self.program.device)
 
     def quantized_weight(self, layer: Layer, spec: Spec) -> Tensor:
         """The layer's weight on the grid of ``spec``; kept while the cache has room."""
@@ -153,11 +151,7 @@ class ExactEngine:
         assert layer.weight is not None
         # From the tensor as the network has it: memory format must not decide the order of sums.
         weight = self.program.network.tensors[layer.weight]
-        try:
-            quantized = quantized_weight(spec, weight, axis=layer.weight_axis)
-        except QuantopsyError as error:
-            raise QuantopsyError(f"weight of layer {layer.name!r}", error.reason, error.remedy) from error
-        return channels_last(quantized.to(self.program.device))
+        return channels_last(self.calibration.quantized_weight(layer, spec, weight).to(self.program.device))
 
     def float_pass(self, inputs: Any) -> tuple[tuple[Any, ...], float]:
         """Outputs of the float network and the seconds they took, values released on the way."""
@@ -165,6 +159,22 @@ class ExactEngine:
             values = self.program.place(inputs)
             begin = self._now()
             return self.program.forward(values), self._now() - begin
+
+    def whole_pass(self, inputs: Any, prepared: Prepared) -> tuple[Any, ...]:
+        """Outputs of one plan from the inputs on, without the float network beside it."""
+        program = self.program
+        with torch.inference_mode():
+            values = program.place(inputs)
+            for step in program.steps:
+                quantizers = prepared.quantizers.get(step.index)
+                if quantizers is None:
+                    values[step.writes] = step.compute(Overlay(values, program.constants))
+                else:
+                    values[step.writes] = self.quantized(step, quantizers, values, {})
+                for name in step.reads:
+                    if program.last_reader[name] == step.index:
+                        del values[name]
+            return tuple(values[name] for name in program.outputs)
 
     def run_tile(
         self, inputs: Any, prepared: Sequence[Prepared], rows: Sequence[np.ndarray | None] | None = None
@@ -250,6 +260,23 @@ class ExactEngine:
         shared: dict[tuple[str, int], Tensor] | None = None,
     ) -> Tensor:
         """What the layer of ``step`` gives on its grids, reading from ``local``, else from ``values``."""
+        lookup = self.on_grids(step, quantizers, local, values, shared)
+        if quantizers.shift is None:
+            result = step.compute(lookup)
+        else:
+            result = step.operation(lookup) - quantizers.shift
+            result = result if step.activate is None else step.activate(lookup, result)
+        return result if quantizers.output is None else fake_quantize(result, quantizers.output)
+
+    def on_grids(
+        self,
+        step: Step,
+        quantizers: LayerQuantizers,
+        local: Values,
+        values: Lookup,
+        shared: dict[tuple[str, int], Tensor] | None = None,
+    ) -> Lookup:
+        """What the operation of ``step`` reads: inputs from ``local``, else from ``values``, and weight on grids."""
         over: Values = {}  # for this layer's use only: other readers of an input get it as it was
         for name, qparams in quantizers.inputs:
             key = (name, id(qparams))
@@ -263,18 +290,17 @@ class ExactEngine:
             assert step.layer is not None
             assert step.weight is not None
             over[step.weight] = self.quantized_weight(step.layer, quantizers.weight)
-        lookup = Overlay(over, Overlay(local, Overlay(values, self.program.constants)))
-        if quantizers.shift is None:
-            result = step.compute(lookup)
-        else:
-            result = step.operation(lookup) - quantizers.shift
-            result = result if step.activate is None else step.activate(lookup, result)
-        return result if quantizers.output is None else fake_quantize(result, quantizers.output)
+        return Overlay(over, Overlay(local, Overlay(values, self.program.constants)))
 
     def _now(self) -> float:
         if self.program.device.type == "cuda":
             torch.cuda.synchronize(self.program.device)
         return time.perf_counter()
+
+
+def by_channel(x: Tensor, layer: Layer) -> Tensor:
+    """(C,) shaped to be added to the layer's result."""
+    return x if layer.channel_axis == -1 else x.reshape(-1, *(1,) * (len(layer.output_shape) - 1))
 
 
 class _Rows:

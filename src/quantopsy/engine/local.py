@@ -152,7 +152,7 @@ class _Seen:
             "output": replace(off, output=q.output),
         }
         self.alone = {role: only for role, only in alone.items() if only != off}
-        self.axis = -1 if step.layer.op in ("linear", "matmul") else 1
+        self.axis = step.layer.channel_axis
         self.edges = [_SeenEdge(qparams) for _, qparams in q.inputs]
         self.leaving = None if q.output is None else _SeenEdge(q.output)
         self.images = self.places = 0

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quantopsy.calibrate import quantized_weight
 from quantopsy.core import Role, Site, Spec
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration, edges
@@ -403,17 +402,16 @@ class ScreenEngine:
                 kept = [p for p, gradient in enumerate(gradients) if gradient is not None]
                 found = found.new_zeros(*found.shape[:2], len(gradients)).index_copy_(2, torch.tensor(kept), found)
             for k, spec in enumerate(some):
-                if spec.correction == "bias":
-                    found[:, k] -= self._shifted(layer, change[k], gradients)
+                if spec.corrects_bias:
+                    found[:, k] -= self._shifted(layer, spec, change[k], gradients)
                 walk.add(Column(site, spec, layer.weight), found[:, k])
 
-    def _shifted(self, layer: Layer, change: Tensor, gradients: Gradients) -> Tensor:
+    def _shifted(self, layer: Layer, spec: Spec, change: Tensor, gradients: Gradients) -> Tensor:
         """(B, P): <g, the shift of every channel's mean>, which the bias takes away again."""
-        shift = self.calibration.shift(layer, change).to(change.device)
+        shift = self.calibration.shift(layer, spec, change).to(change.device)
         places = next(g for g in gradients if g is not None)
-        axis = -1 if layer.op == "linear" else 1
-        everywhere = shift.reshape(-1, *(1,) * (places.dim() - 1 - axis % places.dim())).expand_as(places)
-        return _inner(gradients, everywhere)
+        everywhere = shift.reshape(-1, *(1,) * (places.dim() - 1 - layer.channel_axis % places.dim()))
+        return _inner(gradients, everywhere.expand_as(places))
 
     @staticmethod
     def _linear(step: Step, layer: Layer, values: Overlay) -> Tensor:
@@ -433,7 +431,7 @@ class ScreenEngine:
         def change() -> Tensor:
             assert layer.weight is not None
             weight = self.program.network.tensors[layer.weight]
-            moved = [quantized_weight(spec, weight, axis=layer.weight_axis) - weight for spec in specs]
+            moved = [self.calibration.quantized_weight(layer, spec, weight) - weight for spec in specs]
             return torch.stack(moved).to(self.program.device)
 
         return self._weights.get((site, specs), change)

@@ -44,6 +44,11 @@ class Layer:
     macs: int
     parameters: int
 
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the channels in what a layer with weights gives, and takes."""
+        return -1 if self.op in ("linear", "matmul") else 1
+
 
 @dataclass(frozen=True)
 class Unquantized:

@@ -55,6 +55,11 @@ class UniformQParams(QParams):
             scale,
         )
 
+    def snap_by(self, x: Tensor, up: Tensor) -> Tensor:
+        """``x`` rounded down to its grid, up where ``up`` says so (AdaRound, Nagel et al. 2020, equation (22))."""
+        codes = torch.floor(x / self._aligned(self.scale, x)) + up + self._aligned(self.zero_point, x)
+        return self.decode(codes.clamp_(self.qmin, self.qmax).to(torch.int32))
+
     def covers(self, x: Tensor) -> Tensor:
         codes = torch.round(x / self._aligned(self.scale, x)) + self._aligned(self.zero_point, x)
         return (codes >= self.qmin) & (codes <= self.qmax)
