@@ -176,30 +176,44 @@ class Worker:
         seconds: float,
     ) -> TileResult:
         """Statistics of a run's ``outputs`` on ``rows`` of the batch, against the float ones of all of it."""
-        begin = time.perf_counter()
-        network, device = self.setup.network, self.program.device
-        indices, labels = batch.indices, _to(batch.labels, device)
-        if rows is not None:
-            kept = torch.from_numpy(rows).to(device)
-            reference = tuple(value[kept] if isinstance(value, Tensor) else value for value in reference)
-            indices, labels = indices[rows], None if labels is None else labels[kept]
-        energy = squared_norms(outputs) if run == FLOAT else squared_norms(outputs, reference)
-        whole, float_whole = network.unflatten(outputs), network.unflatten(reference)
-        statistics = measure(
-            self.setup.metric, whole, labels, float_whole, lambda row: self.setup.images.name(int(indices[row]))
-        )
-        return TileResult(
-            run=run,
-            images=indices,
-            energy=energy.cpu().numpy(),
-            agreement=_agreement(whole, float_whole),
-            statistics=statistics,
-            seconds=seconds + time.perf_counter() - begin,
-        )
+        setup = self.setup
+        return tile_result(setup.network, setup.images, setup.metric, run, batch, rows, outputs, reference, seconds)
 
     def _advanced(self, run: int, images: int) -> None:
         if self.advance is not None:
             self.advance(run, images)
+
+
+def tile_result(
+    network: Network,
+    images: Images,
+    metric: Metric,
+    run: int,
+    batch: Batch,
+    rows: np.ndarray | None,
+    outputs: tuple[Any, ...],
+    reference: tuple[Any, ...],
+    seconds: float,
+) -> TileResult:
+    """What a run's ``outputs`` on ``rows`` of the batch are worth, against the float ones of all of it."""
+    begin = time.perf_counter()
+    device = output_tensors(outputs)[0].device
+    indices, labels = batch.indices, _to(batch.labels, device)
+    if rows is not None:
+        kept = torch.from_numpy(rows).to(device)
+        reference = tuple(value[kept] if isinstance(value, Tensor) else value for value in reference)
+        indices, labels = indices[rows], None if labels is None else labels[kept]
+    energy = squared_norms(outputs) if run == FLOAT else squared_norms(outputs, reference)
+    whole, float_whole = network.unflatten(outputs), network.unflatten(reference)
+    statistics = measure(metric, whole, labels, float_whole, lambda row: images.name(int(indices[row])))
+    return TileResult(
+        run=run,
+        images=indices,
+        energy=energy.cpu().numpy(),
+        agreement=_agreement(whole, float_whole),
+        statistics=statistics,
+        seconds=seconds + time.perf_counter() - begin,
+    )
 
 
 def check_finite(outputs: tuple[Any, ...] | list[Any], batch: Batch, images: Images) -> None:

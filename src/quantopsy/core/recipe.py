@@ -1,0 +1,171 @@
+"""A recipe: what was decided for a network, as plain values that are read back to the identical one."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quantopsy.core.errors import QuantopsyError
+from quantopsy.core.plan import Plan
+
+FORMAT = 1
+
+Estimate = tuple[float, float, float]
+"""A value with the ends of its interval."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that a repair tried.
+
+    ``layers``: those it changes, empty for the whole network. ``cost``: of running it, a name of
+    :data:`quantopsy.repair.fixes.COSTS`. ``change``: of the degradation over the images that decide, positive is
+    worse; ``noise``: that of the network after over before. ``degradation``: after the step, over the same images.
+    ``why``: in words, of what was not kept too.
+    """
+
+    words: str
+    layers: tuple[str, ...]
+    cost: str
+    kept: bool
+    why: str
+    change: Estimate
+    noise: Estimate
+    degradation: Estimate
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the network of a recipe is worth on ``samples`` images that no decision has seen.
+
+    ``float`` and ``after`` are the metric's values, ``before`` that of the network as it was quantized first;
+    ``lost_before`` and ``lost`` the degradations; ``gained`` the difference of the two, positive is better.
+    """
+
+    metric: str
+    unit: str
+    samples: int
+    level: float
+    float: Estimate
+    before: Estimate
+    after: Estimate
+    lost_before: Estimate
+    lost: Estimate
+    gained: Estimate
+
+
+@dataclass(frozen=True)
+class Given:
+    """A tensor that a spec means by ``given:HASH``: ``dtype`` is ``float32`` or ``bool``, ``data`` its bytes
+    (bits where bool, eight to a byte, the first in the lowest bit), compressed, in base64."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: str
+
+    @classmethod
+    def of(cls, dtype: str, shape: tuple[int, ...], raw: bytes) -> Given:
+        """From bytes."""
+        return cls(dtype, shape, base64.b64encode(zlib.compress(raw)).decode())
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes."""
+        return zlib.decompress(base64.b64decode(self.data))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Transforms (as their ``to_json``) in order, then a plan with the encodings of its sites.
+
+    ``encodings``: ``{layer: {role: [qparams, ...]}}``, one for each value of the site. ``model``: the network that it
+    was made for: ``name``, ``fingerprint``, and by layer the ``weights``' shapes. ``provenance``: versions, data,
+    settings.
+    """
+
+    plan: Plan
+    transforms: tuple[Mapping[str, Any], ...] = ()
+    encodings: Mapping[str, Mapping[str, list[Mapping[str, Any]]]] = field(default_factory=dict)
+    given: Mapping[str, Given] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    expected: Expected | None = None
+    steps: tuple[Step, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "format": FORMAT,
+            "model": dict(self.model),
+            "expected": self.expected and asdict(self.expected),
+            "transforms": [dict(transform) for transform in self.transforms],
+            "plan": self.plan.to_json(),
+            "encodings": {layer: dict(roles) for layer, roles in self.encodings.items()},
+            "given": {name: asdict(given) for name, given in self.given.items()},
+            "steps": [asdict(step) for step in self.steps],
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Recipe:
+        """The inverse of :meth:`to_json`; raises :class:`QuantopsyError` for what is no recipe."""
+        if not isinstance(data, dict) or "plan" not in data:
+            raise QuantopsyError("recipe", "it is no object with a 'plan'", "give what `quantopsy repair` wrote")
+        if data.get("format") != FORMAT:
+            raise QuantopsyError(
+                "recipe", f"it is of format {data.get('format')!r}, not {FORMAT}", "write it again with this version"
+            )
+        try:
+            expected = data.get("expected")
+            return cls(
+                plan=Plan.recorded(data["plan"]),
+                transforms=tuple(data.get("transforms", ())),
+                encodings=data.get("encodings", {}),
+                given={
+                    name: Given(value["dtype"], tuple(value["shape"]), value["data"])
+                    for name, value in data.get("given", {}).items()
+                },
+                model=data.get("model", {}),
+                expected=Expected(**_tuples(expected)) if expected else None,
+                steps=tuple(Step(**_tuples(step)) for step in data.get("steps", ())),
+                provenance=data.get("provenance", {}),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise QuantopsyError("recipe", f"it does not read ({error!r})", "give what `quantopsy repair` wrote") from None
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to ``path``, whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(f"{path.name}.new")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise QuantopsyError(f"recipe {str(path)!r}", f"cannot be written ({error.strerror})", "give another file") from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read what :meth:`save` wrote; raises :class:`QuantopsyError` for a file that is no recipe."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise QuantopsyError(f"recipe {str(path)!r}", f"cannot be read ({error})", "give a recipe.json") from None
+        try:
+            return cls.from_json(json.loads(text))
+        except ValueError as error:
+            raise QuantopsyError(f"recipe {str(path)!r}", f"is no JSON ({error})", "give a recipe.json") from None
+        except QuantopsyError as error:
+            raise QuantopsyError(f"recipe {str(path)!r}", error.reason, error.remedy) from None
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}

@@ -1,0 +1,132 @@
+"""A recipe and a network: the network transformed, with the recipe's plan and grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quantopsy.core import Plan, QuantopsyError, Site, Spec, names
+from quantopsy.core.recipe import Given, Recipe
+from quantopsy.engine.calibration import Calibration, edges
+from quantopsy.engine.exact import ExactEngine
+from quantopsy.graph.execute import compile_network
+from quantopsy.graph.network import Network
+from quantopsy.quant.encoding import qparams_from_json, qparams_to_json
+from quantopsy.transforms.registry import from_json
+
+
+def encodings_of(network: Network, plan: Plan, calibration: Calibration) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The grids of every site of ``plan``, for a recipe; of weights those that are grids and nothing else."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for site, spec in plan.sites:
+        layer = network.layer(site.layer)
+        if site.role != "weight":
+            grids = [calibration.qparams(value, spec) for value in edges(layer, site.role)]
+        elif layer.weight is None or spec.tensors > 1:
+            continue
+        else:
+            grids = [calibration.weight_qparams(layer, spec, network.tensors[layer.weight])]
+        found.setdefault(site.layer, {})[site.role] = [qparams_to_json(grid) for grid in grids]
+    return found
+
+
+def given_of(plan: Plan, calibration: Calibration) -> dict[str, Given]:
+    """The tensors that specs of ``plan`` mean."""
+    wanted = {text for _, spec in plan.sites for text in (spec.correction, spec.rounding) if text in calibration.given}
+    return {name: _packed(calibration.given[name]) for name in sorted(wanted)}
+
+
+def model_of(network: Network, name: str) -> dict[str, Any]:
+    """What a recipe says of the network that it was made for."""
+    return {
+        "name": name,
+        "fingerprint": network.fingerprint,
+        "weights": {layer.name: list(layer.weight_shape) for layer in network.layers if layer.weight_shape is not None},
+    }
+
+
+def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
+    """``network`` (float, folded) with the recipe's transforms, and its grids; the plan is the recipe's own.
+
+    Raises :class:`QuantopsyError` for a recipe of another network, naming the layer and the nearest names.
+    """
+    check_model(recipe, network)
+    for data in recipe.transforms:
+        network = from_json(data).apply(network)
+    calibration = Calibration(origins=network.origins)
+    for name, given in recipe.given.items():
+        calibration.given[name] = _unpacked(name, given)
+    specs = dict(recipe.plan.sites)
+    for layer_name, roles in recipe.encodings.items():
+        layer = network.layer(layer_name)
+        for role, grids in roles.items():
+            spec = specs.get(Site(layer_name, role))  # type: ignore[arg-type]
+            if spec is None:
+                raise QuantopsyError(f"recipe's encoding of {layer_name!r}", f"its plan has no {role}", "write it again")
+            values = (str(layer.weight),) if role == "weight" else edges(layer, role)
+            if len(values) != len(grids):
+                raise QuantopsyError(
+                    f"recipe's {role} of {layer_name!r}",
+                    f"{len(grids)} grids for {len(values)} values",
+                    "apply it to the network that it was made for",
+                )
+            for value, grid in zip(values, grids, strict=True):
+                key = value if role == "weight" else network.origin(value)
+                calibration.encodings.setdefault((key, spec), qparams_from_json(grid))
+    return network, calibration
+
+
+def check_model(recipe: Recipe, network: Network) -> None:
+    """Raise :class:`QuantopsyError` where the recipe names a layer that ``network`` lacks, or of another shape."""
+    shapes: Mapping[str, Any] = recipe.model.get("weights", {})
+    for name in sorted(recipe.plan.layers | set(shapes)):
+        if name not in network.names:
+            raise names.unknown(name, network.names, "recipe's layer")
+        shape = network.layer(name).weight_shape
+        if name in shapes and list(shape or ()) != list(shapes[name]):
+            raise QuantopsyError(
+                f"recipe's layer {name!r}",
+                f"its weight has shape {tuple(shapes[name])}, the network's {shape}",
+                "apply it to the network that it was made for",
+            )
+
+
+class Simulated(nn.Module):
+    """The quantized network of a recipe: takes and gives what the float module does."""
+
+    def __init__(self, network: Network, plan: Plan, calibration: Calibration, device: str = "cpu") -> None:
+        super().__init__()
+        self.network = network
+        self._engine = ExactEngine(compile_network(network, device), calibration)
+        self._prepared = self._engine.prepare(plan)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The outputs, quantized; no gradients."""
+        return self.network.unflatten(self._engine.whole_pass(inputs, self._prepared))
+
+
+def _packed(tensor: Tensor) -> Given:
+    array = tensor.numpy()
+    if array.dtype == np.bool_:
+        return Given.of("bool", tuple(array.shape), np.packbits(array.ravel(), bitorder="little").tobytes())
+    return Given.of("float32", tuple(array.shape), array.astype("<f4").tobytes())
+
+
+def _unpacked(name: str, given: Given) -> Tensor:
+    try:
+        raw = np.frombuffer(given.raw, dtype=np.uint8)
+        size = int(np.prod(given.shape))
+        read: Callable[[], np.ndarray] = (
+            (lambda: np.unpackbits(raw, bitorder="little")[:size].astype(np.bool_))
+            if given.dtype == "bool"
+            else (lambda: raw.view("<f4").astype(np.float32))
+        )
+        return torch.from_numpy(read().reshape(given.shape))
+    except Exception as error:
+        raise QuantopsyError(f"recipe's {name}", f"it does not decode ({error})", "write the recipe again") from None
+
+
