@@ -35,9 +35,10 @@ from quantopsy.analysis.schemes import SCHEMES, single_layer
 from quantopsy.analysis.significance import Interval
 from quantopsy.core import Plan
 from quantopsy.engine.calibration import calibrate, wanted_statistics
-from quantopsy.engine.exact import ExactEngine, squared_norms
+from quantopsy.engine.exact import ExactEngine
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
+from quantopsy.graph.outputs import squared_norms
 from quantopsy.metrics import TopK
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "shared"))

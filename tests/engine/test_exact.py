@@ -15,9 +15,10 @@ from quantopsy.analysis.screening import Scores
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.data import Batch
 from quantopsy.engine.calibration import calibrate, wanted_statistics
-from quantopsy.engine.exact import ExactEngine, squared_norms
+from quantopsy.engine.exact import ExactEngine
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import Program, compile_network
+from quantopsy.graph.outputs import squared_norms
 
 
 def engine_for(module: nn.Module, calibration: torch.Tensor, plans: list[Plan] | None = None) -> ExactEngine:

@@ -20,11 +20,12 @@ from quantopsy.analysis.screening import Scores
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine import screen as screen_module
 from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
-from quantopsy.engine.exact import ExactEngine, squared_norms
+from quantopsy.engine.exact import ExactEngine
 from quantopsy.engine.probes import decision_probe
 from quantopsy.engine.screen import Candidates, Screened, ScreenEngine, columns
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import Program, compile_network
+from quantopsy.graph.outputs import squared_norms
 
 MANY = (2, 3, 4, 5, 6, 7, 8)
 

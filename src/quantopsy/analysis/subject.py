@@ -26,7 +26,7 @@ from quantopsy.core.imports import imported
 from quantopsy.data import Batch, Images, evenly_spaced_order, open_data, prefetch, without_list
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
-from quantopsy.engine.exact import ExactEngine, output_tensors, squared_norms
+from quantopsy.engine.exact import ExactEngine
 from quantopsy.engine.memory import bytes_per_image, choose_tile, screen_bytes_per_image
 from quantopsy.engine.pool import LocalPool, Pool, parse_engine
 from quantopsy.engine.probes import Loss
@@ -34,6 +34,7 @@ from quantopsy.engine.screen import Candidates
 from quantopsy.graph.capture import capture, load
 from quantopsy.graph.execute import Program, compile_network
 from quantopsy.graph.network import Layer, Network
+from quantopsy.graph.outputs import output_tensors, squared_norms
 from quantopsy.metrics import Metric, resolve_metric
 from quantopsy.study import Store, open_existing
 from quantopsy.transforms.channel_splitting import split_outlier_channels

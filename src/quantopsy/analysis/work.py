@@ -15,11 +15,12 @@ from quantopsy.analysis.pace import Pace
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.data import Batch, Images
 from quantopsy.engine.calibration import Calibration
-from quantopsy.engine.exact import ExactEngine, output_tensors, squared_norms
+from quantopsy.engine.exact import ExactEngine
 from quantopsy.engine.probes import Loss, runner_up_in_front, top_gaps
 from quantopsy.engine.screen import Candidates, ScreenEngine
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
+from quantopsy.graph.outputs import output_tensors, squared_norms
 from quantopsy.metrics import Agreement, Metric, logits, measure
 from quantopsy.study import FLOAT, RunnerUp, ScreenTile, TileResult
 
