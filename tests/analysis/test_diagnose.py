@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import quantopsy as qp
+from quantopsy.analysis import significance
 from quantopsy.analysis.causes import ORDER, Suspect
-from quantopsy.analysis.diagnose import AS_GOOD, Trial, confirmed, diagnose, ratio_of_means, together
+from quantopsy.analysis.diagnose import AS_GOOD, Trial, confirmed, diagnose, together
 from quantopsy.analysis.results import Results
 from quantopsy.core import Finding, Plan, QuantopsyError, Removed, Site, Spec
 
@@ -246,6 +247,6 @@ def test_the_interval_of_a_ratio_covers_as_often_as_it_says() -> None:
     for _ in range(400):
         bottom = rng.gamma(2.0, 1.0, 100)
         top = 0.3 * bottom + rng.gamma(2.0, 0.1, 100)
-        found = ratio_of_means(top, bottom, 0.95)
+        found = significance.ratio_of_means(top, bottom, 0.95)
         hits += found.low <= 0.3 + 0.2 / 2.0 <= found.high
     assert stats.binomtest(hits, 400, 0.95).pvalue > 1e-3

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import norm
 
 from quantopsy.analysis import significance
 from quantopsy.analysis.causes import FIXES, ORDER, Scene, Suspect, in_16_bits, overflowing, suspects, wide_plans
@@ -256,7 +255,7 @@ class Court:
         """What ``change`` takes away from ``plan``'s noise (share) and degradation, paired over images."""
         before, after = self._result(plan), self._result(change)
         back = significance.degradation(self.metric, after.statistics, before.statistics, level=self.level)
-        left = ratio_of_means(after.energy, before.energy, self.level)
+        left = significance.ratio_of_means(after.energy, before.energy, self.level)
         return Removed((1 - left.value, 1 - left.high, 1 - left.low), (back.value, back.low, back.high))
 
     def shares(self, scene: Scene) -> dict[Role, float]:
@@ -306,17 +305,6 @@ def together(plan: Plan, tested: Sequence[Trial]) -> tuple[Plan, tuple[Trial, ..
         sites |= {site: changed[site] for site in differing}
         taken.append(trial)
     return (Plan.of(sites), tuple(taken)) if len(taken) > 1 else None
-
-
-def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray, level: float) -> significance.Interval:
-    """mean(numerator) / mean(denominator) of paired samples (n,), with the delta method's interval."""
-    bottom = float(denominator.mean())
-    if bottom <= 0.0:
-        return significance.Interval(1.0, 1.0, 1.0, level)
-    ratio = float(numerator.mean()) / bottom
-    _, stderr = significance.mean_stderr((numerator - ratio * denominator) / bottom)
-    reach = float(norm.ppf(0.5 + level / 2)) * stderr
-    return significance.Interval(ratio, ratio - reach, ratio + reach, level)
 
 
 def _amplifies(name: str, gains: Mapping[str, float]) -> bool:

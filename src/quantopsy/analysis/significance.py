@@ -228,6 +228,17 @@ def mean_stderr(x: np.ndarray) -> tuple[float, float]:
     return float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x))) if len(x) > 1 else float("nan")
 
 
+def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray, level: float) -> Interval:
+    """mean(numerator) / mean(denominator) of paired samples (n,), with the delta method's interval."""
+    bottom = float(denominator.mean())
+    if bottom <= 0.0:
+        return Interval(1.0, 1.0, 1.0, level)
+    ratio = float(numerator.mean()) / bottom
+    _, stderr = mean_stderr((numerator - ratio * denominator) / bottom)
+    reach = float(norm.ppf(0.5 + level / 2)) * stderr
+    return Interval(ratio, ratio - reach, ratio + reach, level)
+
+
 def bootstrap_counts(n: int, resamples: int, seed: int) -> np.ndarray:
     """How often each of n images is drawn in each of ``resamples`` draws of n with replacement: (R, n)."""
     rng = np.random.default_rng(seed)

@@ -14,6 +14,10 @@ from quantopsy.core.errors import QuantopsyError
 from quantopsy.core.plan import Plan
 
 FORMAT = 1
+_REMEDY = "give what `quantopsy repair` wrote"
+
+Encodings = Mapping[str, Mapping[str, list[Mapping[str, Any]]]]
+"""Qparams as JSON, ``{layer: {role: [...]}}``, one for each value of the site."""
 
 Estimate = tuple[float, float, float]
 """A value with the ends of its interval."""
@@ -84,14 +88,13 @@ class Given:
 class Recipe:
     """Transforms (as their ``to_json``) in order, then a plan with the encodings of its sites.
 
-    ``encodings``: ``{layer: {role: [qparams, ...]}}``, one for each value of the site. ``model``: the network that it
-    was made for: ``name``, ``fingerprint``, and by layer the ``weights``' shapes. ``provenance``: versions, data,
-    settings.
+    ``model``: the network that it was made for: ``name``, ``fingerprint``, and by layer the ``weights``' shapes.
+    ``provenance``: versions, data, settings.
     """
 
     plan: Plan
     transforms: tuple[Mapping[str, Any], ...] = ()
-    encodings: Mapping[str, Mapping[str, list[Mapping[str, Any]]]] = field(default_factory=dict)
+    encodings: Encodings = field(default_factory=dict)
     given: Mapping[str, Given] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     expected: Expected | None = None
@@ -116,7 +119,7 @@ class Recipe:
     def from_json(cls, data: Any) -> Recipe:
         """The inverse of :meth:`to_json`; raises :class:`QuantopsyError` for what is no recipe."""
         if not isinstance(data, dict) or "plan" not in data:
-            raise QuantopsyError("recipe", "it is no object with a 'plan'", "give what `quantopsy repair` wrote")
+            raise QuantopsyError("recipe", "it is no object with a 'plan'", _REMEDY)
         if data.get("format") != FORMAT:
             raise QuantopsyError(
                 "recipe", f"it is of format {data.get('format')!r}, not {FORMAT}", "write it again with this version"
@@ -137,7 +140,9 @@ class Recipe:
                 provenance=data.get("provenance", {}),
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise QuantopsyError("recipe", f"it does not read ({error!r})", "give what `quantopsy repair` wrote") from None
+            raise QuantopsyError(
+                "recipe", f"it does not read ({error!r})", "give what `quantopsy repair` wrote"
+            ) from None
 
     def save(self, path: str | Path) -> Path:
         """Write it to ``path``, whole or not at all."""
@@ -148,7 +153,9 @@ class Recipe:
             temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
             temporary.replace(path)
         except OSError as error:
-            raise QuantopsyError(f"recipe {str(path)!r}", f"cannot be written ({error.strerror})", "give another file") from error
+            raise QuantopsyError(
+                f"recipe {str(path)!r}", f"cannot be written ({error.strerror})", "give another file"
+            ) from error
         return path
 
     @classmethod

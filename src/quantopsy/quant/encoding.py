@@ -22,7 +22,7 @@ _INTEGERS = frozenset({"zero_point"})  # tensors of int32; all others are float3
 def qparams_to_json(qparams: QParams) -> dict[str, Any]:
     """``{"grid": "uniform", "scale": 0.1, "zero_point": 3, ...}``; tensors as numbers or nested lists."""
     grid = next(name for name, kind in _GRIDS.items() if isinstance(qparams, kind))
-    values = {field.name: getattr(qparams, field.name) for field in fields(qparams)}  # type: ignore[arg-type]
+    values = {field.name: getattr(qparams, field.name) for field in fields(qparams)}
     plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
     return {"grid": grid, **{name: value for name, value in plain.items() if value is not None}}
 
@@ -33,14 +33,16 @@ def qparams_from_json(data: Mapping[str, Any]) -> QParams:
         raise names.unknown(str(data.get("grid")), list(_GRIDS), "grid")
     kind = _GRIDS[data["grid"]]
     try:
-        values = {
+        values: dict[str, Any] = {
             field.name: _tensor(field.name, data[field.name]) if "Tensor" in str(field.type) else data[field.name]
-            for field in fields(kind)  # type: ignore[arg-type]
+            for field in fields(kind)
             if field.name in data
         }
         return kind(**values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise QuantopsyError(f"encoding of a {data['grid']} grid", f"it does not read ({error})", "write it again") from None
+        raise QuantopsyError(
+            f"encoding of a {data['grid']} grid", f"it does not read ({error})", "write it again"
+        ) from None
 
 
 def _tensor(name: str, value: Any) -> Tensor:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantopsy.core import Plan, QuantopsyError, Site, Spec, names
-from quantopsy.core.recipe import Given, Recipe
+from quantopsy.core import Plan, QuantopsyError, Site, names
+from quantopsy.core.recipe import Encodings, Given, Recipe
 from quantopsy.engine.calibration import Calibration, edges
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.graph.execute import compile_network
@@ -19,9 +19,9 @@ from quantopsy.quant.encoding import qparams_from_json, qparams_to_json
 from quantopsy.transforms.registry import from_json
 
 
-def encodings_of(network: Network, plan: Plan, calibration: Calibration) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def encodings_of(network: Network, plan: Plan, calibration: Calibration) -> Encodings:
     """The grids of every site of ``plan``, for a recipe; of weights those that are grids and nothing else."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     for site, spec in plan.sites:
         layer = network.layer(site.layer)
         if site.role != "weight":
@@ -66,7 +66,9 @@ def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
         for role, grids in roles.items():
             spec = specs.get(Site(layer_name, role))  # type: ignore[arg-type]
             if spec is None:
-                raise QuantopsyError(f"recipe's encoding of {layer_name!r}", f"its plan has no {role}", "write it again")
+                raise QuantopsyError(
+                    f"recipe's encoding of {layer_name!r}", f"its plan has no {role}", "write it again"
+                )
             values = (str(layer.weight),) if role == "weight" else edges(layer, role)
             if len(values) != len(grids):
                 raise QuantopsyError(
@@ -128,5 +130,3 @@ def _unpacked(name: str, given: Given) -> Tensor:
         return torch.from_numpy(read().reshape(given.shape))
     except Exception as error:
         raise QuantopsyError(f"recipe's {name}", f"it does not decode ({error})", "write the recipe again") from None
-
-

@@ -1,0 +1,259 @@
+"""Where treatments of a network are worked out and measured, image by image, against the float network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from quantopsy.analysis import significance
+from quantopsy.analysis.phases import pieces
+from quantopsy.analysis.progress import Progress
+from quantopsy.analysis.screening import Scores
+from quantopsy.analysis.significance import Interval
+from quantopsy.analysis.subject import Subject
+from quantopsy.analysis.work import tile_result
+from quantopsy.core import Plan, QuantopsyError, Spec
+from quantopsy.data import Batch
+from quantopsy.engine.adaround import Effort, round_weights
+from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
+from quantopsy.engine.exact import ExactEngine
+from quantopsy.engine.memory import GIB
+from quantopsy.engine.screen import Candidates
+from quantopsy.engine.sequential import bias_can_move, correct_biases
+from quantopsy.graph.execute import compile_network
+from quantopsy.graph.network import Network
+from quantopsy.study import FLOAT, RunResult, Store
+from quantopsy.transforms.transform import Transform, apply_checked
+
+Correction = Literal["none", "analytic", "iterative", "adaround"]
+
+CORRECTION_IMAGES = 64
+"""Images that biases and roundings are found on: each gives as many places as a layer has pixels."""
+
+SCREENED_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done to a network: transforms (:meth:`Clinic.seal`), a plan, and what is corrected behind its grids.
+
+    ``plan`` holds nothing that was found for particular values; ``correction`` says what is worked out for it.
+    """
+
+    plan: Plan
+    transforms: tuple[str, ...] = ()
+    correction: Correction = "none"
+
+
+@dataclass(frozen=True)
+class Ward:
+    """A transformed network with its engine and ranges; ``moved``: relative change of its float outputs."""
+
+    network: Network
+    engine: ExactEngine
+    calibration: Calibration
+    key: str
+    moved: float
+    plans: dict[tuple[Plan, Correction], Plan] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One treatment against another over the same images.
+
+    ``change`` of the degradation, positive is worse; ``noise``: the second's over the first's.
+    """
+
+    change: Interval
+    noise: Interval
+
+
+class Clinic:
+    """Works out and measures treatments of a subject. Measured results stay in the study."""
+
+    def __init__(
+        self, subject: Subject, store: Store, alternatives: Iterable[Spec], effort: Effort, progress: Progress
+    ) -> None:
+        self.subject, self.store, self.progress, self.effort = subject, store, progress, effort
+        self._alternatives = tuple(dict.fromkeys(alternatives))
+        self._transforms: dict[str, Transform] = {}
+        self._wards: dict[tuple[str, ...], Ward] = {}
+        self._batches: dict[bytes, Batch] = {}
+        self._references: dict[bytes, tuple[Any, ...]] = {}
+        self._room = int(subject.settings.max_memory * GIB / 4)
+        self._base = ExactEngine(subject.program, Calibration())
+
+    def seal(self, transform: Transform) -> str:
+        """The name that treatments have for ``transform``: of what it does, not of which object it is."""
+        name = hashlib.sha256(json.dumps(transform.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        self._transforms[name] = transform
+        return name
+
+    def transform(self, seal: str) -> Transform:
+        """The transform that :meth:`seal` named."""
+        return self._transforms[seal]
+
+    def ward(self, transforms: tuple[str, ...]) -> Ward:
+        """The network under ``transforms``, calibrated; checked to be the float network still.
+
+        Raises :class:`QuantopsyError` where an exact transform moves the float outputs beyond rounding.
+        """
+        if transforms not in self._wards:
+            self._wards[transforms] = self._opened(transforms)
+        return self._wards[transforms]
+
+    def _opened(self, transforms: tuple[str, ...]) -> Ward:
+        subject = self.subject
+        network, moved = subject.network, 0.0
+        few = [subject.calibration_images.batch(subject.calibration_order[:8]).inputs]
+        for transform in transforms:
+            network, step = apply_checked(self._transforms[transform], network, few)
+            moved += step
+        program = compile_network(network, subject.settings.device) if transforms else subject.program
+        plans = [subject.full, *self._wide_plans()]
+        self.progress.start("calibration", len(subject.calibration_order))
+        calibration = calibrate(
+            program,
+            (self._batch(piece, calibration=True).inputs for piece in pieces(subject.calibration_order, subject.tile)),
+            wanted_statistics(network, plans),
+            self.progress.advance,
+        )
+        return Ward(network, ExactEngine(program, calibration), calibration, " ".join(("repair", *transforms)), moved)
+
+    def _wide_plans(self) -> list[Plan]:
+        """Plans that ask for every statistic that an alternative may want."""
+        activations = [site for site in self.subject.full if site.role != "weight"]
+        wide = [Plan.of(dict.fromkeys(activations, spec)) for spec in self._alternatives]
+        return [*wide, self.corrected(self.subject.full)]
+
+    def corrected(self, plan: Plan) -> Plan:
+        """``plan`` with every bias corrected in closed form, where the layer's algebra is known."""
+        able = {x.name for x in self.subject.network.layers if x.op in ("conv1d", "conv2d", "conv3d", "linear")}
+        return Plan.of(
+            {
+                site: replace(spec, correction="bias")
+                if site.role == "weight" and site.layer in able and spec.correction == "none"
+                else spec
+                for site, spec in plan.sites
+            }
+        )
+
+    def plan(self, treatment: Treatment) -> Plan:
+        """The treatment's plan with what its correction found."""
+        ward = self.ward(treatment.transforms)
+        key = treatment.plan, treatment.correction
+        if key not in ward.plans:
+            ward.plans[key] = self._worked_out(ward, treatment)
+        return ward.plans[key]
+
+    def _worked_out(self, ward: Ward, treatment: Treatment) -> Plan:
+        if treatment.correction == "none":
+            return treatment.plan
+        if treatment.correction == "analytic":
+            return self.corrected(treatment.plan)
+        order = self.subject.calibration_order
+        some = order[np.linspace(0, len(order) - 1, min(CORRECTION_IMAGES, len(order))).astype(int)]
+        batches = [self._batch(piece, calibration=True).inputs for piece in pieces(some, min(32, self.subject.tile))]
+        layers = {layer.name for layer in ward.network.layers if bias_can_move(layer)}
+        steps = len(ward.engine.program.steps)
+        if treatment.correction == "iterative":
+            self.progress.start("bias correction", steps)
+            return correct_biases(ward.engine, treatment.plan, batches, layers, self.progress.advance)
+        self.progress.start("rounding", steps)
+        rounded = round_weights(ward.engine, treatment.plan, batches, layers, self.effort, self.progress.advance)
+        # Layers that AdaRound left alone, and what shifts remain.
+        self.progress.start("bias correction", steps)
+        return correct_biases(ward.engine, rounded, batches, layers, self.progress.advance)
+
+    def result(self, treatment: Treatment | None, images: np.ndarray) -> RunResult:
+        """The treatment (None: the float network) on ``images`` (ascending); what the study has is not run again."""
+        if treatment is None:
+            return self._held(FLOAT, images)
+        ward, plan = self.ward(treatment.transforms), self.plan(treatment)
+        if not plan:
+            return self._held(FLOAT, images)
+        run = self.store.run(plan, ward.key)
+        todo = images[~np.isin(images, self.store.images(run))]
+        if len(todo):
+            prepared = ward.engine.prepare(plan)
+            self.progress.start("network", len(todo))
+            for piece in pieces(todo, self.subject.tile):
+                batch = self._batch(piece)
+                reference = self._reference(batch)
+                outputs = ward.engine.whole_pass(batch.inputs, prepared)
+                found = tile_result(
+                    ward.network, self.subject.images, self.subject.metric, run, batch, None, outputs, reference, 0.0
+                )
+                self.store.append([found])
+                self.progress.advance(len(piece))
+        return self._held(run, images)
+
+    def _held(self, run: int, images: np.ndarray) -> RunResult:
+        result = self.store.result(run)
+        if result is None or not np.isin(images, result.images).all():
+            raise QuantopsyError(
+                f"study {str(self.store.path.parent)!r}",
+                "it lacks the float network on some images",
+                "run the same `quantopsy analyze` again: it goes on",
+            )
+        found = result.on(images)
+        return replace(found, energy=np.zeros_like(found.energy)) if run == FLOAT else found
+
+    def degradation(self, treatment: Treatment, images: np.ndarray, level: float) -> Interval:
+        """What the treatment loses against the float network."""
+        float_, own = self.result(None, images), self.result(treatment, images)
+        return significance.degradation(self.subject.metric, float_.statistics, own.statistics, level=level)
+
+    def difference(self, before: Treatment, after: Treatment, images: np.ndarray, level: float) -> Difference:
+        """``after`` against ``before``, paired image by image."""
+        old, new = self.result(before, images), self.result(after, images)
+        change = significance.degradation(self.subject.metric, old.statistics, new.statistics, level=level)
+        return Difference(change, significance.ratio_of_means(new.energy, old.energy, level))
+
+    def screened(self, treatment: Treatment, candidates: Candidates, images: np.ndarray) -> Scores:
+        """First-order scores of ``candidates`` on the treated network."""
+        ward = self.ward(treatment.transforms)
+        some = images[:SCREENED_IMAGES]
+        self.progress.start("screen", len(some))
+
+        def batches() -> Iterable[Batch]:
+            for piece in pieces(np.sort(some), self.subject.screen_tile):
+                yield self._batch(piece)
+                self.progress.advance(len(piece))
+
+        return Scores.of_batches(ward.engine.program, ward.calibration, batches(), candidates, decision=False)
+
+    def _batch(self, piece: np.ndarray, calibration: bool = False) -> Batch:
+        """A batch, kept as long as there is room: the same images are looked at again and again."""
+        key = bytes([calibration]) + piece.tobytes()
+        if key not in self._batches:
+            images = self.subject.calibration_images if calibration else self.subject.images
+            batch = images.batch(piece)
+            size = sum(x.nbytes for x in _tensors(batch.inputs))
+            if size > self._room:
+                return batch
+            self._room -= size
+            self._batches[key] = batch
+        return self._batches[key]
+
+    def _reference(self, batch: Batch) -> tuple[Any, ...]:
+        """Outputs of the float network as it was given, whatever has been done to it."""
+        key = batch.indices.tobytes()
+        if key not in self._references:
+            outputs, _ = self._base.float_pass(batch.inputs)
+            size = sum(x.nbytes for x in _tensors(outputs))
+            if size > self._room:
+                return outputs
+            self._room -= size
+            self._references[key] = outputs
+        return self._references[key]
+
+
+def _tensors(values: Any) -> Sequence[Any]:
+    found = values.values() if isinstance(values, dict) else values
+    return [value for value in found if hasattr(value, "nbytes")]

@@ -1,0 +1,391 @@
+"""The cheapest repair, proven (layer-wise paper, section 5 and Table 1): local, measured, rolled back where it fails.
+
+The study's images are split in three. On the first, proposals are compared; on the second, one is kept or dropped; the
+third is looked at once, at the end, and is what the result is reported on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantopsy.analysis import significance
+from quantopsy.analysis.budget import Budget
+from quantopsy.analysis.diagnose import diagnose
+from quantopsy.analysis.progress import Progress, Silent
+from quantopsy.analysis.results import Results
+from quantopsy.analysis.schemes import at_bits
+from quantopsy.analysis.significance import Interval
+from quantopsy.analysis.subject import Subject, reopen
+from quantopsy.analysis.summary import summarise
+from quantopsy.core import Cause, Plan, QuantopsyError
+from quantopsy.core.recipe import Estimate, Expected, Recipe, Step
+from quantopsy.engine.adaround import Effort
+from quantopsy.graph.network import Network
+from quantopsy.repair.apply import encodings_of, given_of, model_of
+from quantopsy.repair.clinic import Clinic, Difference, Treatment
+from quantopsy.repair.fixes import FIXES, Cost, Proposal, proposals
+from quantopsy.repair.target import ANY, Target, check_start, target
+from quantopsy.study import Store
+from quantopsy.transforms.equalization import find_equalization
+
+RECIPE = "recipe.json"
+
+SHARES = 0.2, 0.3
+"""Of the images: those that proposals are compared on, and those that keep or drop one. The rest is for the end."""
+
+LEAST_IMAGES = 20  # in each of the three parts
+LAYERS = 8  # that a round of local fixes looks at
+TRIED = 2  # fixes of a layer that are run, of those that the screen likes best
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Three disjoint sets of images, each ascending and spread evenly over the data."""
+
+    search: np.ndarray
+    confirm: np.ndarray
+    report: np.ndarray
+
+    @classmethod
+    def of(cls, order: np.ndarray) -> Parts:
+        """``order`` in three; any beginning of it is spread evenly. Raises where one would be too small."""
+        first = int(SHARES[0] * len(order))
+        second = first + int(SHARES[1] * len(order))
+        parts = cls(*(np.sort(part) for part in (order[:first], order[first:second], order[second:])))
+        least = min(len(part) for part in (parts.search, parts.confirm, parts.report))
+        if least < LEAST_IMAGES:
+            raise QuantopsyError(
+                f"{len(order)} images of the study",
+                "too few to decide on one part and prove on another",
+                f"analyze with at least {ceil(LEAST_IMAGES / min(SHARES))}",
+            )
+        return parts
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What is left: the layers that the screen holds responsible, with their shares of its noise, and what the
+    network would lose with 16 bits at every site."""
+
+    layers: tuple[tuple[str, float], ...]
+    unbounded: Estimate
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A recipe, and whether what it loses on the last part is within what was asked for."""
+
+    recipe: Recipe
+    max_drop: float
+    met: bool
+    outlook: Outlook
+    path: Path
+
+
+def repair(
+    study: str | Path,
+    *,
+    bits: int | None = None,
+    max_drop: float | None = None,
+    to: str | Path = ANY,
+    out: str | Path | None = None,
+    budget: str | None = None,
+    effort: Effort = Effort(),
+    progress: Progress | None = None,
+    **instead: Any,
+) -> Repaired:
+    """Repair the network of ``study`` with weights at ``bits`` until it loses at most ``max_drop`` of the metric.
+
+    ``bits``: the study's highest where none is given. ``max_drop``: in the metric's unit, half the study's tolerance
+    where none is given. ``to``: the target's profile. ``out``: the recipe's file, ``recipe.json`` of the study where
+    none is given. ``budget``: a time, after which nothing new is tried. ``instead``: as of
+    :func:`quantopsy.analysis.subject.reopen`. Raises :class:`QuantopsyError` for whatever the user can mend.
+    """
+    progress = progress or Silent()
+    folder = Path(study)
+    profile = target(to)
+    limit = _seconds(budget)
+    with reopen(folder, progress, **instead) as (store, subject):
+        results = summarise(store, subject.metric, complete=True)
+        at = _width(results, bits)
+        Parts.of(subject.order)
+        start = at_bits(subject.full, at)
+        check_start(profile, start, {layer.name: layer.op for layer in subject.network.layers})
+        diagnosed = at in store.noted("diagnosed", [])
+    if not diagnosed:
+        results = diagnose(folder, bits=at, progress=progress, **instead)
+    with reopen(folder, progress, **instead) as (store, subject):
+        drop = results.tolerance / 2 if max_drop is None else max_drop
+        session = Session(subject, store, results, at, profile, drop, limit, effort, progress)
+        found = session.run(Path(out) if out is not None else folder / RECIPE)
+        store.note(
+            "repair", {**asdict(found.outlook), "max_drop": drop, "met": found.met, "recipe": found.recipe.to_json()}
+        )
+        return found
+
+
+class Session:
+    """One repair under way: the treatment so far, and what was tried."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        store: Store,
+        results: Results,
+        bits: int,
+        profile: Target,
+        max_drop: float,
+        seconds: float,
+        effort: Effort,
+        progress: Progress,
+    ) -> None:
+        self.subject, self.results, self.profile, self.progress = subject, results, profile, progress
+        self.bits, self.max_drop, self.level = bits, max_drop, results.level
+        self.parts = Parts.of(subject.order)
+        self.before = Treatment(at_bits(subject.full, bits))
+        self.now = self.before
+        self.steps: list[Step] = []
+        self.causes = _causes(results, bits)
+        self._end = time.monotonic() + seconds
+        specs = set(self.before.plan.values())
+        changed = [replace(s, **fix.fields) for s in specs for fix in FIXES if fix.fields and "kind" not in fix.fields]
+        self.clinic = Clinic(subject, store, [*specs, *changed], effort, progress)
+
+    def run(self, path: Path) -> Repaired:
+        """Try, cheapest first, until the target is met or nothing helps; then prove it on the last part."""
+        rounds: tuple[Callable[[], None], ...] = (
+            lambda: self._local("free", self._guilty),
+            self._equalize,
+            lambda: self._correct("iterative", "bias correction, layer after layer (IBC)"),
+            lambda: self._local("free", self._loud),
+            lambda: self._correct("adaround", "weights rounded for their layer's output (AdaRound)"),
+            lambda: self._local("scales", self._loud),
+            lambda: self._local("bits", self._loud),
+            lambda: self._local("float", self._loud),
+        )
+        for attempt in rounds:
+            if self._met() or time.monotonic() > self._end:
+                break
+            attempt()
+        if self._worse_at_last():
+            self.now = self.before
+            self.steps.append(self._rolled_back())
+        return self._proven(path)
+
+    # What is tried ------------------------------------------------------------------------------
+
+    def _local(self, cost: Cost, layers: Callable[[], list[str]]) -> None:
+        """Fixes of ``cost`` layer by layer, the worst first; the screen is asked again after each that was kept."""
+        tried: set[str] = set()
+        while not self._met() and time.monotonic() < self._end:
+            name = next((name for name in layers() if name not in tried), None)
+            if name is None or len(tried) >= LAYERS:
+                return
+            tried.add(name)
+            for proposal in self._best(name, cost)[:TRIED]:
+                treatment = replace(self.now, plan=proposal.plan)
+                if self._try(treatment, f"{name}: {proposal.fix.words}", (name,), cost):
+                    break
+
+    def _best(self, name: str, cost: Cost) -> list[Proposal]:
+        """Fixes of one layer that the screen expects something of, the best first."""
+        network = self._network()
+        layer = network.layer(name)
+        found = list(proposals(network, self.now.plan, layer, cost, self.profile, self.causes.get(name, ())))
+        if not found:
+            return []
+        if cost == "float":
+            return found
+        sites = {site for proposal in found for site in proposal.sites}
+        candidates = {
+            site: list(dict.fromkeys([self.now.plan[site], *(p.plan[site] for p in found if site in p.plan)]))
+            for site in sites
+        }
+        scores = self.clinic.screened(self.now, candidates, self.parts.search)
+
+        def noise(plan: Plan, proposal: Proposal) -> float:
+            return scores.predicted(Plan.of({site: plan[site] for site in proposal.sites}))[0]
+
+        gains = [(noise(p.plan, p) / max(noise(self.now.plan, p), 1e-30), p) for p in found]
+        return [p for gain, p in sorted(gains, key=lambda pair: pair[0]) if gain < 1.0]
+
+    def _equalize(self) -> None:
+        """Function-preserving scales between layers; the variant is chosen by measuring it with biases corrected."""
+        network = self.subject.network
+        variants = {
+            "cross-layer equalization (10 sweeps)": find_equalization(network, sweeps=10),
+            "cross-layer equalization (to convergence)": find_equalization(network),
+            "cross-layer equalization (ranges as they are)": find_equalization(network, sweeps=10, normalised=False),
+        }
+        known = [
+            (words, replace(self.now, transforms=(self.clinic.seal(found),)))
+            for words, found in variants.items()
+            if found.scales
+        ]
+        if known:
+            words, best = min(known, key=lambda pair: self._search_noise(replace(pair[1], correction="analytic")))
+            self._try(best, words, (), "free")
+
+    def _correct(self, correction: Any, words: str) -> None:
+        self._try(replace(self.now, correction=correction), words, (), "free")
+
+    # What decides -------------------------------------------------------------------------------
+
+    def _try(self, treatment: Treatment, words: str, layers: tuple[str, ...], cost: Cost) -> bool:
+        """Measure a treatment against the one so far; keep it where the second part of the images confirms it."""
+        begin = time.monotonic()
+        against = self.clinic.difference(self.now, treatment, self.parts.confirm, self.level)
+        kept, why = self._judge(against)
+        after = self.clinic.degradation(treatment, self.parts.confirm, self.level)
+        self.steps.append(
+            Step(
+                words, layers, cost, kept, why, _estimate(against.change), _estimate(against.noise), _estimate(after),
+                round(time.monotonic() - begin, 3),
+            )
+        )  # fmt: skip
+        if kept:
+            self.now = treatment
+        self.progress.say(f"{'kept   ' if kept else 'dropped'} {words}: {why}")
+        return kept
+
+    def _judge(self, against: Difference) -> tuple[bool, str]:
+        change, noise, unit = against.change, against.noise, self.results.unit
+        removed = f"noise {100 * (noise.value - 1):+.0f} %"
+        if change.low > 0:
+            return False, f"certainly worse by {change.value:.1f} {unit}"
+        if change.high < 0:
+            return True, f"{-change.value:.1f} {unit} regained, {removed}"
+        if noise.high < 1 and change.value <= self.max_drop / 2:
+            return True, f"{removed}, {-change.value:+.1f} {unit}"
+        if change.value < -self.max_drop:
+            n = len(self.parts.confirm)
+            needed = ceil(n * ((change.high - change.value) / -change.value) ** 2)
+            return False, f"{-change.value:.1f} {unit} better, but {n} images cannot tell: about {needed} could"
+        return False, f"{removed}, {-change.value:+.1f} {unit}: no gain that is certain"
+
+    def _met(self) -> bool:
+        """Whether the loss over both parts that decide is within what was asked for."""
+        deciding = np.sort(np.concatenate([self.parts.search, self.parts.confirm]))
+        return self.clinic.degradation(self.now, deciding, self.level).value <= self.max_drop
+
+    def _search_noise(self, treatment: Treatment) -> float:
+        return float(self.clinic.result(treatment, self.parts.search).energy.mean())
+
+    def _worse_at_last(self) -> bool:
+        """Whether images that no decision has seen say that it had better been left alone."""
+        if self.now == self.before:
+            return False
+        return self.clinic.difference(self.before, self.now, self.parts.report, self.level).change.value > 0
+
+    def _rolled_back(self) -> Step:
+        nothing = (0.0, 0.0, 0.0)
+        lost = _estimate(self.clinic.degradation(self.before, self.parts.confirm, self.level))
+        return Step(
+            "all of it undone", (), "free", True, "images held out say it is worse", nothing, (1.0, 1.0, 1.0), lost
+        )
+
+    # Where to look ------------------------------------------------------------------------------
+
+    def _guilty(self) -> list[str]:
+        """Layers that the study found to hurt, those that cost most first."""
+        cells = self.results.cells
+        here = cells[(cells["bits"] == self.bits) & (cells["verdict"] == "hurts")]
+        return list(here.sort_values("degradation", ascending=False)["name"])
+
+    def _loud(self) -> list[str]:
+        """Layers by the noise that the screen expects of them as the network is treated now."""
+        return [name for name, _ in self._shares()][:LAYERS]
+
+    def _shares(self) -> list[tuple[str, float]]:
+        plan = self.clinic.plan(self.now)
+        scores = self.clinic.screened(self.now, {site: [spec] for site, spec in plan.sites}, self.parts.search)
+        noise = {name: float(np.square(e).mean()) for name, e in scores.by_layer(plan).items()}
+        total = sum(noise.values()) or 1.0
+        return sorted(((name, part / total) for name, part in noise.items()), key=lambda pair: -pair[1])
+
+    def _network(self) -> Network:
+        return self.clinic.ward(self.now.transforms).network
+
+    # What comes out -----------------------------------------------------------------------------
+
+    def _proven(self, path: Path) -> Repaired:
+        clinic, images, level, metric = self.clinic, self.parts.report, self.level, self.subject.metric
+        held = {t: clinic.result(t, images) for t in (None, self.before, self.now)}
+        value = {t: significance.metric_interval(metric, found.statistics, level=level) for t, found in held.items()}
+        lost_before, lost = (clinic.degradation(t, images, level) for t in (self.before, self.now))
+        gained = clinic.difference(self.now, self.before, images, level).change
+        expected = Expected(
+            metric=metric.name,
+            unit=metric.unit,
+            samples=len(images),
+            level=level,
+            float=_estimate(value[None]),
+            before=_estimate(value[self.before]),
+            after=_estimate(value[self.now]),
+            lost_before=_estimate(lost_before),
+            lost=_estimate(lost),
+            gained=_estimate(gained),
+        )
+        ward, plan = clinic.ward(self.now.transforms), clinic.plan(self.now)
+        recipe = Recipe(
+            plan=plan,
+            transforms=tuple(clinic.transform(seal).to_json() for seal in self.now.transforms),
+            encodings=encodings_of(ward.network, plan, ward.calibration),
+            given=given_of(plan, ward.calibration),
+            model=model_of(self.subject.network, self.subject.model_name),
+            expected=expected,
+            steps=tuple(self.steps),
+            provenance={
+                **self.results.provenance,
+                "data": self.subject.data_name,
+                "calibration": self.subject.calibration_name,
+                "bits": self.bits,
+                "target": self.profile.name,
+                "images": {name: len(part) for name, part in vars(self.parts).items()},
+            },
+        )
+        recipe.save(path)
+        wide = Treatment(Plan.of({site: replace(spec, bits=16) for site, spec in self.before.plan.sites}))
+        unbounded = _estimate(clinic.degradation(wide, self.parts.confirm, level))
+        outlook = Outlook(tuple(self._shares()[:5]), unbounded)
+        return Repaired(recipe, self.max_drop, lost.value <= self.max_drop, outlook, path)
+
+
+def _estimate(interval: Interval) -> Estimate:
+    return interval.value, interval.low, interval.high
+
+
+def _width(results: Results, bits: int | None) -> int:
+    if bits is None:
+        return results.bits[-1]
+    if bits not in results.bits:
+        raise QuantopsyError(
+            f"bit-width {bits}",
+            f"the study has {', '.join(map(str, results.bits))}",
+            f"run `quantopsy analyze` with --bits {bits} first",
+        )
+    return bits
+
+
+def _seconds(budget: str | None) -> float:
+    if budget is None:
+        return float("inf")
+    found = Budget.parse(budget)
+    if found.seconds is None:
+        raise QuantopsyError(f"budget {budget}", "a repair is limited by time", "give a time such as 10m")
+    return found.seconds
+
+
+def _causes(results: Results, bits: int) -> dict[str, Sequence[Cause]]:
+    found: dict[str, list[Cause]] = {}
+    for finding in results.findings:
+        if finding.bits == bits and finding.cause != "no_single_cause":
+            found.setdefault(finding.layer, []).append(finding.cause)
+    return dict(found)

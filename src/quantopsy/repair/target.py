@@ -1,0 +1,146 @@
+"""Back-end profiles: which specs a target can run. A profile is a JSON file beside this one, or the user's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from quantopsy.core import Plan, QuantopsyError, Role, Spec, names
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What specs of weights, or of activations, may be.
+
+    ``bits``: the widths that may be. ``granularity``: names without sizes. ``symmetric``: values that the spec's
+    field may have. ``float``: whether a site may stay float. ``tensors``:
+    as how many tensors a weight may be stored.
+    """
+
+    kinds: tuple[str, ...]
+    bits: tuple[int, ...]
+    granularity: tuple[str, ...]
+    symmetric: tuple[bool, ...]
+    float: bool = True
+    tensors: int = 1
+
+    def refuses(self, spec: Spec) -> str | None:
+        """Why a site cannot be on the grid of ``spec``; None where it can."""
+        granularity = spec.granularity.partition(":")[0]
+        if spec.kind not in self.kinds:
+            return f"no {spec.kind} grids"
+        if spec.bits not in self.bits:
+            return f"no {spec.bits} bits"
+        if granularity not in self.granularity:
+            return f"no grids {granularity.replace('_', ' ')}"
+        if spec.symmetric not in self.symmetric:
+            return f"only {'symmetric' if not spec.symmetric else 'asymmetric'} grids"
+        if spec.tensors > self.tensors:
+            return f"no weight as {spec.tensors} tensors"
+        if spec.correction == "mean_variance" and granularity == "per_tensor":
+            return "no offset per channel"
+        return None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A back end: ``layers`` are limits of operators that differ, by the layer's ``op``."""
+
+    name: str
+    summary: str
+    weights: Limits
+    activations: Limits
+    operators: Mapping[str, Mapping[str, Limits]]
+
+    def limits(self, role: Role, op: str) -> Limits:
+        """What may be at a site."""
+        kind = "weights" if role == "weight" else "activations"
+        own = self.operators.get(op, {}).get(kind)
+        return own or (self.weights if role == "weight" else self.activations)
+
+    def refuses(self, role: Role, op: str, spec: Spec | None) -> str | None:
+        """Why a layer ``op`` cannot have ``spec`` (None: float) at ``role``; None where it can."""
+        limits = self.limits(role, op)
+        if spec is None:
+            return None if limits.float else "nothing stays float"
+        return limits.refuses(spec)
+
+
+ANY = "any"
+
+
+def target(name: str | Path) -> Target:
+    """The profile of that name, or in that file.
+
+    Raises :class:`QuantopsyError` with the nearest names, or with what is wrong in the file.
+    """
+    known = profiles()
+    if str(name) in known:
+        return known[str(name)]
+    path = Path(name)
+    if path.suffix != ".json":
+        raise names.unknown(str(name), list(known), "target")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise QuantopsyError(f"target {str(path)!r}", f"cannot be read ({error})", "give a JSON file") from None
+    return _read(path.stem, data)
+
+
+def profiles() -> dict[str, Target]:
+    """All that come with Quantopsy."""
+    folder = files("quantopsy.repair") / "targets"
+    found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda entry: entry.name)
+    return {
+        entry.name.removesuffix(".json"): _read(
+            entry.name.removesuffix(".json"), json.loads(entry.read_text(encoding="utf-8"))
+        )
+        for entry in found
+    }
+
+
+def check_start(target: Target, plan: Plan, operators: Mapping[str, str]) -> None:
+    """Raise :class:`QuantopsyError` where ``plan``, from which a repair starts, cannot run on ``target``.
+
+    ``operators``: the ``op`` of every layer.
+    """
+    for site, spec in plan.sites:
+        reason = target.refuses(site.role, operators[site.layer], spec)
+        if reason is not None:
+            raise QuantopsyError(
+                f"target {target.name}",
+                f"it cannot run the study's {site.role} of {site.layer!r}: {reason}",
+                "analyze with grids that it has (--scheme per-channel, --bits, --plan), or choose another target",
+            )
+
+
+def _read(name: str, data: Any) -> Target:
+    try:
+        return Target(
+            name,
+            str(data.get("summary", "")),
+            _limits(data["weights"]),
+            _limits(data["activations"]),
+            {
+                op: {kind: _limits(limits) for kind, limits in kinds.items()}
+                for op, kinds in data.get("operators", {}).items()
+            },
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise QuantopsyError(
+            f"target {name!r}",
+            f"its profile does not read ({error!r})",
+            "give 'weights' and 'activations' with kinds, bits, granularity, symmetric",
+        ) from None
+
+
+def _limits(data: Mapping[str, Any]) -> Limits:
+    known = {field.name for field in fields(Limits)}
+    if unknown := sorted(set(data) - known):
+        raise ValueError(f"no field {unknown[0]!r}")
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
+    return Limits(**values)
