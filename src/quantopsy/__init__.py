@@ -20,18 +20,24 @@ if TYPE_CHECKING:
         Study,
         additivity,
         analyze,
+        apply,
         check_calibration,
         compare,
         diagnose,
         open_study,
+        repair,
         schemes,
     )
+    from quantopsy.core.recipe import Recipe
     from quantopsy.graph.capture import capture
 
 _LAZY = {
     "Study": "quantopsy.api",
     "additivity": "quantopsy.api",
     "analyze": "quantopsy.api",
+    "apply": "quantopsy.api",
+    "repair": "quantopsy.api",
+    "Recipe": "quantopsy.core.recipe",
     "check_calibration": "quantopsy.api",
     "compare": "quantopsy.api",
     "diagnose": "quantopsy.api",
@@ -43,16 +49,19 @@ _LAZY = {
 __all__ = [
     "Plan",
     "QuantopsyError",
+    "Recipe",
     "Site",
     "Spec",
     "Study",
     "additivity",
     "analyze",
+    "apply",
     "capture",
     "check_calibration",
     "compare",
     "diagnose",
     "open_study",
+    "repair",
     "schemes",
 ]
 

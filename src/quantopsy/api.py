@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +32,9 @@ from quantopsy.study import FILE, Store, open_existing
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from quantopsy.core.recipe import Recipe
+    from quantopsy.repair.applied import Applied
 
 REPORT = "report.html"
 CELLS = "cells.csv"
@@ -63,6 +66,13 @@ class Study:
         """A row per finding of :func:`diagnose`: layer, bits, cause, what its test removed, fixes."""
         columns = ["layer", "bits", "cause", "primary", "severity", "sites", "change", "removed", "fixes", "evidence"]
         return pd.DataFrame([finding.to_json() for finding in self.results.findings], columns=columns)
+
+    def steps(self) -> pd.DataFrame:
+        """A row per step of :func:`repair`: what was tried, whether it was kept and why, what it changed."""
+        done = self.results.repaired
+        steps = [] if done is None else [asdict(step) for step in done.steps]
+        columns = ["words", "layers", "cost", "kept", "why", "change", "noise", "degradation", "seconds"]
+        return pd.DataFrame(steps, columns=columns)
 
     def heatmap(self, view: Literal["degradation", "noise"] = "degradation") -> go.Figure:
         """Bit-widths by layers, as in Figure 3 of the layer-wise paper; ``view`` may be ``noise``."""
@@ -232,6 +242,36 @@ def diagnose(folder: str | Path, *, progress: Progress | None = None, **settings
     :func:`quantopsy.analysis.diagnose.diagnose` takes them. The findings stay in the study.
     """
     return finish(Study(Path(folder), _diagnose.diagnose(folder, progress=progress, **settings)))
+
+
+def repair(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
+    """Repair the network of the study in ``folder``: fixes cheapest first, kept where held-out images confirm them.
+
+    ``settings``: ``bits``, ``max_drop``, ``to``, ``out``, ``budget``, ``effort``, and what was given as Python
+    objects, as :func:`quantopsy.repair.repair.repair` takes them. The recipe is written to ``recipe.json`` of the
+    study, or to ``out``.
+    """
+    from quantopsy.repair.repair import repair as run
+
+    return finish(Study(Path(folder), run(folder, progress=progress, **settings)))
+
+
+def apply(
+    recipe: str | Path | Recipe,
+    model: Any = None,
+    data: Any = None,
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Applied:
+    """The network that a recipe makes of ``model``, run on ``data``; ``module`` of what is returned is an ``nn.Module``.
+
+    ``settings``: ``metric``, ``preprocess``, ``samples``, ``device``, as :func:`quantopsy.repair.applied.apply` takes
+    them. Without model and data those of the study that the recipe comes from are taken.
+    """
+    from quantopsy.repair.applied import apply as run
+
+    return run(recipe, model, data, progress=progress, **settings)
 
 
 def check_calibration(

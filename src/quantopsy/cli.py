@@ -289,6 +289,66 @@ def diagnose(
 
 
 @app.command()
+def repair(
+    study: StudyFolder,
+    bits: Annotated[int | None, typer.Option(help="Of weights  [default: the study's most]")] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Loss of the metric to end at  [default: half the study's tolerance]")
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="any, per-tensor, onnxruntime-cpu, tensorrt, openvino, qnn, xnnpack, or FILE.json")
+    ] = "any",
+    budget: Annotated[str | None, typer.Option(help="Try nothing new after that long: 10m")] = None,
+    out: Annotated[Path | None, typer.Option(help="The recipe  [default: recipe.json of the study]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Try fixes, cheapest first, keep those that held-out images confirm, and write the recipe."""
+    from quantopsy.api import repair as run
+    from quantopsy.repair.repair import RECIPE
+    from quantopsy.report.terminal import print_repair
+
+    with watched(as_json) as watch, _kept_clean(as_json):
+        found = run(study, bits=bits, max_drop=max_drop, to=target, budget=budget, out=out, progress=watch)
+    if as_json:
+        from quantopsy.report.repaired import repair_document
+
+        sys.stdout.write(json.dumps(repair_document(found.results), indent=2) + "\n")
+        return
+    _show(found, as_json, print_repair)
+    Console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
+
+
+@app.command(name="apply")
+def apply_(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json of a repair")],
+    model: Annotated[
+        str | None, typer.Option(help="FILE.pt2 or package.module:callable  [default: the recipe's]")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Images to run it on  [default: the recipe's]")] = None,
+    metric: Annotated[str | None, typer.Option(help="As of analyze")] = None,
+    samples: Annotated[int | None, typer.Option(help="An evenly spaced subset")] = None,
+    preprocess: Annotated[
+        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Run the network that a recipe makes of a model, beside the float one."""
+    from quantopsy.api import apply as run
+    from quantopsy.report.repaired import applied_sentences
+
+    with watched(as_json) as watch, _kept_clean(as_json):
+        found = run(
+            recipe, model, data, metric=metric, samples=samples, preprocess=preprocess, device=device, progress=watch
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+        return
+    for sentence in applied_sentences(found):
+        Console().print(sentence, highlight=False)
+
+
+@app.command()
 def compare(
     studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Folders of analyses")],
     bits: Annotated[

@@ -42,6 +42,7 @@ def document(results: Results) -> dict[str, Any]:
         "open_cells": results.open_cells,
         "whole": {str(row["bits"]): _plain(row) for row in results.whole.to_dict("records")},
         "worst": {str(bits): [_plain(row) for row in worst(results, bits).to_dict("records")] for bits in results.bits},
+        "repair": None if results.repaired is None else _plain(results.repaired.to_json()),
         "diagnosed": list(results.diagnosed),
         "findings": [_finding(finding) for finding in results.findings],
         "coverage": dict(results.coverage),

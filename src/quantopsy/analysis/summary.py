@@ -17,6 +17,7 @@ from quantopsy.analysis.results import CELL_COLUMNS, EVALUATION_IMAGES, WHOLE_CO
 from quantopsy.analysis.subsets import additivity_of
 from quantopsy.analysis.verdicts import Measured
 from quantopsy.core import Finding
+from quantopsy.core.recipe import Repair
 from quantopsy.engine.local import Edge, Local
 from quantopsy.metrics import Metric, chance_level, is_at_chance
 from quantopsy.study import RunResult, Store
@@ -105,6 +106,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment
             bits: {name: local_from_json(local) for name, local in store.noted(f"local.{bits}", {}).items()}
             for bits in store.noted("diagnosed", [])
         },
+        repaired=Repair.from_json(noted_repair) if (noted_repair := store.noted("repair")) else None,
         check=_check(state, runs, set(store.noted("checks", []))),
         additivity=additivity_of(store, metric, level=state.level, tolerance=state.tolerance),
         open_cells=sum(state.open(run) for run in runs),

@@ -65,6 +65,42 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Repair:
+    """What a repair did and what is left.
+
+    ``met``: whether the loss on images held out is at most ``max_drop``. ``left``: the layers that the screen holds
+    responsible for the noise that remains, with their shares. ``unbounded``: what the network would lose with
+    16 bits at every site.
+    """
+
+    bits: int
+    target: str
+    max_drop: float
+    met: bool
+    steps: tuple[Step, ...]
+    expected: Expected
+    left: tuple[tuple[str, float], ...]
+    unbounded: Estimate
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Repair:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            **{
+                **data,
+                "steps": tuple(Step(**_tuples(step)) for step in data["steps"]),
+                "expected": Expected(**_tuples(data["expected"])),
+                "left": tuple((name, share) for name, share in data["left"]),
+                "unbounded": tuple(data["unbounded"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
 class Given:
     """A tensor that a spec means by ``given:HASH``: ``dtype`` is ``float32`` or ``bool``, ``data`` its bytes
     (bits where bool, eight to a byte, the first in the lowest bit), compressed, in base64."""

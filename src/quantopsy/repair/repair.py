@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from quantopsy.analysis.significance import Interval
 from quantopsy.analysis.subject import Subject, reopen
 from quantopsy.analysis.summary import summarise
 from quantopsy.core import Cause, Plan, QuantopsyError
-from quantopsy.core.recipe import Estimate, Expected, Recipe, Step
+from quantopsy.core.recipe import Estimate, Expected, Recipe, Repair, Step
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.network import Network
 from quantopsy.repair.apply import encodings_of, given_of, model_of
@@ -42,6 +42,10 @@ SHARES = 0.2, 0.3
 
 LEAST_IMAGES = 20  # in each of the three parts
 LAYERS = 8  # that a round of local fixes looks at
+EFFECT_WHOLE, EFFECT_ALONE = 0.95, 0.7
+"""Noise after over before from which less of it is worth a step: of the whole network, of a layer alone."""
+
+LEFT = 5  # layers that are named for the noise that remains
 TRIED = 2  # fixes of a layer that are run, of those that the screen likes best
 
 
@@ -69,26 +73,6 @@ class Parts:
         return parts
 
 
-@dataclass(frozen=True)
-class Outlook:
-    """What is left: the layers that the screen holds responsible, with their shares of its noise, and what the
-    network would lose with 16 bits at every site."""
-
-    layers: tuple[tuple[str, float], ...]
-    unbounded: Estimate
-
-
-@dataclass(frozen=True)
-class Repaired:
-    """A recipe, and whether what it loses on the last part is within what was asked for."""
-
-    recipe: Recipe
-    max_drop: float
-    met: bool
-    outlook: Outlook
-    path: Path
-
-
 def repair(
     study: str | Path,
     *,
@@ -100,13 +84,14 @@ def repair(
     effort: Effort = Effort(),
     progress: Progress | None = None,
     **instead: Any,
-) -> Repaired:
+) -> Results:
     """Repair the network of ``study`` with weights at ``bits`` until it loses at most ``max_drop`` of the metric.
 
     ``bits``: the study's highest where none is given. ``max_drop``: in the metric's unit, half the study's tolerance
     where none is given. ``to``: the target's profile. ``out``: the recipe's file, ``recipe.json`` of the study where
     none is given. ``budget``: a time, after which nothing new is tried. ``instead``: as of
-    :func:`quantopsy.analysis.subject.reopen`. Raises :class:`QuantopsyError` for whatever the user can mend.
+    :func:`quantopsy.analysis.subject.reopen`. What was done is ``repaired`` of what is returned. Raises
+    :class:`QuantopsyError` for whatever the user can mend.
     """
     progress = progress or Silent()
     folder = Path(study)
@@ -124,11 +109,10 @@ def repair(
     with reopen(folder, progress, **instead) as (store, subject):
         drop = results.tolerance / 2 if max_drop is None else max_drop
         session = Session(subject, store, results, at, profile, drop, limit, effort, progress)
-        found = session.run(Path(out) if out is not None else folder / RECIPE)
-        store.note(
-            "repair", {**asdict(found.outlook), "max_drop": drop, "met": found.met, "recipe": found.recipe.to_json()}
-        )
-        return found
+        recipe, done = session.run()
+        recipe.save(out if out is not None else folder / RECIPE)
+        store.note("repair", done.to_json())
+        return summarise(store, subject.metric, complete=True)
 
 
 class Session:
@@ -158,7 +142,7 @@ class Session:
         changed = [replace(s, **fix.fields) for s in specs for fix in FIXES if fix.fields and "kind" not in fix.fields]
         self.clinic = Clinic(subject, store, [*specs, *changed], effort, progress)
 
-    def run(self, path: Path) -> Repaired:
+    def run(self) -> tuple[Recipe, Repair]:
         """Try, cheapest first, until the target is met or nothing helps; then prove it on the last part."""
         rounds: tuple[Callable[[], None], ...] = (
             lambda: self._local("free", self._guilty),
@@ -177,7 +161,7 @@ class Session:
         if self._worse_at_last():
             self.now = self.before
             self.steps.append(self._rolled_back())
-        return self._proven(path)
+        return self._proven()
 
     # What is tried ------------------------------------------------------------------------------
 
@@ -243,6 +227,8 @@ class Session:
         begin = time.monotonic()
         against = self.clinic.difference(self.now, treatment, self.parts.confirm, self.level)
         kept, why = self._judge(against)
+        if not kept and layers and against.change.low <= 0:
+            kept, why = self._judge_alone(treatment, layers, why)
         after = self.clinic.degradation(treatment, self.parts.confirm, self.level)
         self.steps.append(
             Step(
@@ -262,13 +248,27 @@ class Session:
             return False, f"certainly worse by {change.value:.1f} {unit}"
         if change.high < 0:
             return True, f"{-change.value:.1f} {unit} regained, {removed}"
-        if noise.high < 1 and change.value <= self.max_drop / 2:
+        if noise.high < 1 and noise.value <= EFFECT_WHOLE and change.value <= self.max_drop / 2:
             return True, f"{removed}, {-change.value:+.1f} {unit}"
         if change.value < -self.max_drop:
             n = len(self.parts.confirm)
             needed = ceil(n * ((change.high - change.value) / -change.value) ** 2)
             return False, f"{-change.value:.1f} {unit} better, but {n} images cannot tell: about {needed} could"
         return False, f"{removed}, {-change.value:+.1f} {unit}: no gain that is certain"
+
+    def _judge_alone(self, treatment: Treatment, layers: tuple[str, ...], why: str) -> tuple[bool, str]:
+        """The layers alone in an otherwise float network: what other layers destroy does not hide there what these
+        two treatments differ in."""
+
+        def alone(whole: Treatment) -> Treatment:
+            kept = Plan(tuple((site, spec) for site, spec in whole.plan.sites if site.layer in layers))
+            return replace(whole, plan=kept, correction="none")
+
+        found = self.clinic.difference(alone(self.now), alone(treatment), self.parts.confirm, self.level)
+        if found.noise.high < 1 and found.noise.value <= EFFECT_ALONE and found.change.value <= 0:
+            removed, regained = 100 * (found.noise.value - 1), -found.change.value
+            return True, f"alone: noise {removed:+.0f} %, {regained:+.1f} {self.results.unit}; together {why}"
+        return False, why
 
     def _met(self) -> bool:
         """Whether the loss over both parts that decide is within what was asked for."""
@@ -315,7 +315,7 @@ class Session:
 
     # What comes out -----------------------------------------------------------------------------
 
-    def _proven(self, path: Path) -> Repaired:
+    def _proven(self) -> tuple[Recipe, Repair]:
         clinic, images, level, metric = self.clinic, self.parts.report, self.level, self.subject.metric
         held = {t: clinic.result(t, images) for t in (None, self.before, self.now)}
         value = {t: significance.metric_interval(metric, found.statistics, level=level) for t, found in held.items()}
@@ -344,18 +344,25 @@ class Session:
             steps=tuple(self.steps),
             provenance={
                 **self.results.provenance,
-                "data": self.subject.data_name,
-                "calibration": self.subject.calibration_name,
+                "given": self.subject.given.to_json(),
                 "bits": self.bits,
                 "target": self.profile.name,
                 "images": {name: len(part) for name, part in vars(self.parts).items()},
             },
         )
-        recipe.save(path)
         wide = Treatment(Plan.of({site: replace(spec, bits=16) for site, spec in self.before.plan.sites}))
         unbounded = _estimate(clinic.degradation(wide, self.parts.confirm, level))
-        outlook = Outlook(tuple(self._shares()[:5]), unbounded)
-        return Repaired(recipe, self.max_drop, lost.value <= self.max_drop, outlook, path)
+        done = Repair(
+            bits=self.bits,
+            target=self.profile.name,
+            max_drop=self.max_drop,
+            met=lost.value <= self.max_drop,
+            steps=recipe.steps,
+            expected=expected,
+            left=tuple(self._shares()[:LEFT]),
+            unbounded=unbounded,
+        )
+        return recipe, done
 
 
 def _estimate(interval: Interval) -> Estimate:

@@ -7,6 +7,7 @@ from quantopsy.report.additivity import additivity_section
 from quantopsy.report.chart import Axis, Chart, Group, Point, Section
 from quantopsy.report.findings import findings_section
 from quantopsy.report.palette import bit_tones
+from quantopsy.report.repaired import repair_section
 from quantopsy.report.tables import run_and_screened
 from quantopsy.report.wording import BEYOND_LINEAR, count, degradation_decimals, fixed, significant
 
@@ -16,7 +17,7 @@ CHECK_FROM = 3
 
 def sections(results: Results) -> list[Section]:
     """Those that ``results`` has something for, in the order of the page."""
-    made = (findings_section(results), check_section(results), additivity_section(results))
+    made = (findings_section(results), repair_section(results), check_section(results), additivity_section(results))
     return [section for section in made if section is not None]
 
 

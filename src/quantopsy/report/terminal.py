@@ -18,6 +18,7 @@ from quantopsy.analysis.results import Results
 from quantopsy.report.additivity import additivity_statements
 from quantopsy.report.findings import findings_sentences
 from quantopsy.report.grid import degradation_limit, grid
+from quantopsy.report.repaired import repair_statements, steps_table
 from quantopsy.report.tables import headline_bits, ranked, whole_network, with_marks
 from quantopsy.report.verdict import cautions, statements
 from quantopsy.report.wording import (
@@ -126,6 +127,28 @@ def additivity_table(results: Results, found: Additivity) -> Group:
 def verdict_lines(results: Results) -> Table:
     """The verdict as a list."""
     return bullets(statements(results), cautions(results))
+
+
+def print_repair(results: Results, console: Console) -> None:
+    """Print what the repair came to, and every step that was tried."""
+    done = results.repaired
+    if done is None:
+        console.print("No repair has been tried.")
+        return
+    table = steps_table(results, done)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+    for position, heading in enumerate(table.headings):
+        shown.add_column(heading, justify="left" if position < 3 else "right", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*row, style="" if row[1] == "kept" else "dim")
+    parts: list[tuple[str, RenderableType]] = [("", bullets(repair_statements(results), []))]
+    if table.rows:
+        parts.append((table.caption, shown))
+    for title, part in parts:
+        console.print()
+        if title:
+            console.print(Text(title, style="bold"))
+        console.print(Encodable(part))
 
 
 def bullets(found: Iterable[str], limits: Iterable[str]) -> Table:

@@ -1,0 +1,109 @@
+"""A recipe put to work on a model and images: the metric of what it makes, beside float."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantopsy.analysis import significance
+from quantopsy.analysis.phases import pieces
+from quantopsy.analysis.progress import Progress, Silent
+from quantopsy.analysis.settings import Settings
+from quantopsy.analysis.subject import Given, Subject, make_ready
+from quantopsy.core import QuantopsyError
+from quantopsy.core.recipe import Estimate, Expected, Recipe
+from quantopsy.data import prefetch
+from quantopsy.engine.calibration import Calibration
+from quantopsy.engine.exact import ExactEngine
+from quantopsy.metrics import measure
+from quantopsy.repair.apply import Simulated, realised
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a recipe's network gave on ``samples`` images; ``same_model``: whether it has the weights it was made for.
+
+    ``float`` and ``after``: the metric; ``lost``: the degradation.
+    """
+
+    metric: str
+    unit: str
+    samples: int
+    level: float
+    float: Estimate
+    after: Estimate
+    lost: Estimate
+    same_model: bool
+    expected: Expected | None
+    module: Simulated
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, the module left out."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("module", "expected")}
+        return {**values, "expected": self.expected and asdict(self.expected)}
+
+
+def apply(
+    recipe: Recipe | str | Path,
+    model: Any = None,
+    data: Any = None,
+    *,
+    metric: Any = None,
+    preprocess: Any = None,
+    samples: int | None = None,
+    device: str = "cpu",
+    level: float = 0.95,
+    progress: Progress | None = None,
+) -> Applied:
+    """The network that ``recipe`` makes of ``model``, run on ``data``.
+
+    Model, data, metric and preprocessing are those of the study that the recipe comes from, where none are given and
+    they have names. Raises :class:`QuantopsyError` for a recipe of another network and whatever else can be mended.
+    """
+    progress = progress or Silent()
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    noted: Mapping[str, Any] = recipe.provenance.get("given", {})
+    parts = {"model": model, "data": data, "metric": metric, "preprocess": preprocess}
+    parts = {name: noted.get(name) if value is None else value for name, value in parts.items()}
+    for name, value in parts.items():
+        if (value is None and name in ("model", "data")) or (isinstance(value, Mapping) and "object" in value):
+            raise QuantopsyError("recipe", f"it does not name its {name}", f"give --{name}, or {name}= in Python")
+    subject = make_ready(Given(**parts), Settings(samples=samples, device=device), progress)
+    network, calibration = realised(recipe, subject.network)
+    module = Simulated(network, recipe.plan, calibration, device)
+    exact, quantized = _statistics(subject, module, progress)
+    interval = significance.metric_interval
+    values = [interval(subject.metric, found, level=level) for found in (exact, quantized)]
+    lost = significance.degradation(subject.metric, exact, quantized, level=level)
+    return Applied(
+        metric=subject.metric.name,
+        unit=subject.metric.unit,
+        samples=len(exact),
+        level=level,
+        float=(values[0].value, values[0].low, values[0].high),
+        after=(values[1].value, values[1].low, values[1].high),
+        lost=(lost.value, lost.low, lost.high),
+        same_model=recipe.model.get("fingerprint") == subject.network.fingerprint,
+        expected=recipe.expected,
+        module=module,
+    )
+
+
+def _statistics(subject: Subject, module: Simulated, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+    """Per-image statistics of the float and of the quantized network."""
+    engine, network = ExactEngine(subject.program, Calibration()), subject.network
+    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    progress.start("network", len(subject.order))
+    for batch in prefetch(subject.images, pieces(np.sort(subject.order), subject.tile)):
+        reference, _ = engine.float_pass(batch.inputs)
+        exact = network.unflatten(reference)
+        inputs = subject.network.arrange(batch.inputs)
+        for outputs, kept in zip((exact, module(*inputs)), found, strict=True):
+            labels = None if batch.labels is None else batch.labels.to(subject.program.device)
+            kept.append(measure(subject.metric, outputs, labels, exact, lambda row: str(row)))
+        progress.advance(len(batch))
+    return np.concatenate(found[0]), np.concatenate(found[1])

@@ -1,0 +1,192 @@
+"""A repair in words, as a step chart and as a table: what each step bought, what was tried in vain, what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from quantopsy.analysis.results import Results
+from quantopsy.core.recipe import Repair, Step
+from quantopsy.repair.applied import Applied
+from quantopsy.report.chart import Axis, Chart, Group, Line, Point, Section, Table
+from quantopsy.report.palette import Tone
+from quantopsy.report.wording import (
+    confidence,
+    count,
+    degradation_decimals,
+    degradation_unit,
+    fixed,
+    interval,
+    percent,
+    signed,
+    with_interval,
+)
+
+
+def repair_statements(results: Results) -> list[str]:
+    """What the repair came to, on images that no decision has seen."""
+    done = results.repaired
+    if done is None:
+        return []
+    return [_proof(results, done), *_path(done), *_rest(results, done)]
+
+
+def repair_section(results: Results) -> Section | None:
+    """The part of the page; None where nothing was repaired."""
+    done = results.repaired
+    if done is None:
+        return None
+    return Section(
+        "repair",
+        "Repair",
+        note="Steps are kept or dropped by images set apart for that; the figures in the first sentence are of others.",
+        statements=tuple(repair_statements(results)),
+        charts=(path_chart(results, done),),
+        table=steps_table(results, done),
+    )
+
+
+def _proof(results: Results, done: Repair) -> str:
+    expected, decimals = done.expected, degradation_decimals(results)
+    unit = f" {results.unit}" if results.unit else ""
+    kept = [step for step in done.steps if step.kept]
+    values = f"{fixed(expected.before[0], decimals)} → {fixed(expected.after[0], decimals)}"
+    gained = with_interval(*expected.gained, decimals)
+    lost = with_interval(*expected.lost, decimals)
+    if not kept:
+        return (
+            f"Nothing was changed: at {done.bits} bits the network loses {lost}{unit} ({confidence(results)} interval, "
+            f"{count(expected.samples, 'image')} held out), {_wanted(done, unit)}."
+        )
+    return (
+        f"{expected.metric} {values} at {done.bits} bits, float {fixed(expected.float[0], decimals)}: regained {gained}"
+        f"{unit} ({confidence(results)} interval, {count(expected.samples, 'image')} held out). "
+        f"It loses {lost}{unit}, {_wanted(done, unit)}."
+    )
+
+
+def _wanted(done: Repair, unit: str) -> str:
+    return f"{'within' if done.met else 'more than'} the {done.max_drop:g}{unit} asked for"
+
+
+def _path(done: Repair) -> Iterator[str]:
+    kept = [step for step in done.steps if step.kept]
+    dropped = [step for step in done.steps if not step.kept]
+    if kept:
+        yield f"Kept: {'; '.join(_words(step) for step in kept)}."
+    if dropped:
+        yield f"Tried in vain: {'; '.join(_words(step) for step in dropped)}."
+
+
+def _words(step: Step) -> str:
+    return f"{step.words} ({step.why})"
+
+
+def _rest(results: Results, done: Repair) -> Iterator[str]:
+    if done.left:
+        named = ", ".join(f"`{name}` {percent(share)}" for name, share in done.left)
+        yield f"The noise that is left is mostly of {named}, as screened."
+    decimals = degradation_decimals(results)
+    unit = f" {results.unit}" if results.unit else ""
+    yield f"With 16 bits at every site the network would lose {fixed(done.unbounded[0], decimals)}{unit}."
+
+
+def steps_table(results: Results, done: Repair) -> Table:
+    """A row per step, in order."""
+    decimals = degradation_decimals(results)
+    rows = tuple(
+        (
+            step.words,
+            "kept" if step.kept else "dropped",
+            step.cost,
+            signed(step.change[0], decimals),
+            interval(step.change[1], step.change[2], decimals),
+            signed(100 * (step.noise[0] - 1), 0) + " %",
+            fixed(step.degradation[0], decimals),
+        )
+        for step in done.steps
+    )
+    unit = degradation_unit(results)
+    headings = (
+        "step", "", "at run time", f"change{unit}", f"{confidence(results)} interval", "noise", f"loss after{unit}",
+    )  # fmt: skip
+    return Table("What was tried, over the images that decide", headings, rows)
+
+
+def path_chart(results: Results, done: Repair) -> Chart:
+    """Loss after every step that was kept, and of those that were dropped."""
+    names = ("start", *(step.words for step in done.steps))
+    start = done.expected.lost_before if not done.steps else _start(done)
+    points = [Point(0.0, start[0], start[1], start[2], f"start\nloss {start[0]:.2f}")]
+    dropped = []
+    corners = [(0.0, start[0])]
+    level = start[0]
+    for number, step in enumerate(done.steps, 1):
+        value, low, high = step.degradation
+        point = Point(float(number), value, low, high, f"{step.words}\n{step.why}", hollow=not step.kept)
+        (points if step.kept else dropped).append(point)
+        corners.append((float(number), level))
+        if step.kept:
+            level = value
+            corners.append((float(number), level))
+    unit = degradation_unit(results)
+    lines = (
+        Line("network so far", tuple(corners), Tone("accent")),
+        Line("asked for", ((-0.5, done.max_drop), (len(names) - 0.5, done.max_drop)), Tone("muted"), dashed=True),
+    )
+    return Chart(
+        f"Loss{unit}, step by step",
+        Axis("", names=tuple(str(number) for number in range(len(names)))),
+        Axis(f"degradation{unit}"),
+        (Group("kept", tuple(points), Tone("accent")), Group("dropped", tuple(dropped), Tone("muted"))),
+        lines,
+        hollow="dropped",
+        note="Steps in the order of the table, over the images that decide; bars are intervals.",
+        wide=True,
+    )
+
+
+def _start(done: Repair) -> tuple[float, float, float]:
+    """The loss before the first step, over the same images: after it, less its change."""
+    first = done.steps[0]
+    value = first.degradation[0] - first.change[0]
+    return value, value, value
+
+
+def repair_document(results: Results) -> dict[str, Any]:
+    """A repair as one JSON document; all of it but ``steps`` on images held out."""
+    done = results.repaired
+    assert done is not None
+    expected = done.expected
+    return {
+        "metric": expected.metric,
+        "unit": expected.unit,
+        "float": expected.float[0],
+        "before": expected.before[0],
+        "after": expected.after[0],
+        "interval": list(expected.after[1:]),
+        "gained": list(expected.gained),
+        "lost": list(expected.lost),
+        "samples": expected.samples,
+        **{name: value for name, value in done.to_json().items() if name != "expected"},
+    }
+
+
+def applied_sentences(found: Applied) -> list[str]:
+    """What the network of a recipe gave, beside what the recipe expects."""
+    decimals = 1 if found.unit else 4
+    unit = f" {found.unit}" if found.unit else ""
+    lines = [
+        f"{found.metric} {fixed(found.after[0], decimals)}, float {fixed(found.float[0], decimals)}: loses "
+        f"{with_interval(*found.lost, decimals)}{unit} ({percent(found.level)} interval, {count(found.samples, 'image')})."
+    ]
+    if found.expected is not None and found.expected.metric == found.metric:
+        low, high = found.expected.lost[1:]
+        within = found.lost[2] >= low and found.lost[1] <= high
+        lines.append(
+            f"The recipe expects a loss of {with_interval(*found.expected.lost, decimals)}{unit} on "
+            f"{count(found.expected.samples, 'image')}: {'they agree' if within else 'they disagree'}."
+        )
+    if not found.same_model:
+        lines.append("The weights are not those that the recipe was made for; layers and shapes are.")
+    return lines
