@@ -37,7 +37,7 @@ from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.outputs import output_tensors, squared_norms
 from quantopsy.metrics import Metric, resolve_metric
 from quantopsy.study import Store, open_existing
-from quantopsy.transforms.channel_splitting import split_outlier_channels
+from quantopsy.transforms.channel_splitting import find_channel_splitting
 
 FOLD_TOLERANCE = 1e-4  # relative l2 distance per image; rounding of deep float32 networks stays below 1e-5
 
@@ -182,7 +182,8 @@ def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
     module = None if isinstance(model, Network) else load(model)
     network = model if module is None else capture(module, example.inputs)
     if settings.split_channels:
-        network = split_outlier_channels(network, settings.split_channels, bits=max(settings.bits))
+        splitting = find_channel_splitting(network, settings.split_channels, bits=max(settings.bits))
+        network = splitting.apply(network)
     progress.say(coverage_line(network))
     program = compile_network(network, device)
     if module is not None:

@@ -11,6 +11,8 @@ import pandas as pd
 from quantopsy.analysis.results import Distribution, Results
 from quantopsy.core.errors import QuantopsyError
 from quantopsy.core.names import unknown
+from quantopsy.graph.network import Network
+from quantopsy.transforms.scale_classes import matrices
 
 _CENTRAL = 0.99
 """Share of the weights that "nearly all" stands for; what lies outside are the outliers."""
@@ -75,6 +77,28 @@ def channels(results: Results, layer: str | int) -> tuple[np.ndarray, np.ndarray
     if distribution.channel_low is None or distribution.channel_high is None:
         raise _weightless(layer)
     return np.asarray(distribution.channel_low, dtype=float), np.asarray(distribution.channel_high, dtype=float)
+
+
+@dataclass(frozen=True)
+class ChannelShares:
+    """Of a layer's channels the largest absolute weight over that of the whole tensor: (O,) out, (I,) into it.
+
+    The share of a per-tensor grid that a channel uses; 0 of one without weights.
+    """
+
+    out: np.ndarray
+    into: np.ndarray
+
+
+def channel_shares(network: Network, layer: str) -> ChannelShares:
+    """How evenly the weights of a layer use a grid that they share. Raises where there is no weight."""
+    found = network.layer(layer)
+    weight = network.weight(found)
+    if weight is None:
+        raise _weightless(layer)
+    kernels = matrices(found, weight).abs().amax(3)  # (G, O / G, I / G)
+    whole = kernels.max().clamp(min=1e-30)
+    return ChannelShares(*((kernels.amax(dim).flatten() / whole).cpu().numpy() for dim in (2, 1)))
 
 
 def ranges(results: Results, layer: str | int) -> list[tuple[str, float, float]]:

@@ -13,8 +13,9 @@ from plotly.subplots import make_subplots
 
 from quantopsy.analysis.results import Results
 from quantopsy.core.errors import QuantopsyError
+from quantopsy.graph.network import Network
 from quantopsy.report.chart import Chart
-from quantopsy.report.distributions import channels, histogram, layer_row, ranges
+from quantopsy.report.distributions import channel_shares, channels, histogram, layer_row, ranges
 from quantopsy.report.grid import Grid, cell_text, degradation_limit, grid, noise_limits, sqnr_text
 from quantopsy.report.palette import LIGHT, ramp, strong_from
 from quantopsy.report.sections import check_chart
@@ -215,6 +216,39 @@ def channel_ranges(results: Results, layer: str | int) -> go.Figure:
     figure.update_layout(title=_title(results, layer), template="plotly_white", height=360)
     figure.update_xaxes(title="output channel")
     figure.update_yaxes(title="weight, lowest to highest")
+    return figure
+
+
+def equalized_ranges(before: Network, after: Network, layer: str) -> go.Figure:
+    """The share of its tensor's range that every channel of a layer uses, before and after a transform.
+
+    Channels that the layer makes above, channels that it reads below; all at 1 is what equalization is after.
+    """
+    shares = (
+        ("before", channel_shares(before, layer), LIGHT.muted),
+        ("after", channel_shares(after, layer), LIGHT.accent),
+    )
+    figure = make_subplots(rows=2, cols=1, vertical_spacing=0.16)
+    for row, (side, title) in enumerate((("out", "output channel"), ("into", "input channel")), start=1):
+        for name, found, colour in shares:
+            share = getattr(found, side)
+            figure.add_trace(
+                go.Scatter(
+                    x=np.arange(len(share)),
+                    y=np.where(share > 0, share, np.nan),  # no weight at all has no place on a logarithmic axis
+                    mode="markers",
+                    marker={"color": colour, "size": 6, "symbol": "circle-open" if name == "before" else "circle"},
+                    name=name,
+                    showlegend=row == 1,
+                    hovertemplate="channel %{x}<br>%{y:.3g} of the range<extra></extra>",
+                ),
+                row=row,
+                col=1,
+            )
+        figure.update_xaxes(title=title, row=row, col=1)
+    shown = before.layer(layer)
+    figure.update_layout(title=html.escape(f"{shown.name} ({shown.op})"), template="plotly_white", height=520)
+    figure.update_yaxes(title="share of the range", type="log", dtick=1)
     return figure
 
 

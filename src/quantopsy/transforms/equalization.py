@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from quantopsy.core import QuantopsyError, names
-from quantopsy.graph.network import Layer, Network
-from quantopsy.graph.operators import aten
-from quantopsy.transforms.scale_classes import ScaleClasses, Weighted, bounds, in_layout, matrices, scale_classes
-from quantopsy.transforms.transform import copied, decode, encode, used
+from quantopsy.graph.network import Network
+from quantopsy.transforms.draft import Draft
+from quantopsy.transforms.scale_classes import ScaleClasses, in_layout, matrices, scale_classes
+from quantopsy.transforms.transform import decode, encode
 
 CONVERGED = 1e-6
 """Change of a logarithmic scale in a sweep, below which sweeping ends."""
 
-LARGEST_SCALE = 1e4
-"""Scales stay between its inverse and it: the range of a nearly dead channel is no measure of anything."""
+LARGEST_SCALE = 4.0
+"""Scales stay between its inverse and it: what a channel's weights need is not what its activation needs, least of
+all where they are nearly dead (``docs/transforms.md`` has the measurements)."""
 
 ChannelRanges = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -49,27 +50,22 @@ class Equalization:
         """
         classes = scale_classes(network)
         by_class = self._by_class(network, classes)
-        graph, nodes = copied(network)
-        tensors = dict(network.tensors)
-        done: set[str] = set()
+        draft = Draft(network)
         for weighted in classes.weighted:
-            _scale_layer(network, weighted, by_class, tensors, done)
-        clamps = {}
+            layer, out, into = weighted.layer, by_class[weighted.out], by_class[weighted.into]
+            weight = network.tensors[str(layer.weight)]
+            groups = len(matrices(layer, weight))
+            factors = into.reshape(groups, 1, -1) / out.reshape(groups, -1, 1)
+            draft.set_tensor(str(layer.weight), weight.double() * in_layout(layer, factors))
+            if layer.bias is not None:
+                draft.set_tensor(layer.bias, network.tensors[layer.bias].double() / out)
         for clamped in classes.clamped:
             scale = by_class[clamped.classes]
             if bool((scale != 1).any()):
-                clamps[clamped.node] = _scale_clamp(graph, nodes[clamped.node], scale, tensors)
-        graph.lint()
-        layers = tuple(
-            replace(
-                layer,
-                activation="clamp" if layer.activation and layer.output in clamps else layer.activation,
-                op="clamp" if layer.node in clamps else layer.op,
-                parameters=layer.parameters + clamps.get(layer.output, 0),
-            )
-            for layer in network.layers
-        )
-        return replace(network, graph=graph, tensors=used(graph, tensors), layers=layers)
+                bounds = draft.bounds(clamped.value)
+                scaled = {side: None if bound is None else bound.double() / scale for side, bound in bounds.items()}
+                draft.set_bounds(clamped.value, scaled)
+        return draft.network()
 
     def _by_class(self, network: Network, classes: ScaleClasses) -> Tensor:
         """(classes,) float64 scales."""
@@ -129,8 +125,9 @@ def find_equalization(
     it is the share of the grid that a channel uses which becomes equal (DFQ, equation (9)).
 
     ``sweeps``: that many, or fewer where nothing moves any more; None until then. ``activation_ranges``: by value
-    the least and greatest number of every channel, (C,) each; then the share that a channel has of its activation's
-    range counts with that of the weights that make it (two-step equalization, Meller et al. 2019). ``layers``:
+    the least and greatest number of every channel, (C,) each; then r_out is the geometric mean of a channel's share of
+    the weights that make it and its share of the activation, so that activations are equalized too (as in the two-step
+    equalization of Meller et al. 2019, in one step). ``layers``:
     patterns of the layers whose output channels may be scaled, all where None. ``largest``: the largest scale, and
     the inverse of the least; channels without any weight keep scale 1.
 
@@ -237,12 +234,14 @@ class _Sweep:
         for index in block.readers:
             kernel = self._scaled(index)
             read.scatter_reduce_(0, self.weighted[index].into, kernel.amax(1).flatten(), "amax")
-        # The share of an activation's range stands beside the share of a weight's.
-        whole = torch.zeros(()) if self.normalised else made[block.members].max()
+        seen = torch.full_like(made, -math.inf)
         for index in block.ranges:
             classes, reach = self.ranges[index]
             share = reach - self.log_scale[classes]
-            made.scatter_reduce_(0, classes, share - share.max() + whole, "amax")
+            seen.scatter_reduce_(0, classes, share - share.max(), "amax")
+        if not self.normalised:  # an activation's share, in the unit of the weights that make it
+            seen = seen + made[block.members].max()
+        made = torch.where(seen.isfinite(), (made + seen) / 2, made)
         step = (made - read) / 2
         # A layer whose inputs and outputs share classes would overshoot, moving both ends at once.
         step = step / 2 if set(block.makers) & set(block.readers) else step
@@ -281,45 +280,3 @@ def _log_ranges(ranges: ChannelRanges, classes: ScaleClasses) -> list[tuple[Tens
         if by_channel is not None:
             found.append((by_channel, torch.maximum(-low, high).double().clamp(min=0).log()))
     return found
-
-
-def _scale_layer(
-    network: Network, weighted: Weighted, by_class: Tensor, tensors: dict[str, Tensor], done: set[str]
-) -> None:
-    """Scale the layer's tensors in ``tensors``; one that several layers share, once."""
-    layer = weighted.layer
-    out, into = by_class[weighted.out], by_class[weighted.into]
-    if layer.weight is not None and layer.weight not in done:
-        weight = network.tensors[layer.weight]
-        groups = len(matrices(layer, weight))
-        factors = into.reshape(groups, 1, -1) / out.reshape(groups, -1, 1)
-        scaled = weight.double() * _factors_of(layer, factors)
-        tensors[layer.weight] = scaled.to(weight.dtype)
-        done.add(layer.weight)
-    if layer.bias is not None and layer.bias not in done:
-        bias = network.tensors[layer.bias]
-        tensors[layer.bias] = (bias.double() / out).to(bias.dtype)
-        done.add(layer.bias)
-
-
-def _factors_of(layer: Layer, factors: Tensor) -> Tensor:
-    return factors.flatten() if layer.op == "batch_norm" else in_layout(layer, factors)
-
-
-def _scale_clamp(graph: fx.Graph, node: fx.Node, scale: Tensor, tensors: dict[str, Tensor]) -> int:
-    """Divide the node's bounds by ``scale``, channel by channel; returns how many parameters that adds."""
-    written: list[fx.Node | None] = []
-    added = 0
-    for side, bound in bounds(node).items():
-        if bound is None:
-            written.append(None)
-            continue
-        constant = isinstance(bound, fx.Node)
-        value = tensors[str(bound.target)] if constant else torch.tensor(float(bound))
-        name = f"{node.name}.{side}"
-        tensors[name] = (value.double() / scale).float()
-        added += tensors[name].numel() - (value.numel() if constant else 0)
-        with graph.inserting_before(node):
-            written.append(graph.get_attr(name))
-    node.target, node.args, node.kwargs = aten.clamp.Tensor, (node.args[0], *written), {}
-    return added

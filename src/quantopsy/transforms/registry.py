@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from quantopsy.core import QuantopsyError, names
+from quantopsy.transforms.bias_absorption import BiasAbsorption
+from quantopsy.transforms.channel_splitting import ChannelSplitting
+from quantopsy.transforms.dead_channels import DeadChannels
 from quantopsy.transforms.equalization import Equalization
 from quantopsy.transforms.transform import Transform
 
-_ENTRIES: tuple[type[Transform], ...] = (Equalization,)
+_ENTRIES: tuple[type[Transform], ...] = (Equalization, BiasAbsorption, DeadChannels, ChannelSplitting)
 TRANSFORMS: dict[str, type[Transform]] = {entry.name: entry for entry in _ENTRIES}
 
 
@@ -24,6 +27,7 @@ def from_json(data: Any) -> Transform:
     try:
         return TRANSFORMS[data["name"]].from_json(data)
     except KeyError as error:
-        raise QuantopsyError(
-            f"transform {data['name']!r}", f"it has no field {error.args[0]!r}", "write it with its to_json"
-        ) from None
+        reason = f"it has no field {error.args[0]!r}"
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = f"a field of it has another form ({error})"
+    raise QuantopsyError(f"transform {data['name']!r}", reason, "write it with its to_json")

@@ -24,12 +24,17 @@ from torch.utils import _pytree as pytree
 
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import ACTIVATIONS, MOVEMENTS, OPERATIONS, SIZES, pads_with
+from quantopsy.transforms.draft import clamp_bounds
 
 _FREE = 0.0
 """The number of zeros that padding adds: they have any scale."""
 
-_HOMOGENEOUS = {"relu", "leaky_relu", "prelu"}
-_CLAMPS = {"relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}
+HOMOGENEOUS = {"relu", "leaky_relu", "prelu"}
+"""Activations with f(s x) = s f(x) for s > 0, which give x for x > 0."""
+
+CLAMPS = {"relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}
+"""Activations that give x between bounds."""
+
 _BY_CHANNEL = {"max_pool", "avg_pool", "adaptive_avg_pool", "upsample"}
 
 
@@ -44,9 +49,9 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Clamped:
-    """A clamp between bounds that scale with what it clamps: its node, and classes that broadcast to its value."""
+    """A clamp between bounds that scale with what it clamps: its value, and classes that broadcast to its value."""
 
-    node: str
+    value: str
     classes: Tensor
 
 
@@ -91,6 +96,8 @@ def matrices(layer: Layer, weight: Tensor) -> Tensor:
 def in_layout(layer: Layer, factors: Tensor) -> Tensor:
     """(G, O / G, I / G) ``factors`` as a tensor that broadcasts to the layer's weight."""
     assert layer.weight_shape is not None
+    if layer.op == "batch_norm":
+        return factors.flatten()
     kernel = (1,) * (len(layer.weight_shape) - 2)
     if layer.op.startswith("conv_transpose"):
         factors = factors.transpose(1, 2)
@@ -163,7 +170,7 @@ class _Trace:
         return ScaleClasses(
             count,
             tuple(Weighted(w.layer, named(w.into), named(w.out)) for w in self.weighted),
-            tuple(Clamped(c.node, named(c.classes)) for c in self.clamped),
+            tuple(Clamped(c.value, named(c.classes)) for c in self.clamped),
             {name: named(numbers) for name, numbers in self.values.items()},
             pinned,
         )
@@ -233,10 +240,10 @@ class _Trace:
         others = [operand for operand in node.all_input_nodes if operand is not node.args[0]]
         if any(operand in self.numbers for operand in others):
             return self._opaque(node, value)
-        if name in _HOMOGENEOUS:
+        if name in HOMOGENEOUS:
             return x
-        if name in _CLAMPS:
-            if any(_nonzero(bound, self.real) for bound in bounds(node).values()):
+        if name in CLAMPS:
+            if any(_nonzero(bound, self.real) for bound in clamp_bounds(node).values()):
                 self.clamped.append(Clamped(node.name, _collapsed(x)))
             return x
         return self._opaque(node, value)
@@ -340,19 +347,6 @@ class _Trace:
 
     def _is_pinned(self, numbers: Tensor) -> bool:
         return all(int(number) in self.reasons or number == _FREE for number in numbers.unique())
-
-
-def bounds(node: fx.Node) -> dict[str, Any]:
-    """The bounds ``min`` and ``max`` of a clamp: a number, a constant's node or None."""
-    if ACTIVATIONS[node.target] == "relu6":
-        return {"min": 0.0, "max": 6.0}
-    names = {"min": "min", "min_val": "min", "max": "max", "max_val": "max"}
-    given: dict[str, Any] = {"min": None, "max": None}
-    for position, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.name in names:
-            value = node.args[position] if position < len(node.args) else argument.default_value
-            given[names[argument.name]] = node.kwargs.get(argument.name, value)
-    return given
 
 
 def _nonzero(bound: Any, real: Mapping[fx.Node, Any]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from quantopsy.core import QuantopsyError
 from quantopsy.graph.execute import compile_network
@@ -70,19 +70,6 @@ def apply_checked(transform: Transform, network: Network, batches: Iterable[Any]
             "leave it out, and please report it",
         )
     return transformed, moved
-
-
-def copied(network: Network) -> tuple[fx.Graph, dict[str, fx.Node]]:
-    """A copy of the network's graph to change, and its nodes by name."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(network.graph, {}))
-    return graph, {node.name: node for node in graph.nodes}
-
-
-def used(graph: fx.Graph, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of ``tensors`` that ``graph`` reads."""
-    names = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-    return {name: tensor for name, tensor in tensors.items() if name in names}
 
 
 def encode(tensors: Mapping[str, Tensor]) -> dict[str, str]:
