@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +25,16 @@ class ChannelStatistics:
 
 
 def channel_statistics(
-    program: Program, batches: Iterable[Sequence[Tensor] | Mapping[str, Tensor]]
+    program: Program,
+    batches: Iterable[Sequence[Tensor] | Mapping[str, Tensor]],
+    advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, ChannelStatistics]:
     """Statistics of what every layer gives, by value, from one float pass over ``batches``.
 
-    Channels lie along the last axis behind linear layers and products, else along the second. Raises
+    ``advance`` hears of every batch's images. Channels lie along the last axis behind linear layers and products, else along the second. Raises
     :class:`QuantopsyError` where there is no batch.
     """
-    axes = {layer.output: -1 if layer.op in ("linear", "matmul") else 1 for layer in program.network.layers}
+    axes = {layer.output: layer.channel_axis for layer in program.network.layers}
     running: dict[str, _Running] = {}
 
     def look(name: str, value: Any) -> None:
@@ -40,7 +42,7 @@ def channel_statistics(
             running.setdefault(name, _Running()).add(value.movedim(axes[name], 0).flatten(1))
 
     for inputs in batches:
-        look_at_values(program, inputs, look)
+        advance(look_at_values(program, inputs, look))
     if not running:
         raise QuantopsyError("statistics of channels", "there is no image to take them from", "give a batch")
     return {name: seen.statistics() for name, seen in running.items()}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from quantopsy.analysis import significance
 from quantopsy.analysis.phases import pieces
@@ -21,6 +22,7 @@ from quantopsy.core import Plan, QuantopsyError, Spec
 from quantopsy.data import Batch
 from quantopsy.engine.adaround import Effort, round_weights
 from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
+from quantopsy.engine.channel_statistics import channel_statistics
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.engine.memory import GIB
 from quantopsy.engine.screen import Candidates
@@ -124,6 +126,15 @@ class Clinic:
             self.progress.advance,
         )
         return Ward(network, ExactEngine(program, calibration), calibration, " ".join(("repair", *transforms)), moved)
+
+    def channel_ranges(self, transforms: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor]]:
+        """By value the least and greatest number of every channel, (C,) each, over the calibration images."""
+        ward = self.ward(transforms)
+        order = self.subject.calibration_order
+        self.progress.start("channels", len(order))
+        batches = (self._batch(piece, calibration=True).inputs for piece in pieces(order, self.subject.tile))
+        statistics = channel_statistics(ward.engine.program, batches, self.progress.advance)
+        return {value: (found.low, found.high) for value, found in statistics.items()}
 
     def _wide_plans(self) -> list[Plan]:
         """Plans that ask for every statistic that an alternative may want."""

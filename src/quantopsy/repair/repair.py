@@ -33,6 +33,7 @@ from quantopsy.repair.clinic import Clinic, Difference, Treatment
 from quantopsy.repair.fixes import FIXES, Cost, Proposal, proposals
 from quantopsy.repair.target import ANY, Target, check_start, target
 from quantopsy.study import Store
+from quantopsy.transforms.dead_channels import find_dead_channels
 from quantopsy.transforms.equalization import find_equalization
 
 RECIPE = "recipe.json"
@@ -145,6 +146,7 @@ class Session:
     def run(self) -> tuple[Recipe, Repair]:
         """Try, cheapest first, until the target is met or nothing helps; then prove it on the last part."""
         rounds: tuple[Callable[[], None], ...] = (
+            self._clean,
             lambda: self._local("free", self._guilty),
             self._equalize,
             lambda: self._correct("iterative", "bias correction, layer after layer (IBC)"),
@@ -200,16 +202,30 @@ class Session:
         gains = [(noise(p.plan, p) / max(noise(self.now.plan, p), 1e-30), p) for p in found]
         return [p for gain, p in sorted(gains, key=lambda pair: pair[0]) if gain < 1.0]
 
+    def _clean(self) -> None:
+        """Channels that hardly move take a range for nothing: they become their constant."""
+        network, ranges = self._network(), self.clinic.channel_ranges(self.now.transforms)
+        found = find_dead_channels(network, ranges)
+        if found.constants:
+            number = sum(int((~constant.isnan()).sum()) for constant in found.constants.values())
+            treatment = replace(self.now, transforms=(*self.now.transforms, self.clinic.seal(found)))
+            self._try(treatment, f"{number} dead channels made constant", tuple(found.constants), "free")
+
     def _equalize(self) -> None:
         """Function-preserving scales between layers; the variant is chosen by measuring it with biases corrected."""
-        network = self.subject.network
+        network = self._network()
+        ranges = self.clinic.channel_ranges(self.now.transforms)
         variants = {
-            "cross-layer equalization (10 sweeps)": find_equalization(network, sweeps=10),
-            "cross-layer equalization (to convergence)": find_equalization(network),
-            "cross-layer equalization (ranges as they are)": find_equalization(network, sweeps=10, normalised=False),
+            "weights": find_equalization(network, sweeps=10),
+            "weights, to convergence": find_equalization(network),
+            "weights, ranges as they are": find_equalization(network, sweeps=10, normalised=False),
+            "weights and activations": find_equalization(network, sweeps=10, activation_ranges=ranges),
         }
         known = [
-            (words, replace(self.now, transforms=(self.clinic.seal(found),)))
+            (
+                f"cross-layer equalization ({words})",
+                replace(self.now, transforms=(*self.now.transforms, self.clinic.seal(found))),
+            )
             for words, found in variants.items()
             if found.scales
         ]

@@ -118,7 +118,7 @@ def path_chart(results: Results, done: Repair) -> Chart:
     names = ("start", *(step.words for step in done.steps))
     start = done.expected.lost_before if not done.steps else _start(done)
     points = [Point(0.0, start[0], start[1], start[2], f"start\nloss {start[0]:.2f}")]
-    dropped = []
+    dropped: list[Point] = []
     corners = [(0.0, start[0])]
     level = start[0]
     for number, step in enumerate(done.steps, 1):
@@ -178,7 +178,8 @@ def applied_sentences(found: Applied) -> list[str]:
     unit = f" {found.unit}" if found.unit else ""
     lines = [
         f"{found.metric} {fixed(found.after[0], decimals)}, float {fixed(found.float[0], decimals)}: loses "
-        f"{with_interval(*found.lost, decimals)}{unit} ({percent(found.level)} interval, {count(found.samples, 'image')})."
+        f"{with_interval(*found.lost, decimals)}{unit} "
+        f"({percent(found.level)} interval, {count(found.samples, 'image')})."
     ]
     if found.expected is not None and found.expected.metric == found.metric:
         low, high = found.expected.lost[1:]
