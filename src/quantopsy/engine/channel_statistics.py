@@ -31,8 +31,8 @@ def channel_statistics(
 ) -> dict[str, ChannelStatistics]:
     """Statistics of what every layer gives, by value, from one float pass over ``batches``.
 
-    ``advance`` hears of every batch's images. Channels lie along the last axis behind linear layers and products, else along the second. Raises
-    :class:`QuantopsyError` where there is no batch.
+    ``advance`` hears of every batch's images. Channels lie along the last axis behind linear layers and products,
+    else along the second. Raises :class:`QuantopsyError` where there is no batch.
     """
     axes = {layer.output: layer.channel_axis for layer in program.network.layers}
     running: dict[str, _Running] = {}

@@ -24,7 +24,7 @@ from quantopsy.analysis.schemes import at_bits
 from quantopsy.analysis.significance import Interval
 from quantopsy.analysis.subject import Subject, reopen
 from quantopsy.analysis.summary import summarise
-from quantopsy.core import Cause, Plan, QuantopsyError
+from quantopsy.core import Cause, Plan, QuantopsyError, Site
 from quantopsy.core.recipe import Estimate, Expected, Recipe, Repair, Step
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.network import Network
@@ -150,6 +150,7 @@ class Session:
             lambda: self._local("free", self._guilty),
             self._equalize,
             lambda: self._correct("iterative", "bias correction, layer after layer (IBC)"),
+            self._undo,
             lambda: self._local("free", self._loud),
             lambda: self._correct("adaround", "weights rounded for their layer's output (AdaRound)"),
             lambda: self._local("scales", self._loud),
@@ -233,6 +234,17 @@ class Session:
             words, best = min(known, key=lambda pair: self._search_noise(replace(pair[1], correction="analytic")))
             self._try(best, words, (), "free")
 
+    def _undo(self) -> None:
+        """Local fixes that were kept early may be in the way now that all else has changed: without each of them."""
+        specs, first = dict(self.now.plan.sites), dict(self.before.plan.sites)
+        changed: dict[str, list[Site]] = {}
+        for site in first:
+            if specs.get(site) != first[site]:
+                changed.setdefault(site.layer, []).append(site)
+        for name, sites in changed.items():
+            without = Plan.of({**dict(self.now.plan.sites), **{site: first[site] for site in sites}})
+            self._try(replace(self.now, plan=without), f"{name}: as it was", (name,), "free")
+
     def _correct(self, correction: Any, words: str) -> None:
         self._try(replace(self.now, correction=correction), words, (), "free")
 
@@ -243,7 +255,7 @@ class Session:
         begin = time.monotonic()
         against = self.clinic.difference(self.now, treatment, self.parts.confirm, self.level)
         kept, why = self._judge(against)
-        if not kept and layers and against.change.low <= 0:
+        if not kept and layers and against.change.low <= 0 and against.noise.value <= 1:
             kept, why = self._judge_alone(treatment, layers, why)
         after = self.clinic.degradation(treatment, self.parts.confirm, self.level)
         self.steps.append(

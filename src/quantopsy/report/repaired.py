@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from quantopsy.analysis.results import Results
-from quantopsy.core.recipe import Repair, Step
+from quantopsy.core.recipe import Repair
 from quantopsy.repair.applied import Applied
 from quantopsy.report.chart import Axis, Chart, Group, Line, Point, Section, Table
 from quantopsy.report.palette import Tone
@@ -73,13 +73,9 @@ def _path(done: Repair) -> Iterator[str]:
     kept = [step for step in done.steps if step.kept]
     dropped = [step for step in done.steps if not step.kept]
     if kept:
-        yield f"Kept: {'; '.join(_words(step) for step in kept)}."
+        yield f"Kept, in this order: {'; '.join(step.words for step in kept)}."
     if dropped:
-        yield f"Tried in vain: {'; '.join(_words(step) for step in dropped)}."
-
-
-def _words(step: Step) -> str:
-    return f"{step.words} ({step.why})"
+        yield f"Tried in vain: {'; '.join(step.words for step in dropped)}."
 
 
 def _rest(results: Results, done: Repair) -> Iterator[str]:
