@@ -1,0 +1,69 @@
+"""A recipe reads back as it was written; what is no recipe is said so in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
+from quantopsy.core.recipe import Expected, Given, Recipe, Repair, Step
+
+STEP = Step("a: clipped", ("a",), "free", True, "noise -3 %", (-1.0, -2.0, 0.5), (0.9, 0.8, 1.0), (3.0, 2.0, 4.0), 0.5)
+EXPECTED = Expected("top1", "points", 30, 0.95, *[(1.0, 0.5, 1.5)] * 6)
+
+
+def recipe() -> Recipe:
+    plan = Plan.of({Site("a", "weight"): Spec(bits=4, rounding="given:0123456789ab"), Site("b", "output"): Spec()})
+    return Recipe(
+        plan,
+        transforms=({"name": "equalization", "scales": {}},),
+        encodings={"b": {"output": [{"grid": "uniform", "scale": 0.1}]}},
+        given={"given:0123456789ab": Given.of("bool", (3,), b"\x05")},
+        model={"name": "net", "weights": {"a": [2, 2]}},
+        expected=EXPECTED,
+        steps=(STEP,),
+        provenance={"seed": 1},
+    )
+
+
+def test_a_file_reads_back_as_it_was_written(tmp_path) -> None:
+    path = recipe().save(tmp_path / "new" / "recipe.json")
+    assert Recipe.load(path) == recipe()
+
+
+def test_a_repair_reads_back_through_json() -> None:
+    done = Repair(8, "any", 0.5, True, (STEP,), EXPECTED, (("a", 0.5),), (0.1, 0.0, 0.2))
+    assert Repair.from_json(json.loads(json.dumps(done.to_json()))) == done
+
+
+@given(st.binary())
+def test_given_bytes_survive(raw: bytes) -> None:
+    assert Given.of("bool", (1,), raw).raw == raw
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "no object with a 'plan'"),
+        ('{"plan": {"layers": {}}}', "of format None"),
+        ('{"format": 1, "plan": {}}', "does not read"),
+        ('{"format": 1, "plan": {"layers": {"a": {"weight": {"bits": 99}}}}}', "not a valid value"),
+        ('{"format": 1, "plan": {"layers": {}}, "steps": [{"words": "x"}]}', "does not read"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_with_the_file(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises(QuantopsyError, match=reason) as error:
+        Recipe.load(path)
+    assert "recipe.json" in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path) -> None:
+    with pytest.raises(QuantopsyError, match="cannot be read"):
+        Recipe.load(tmp_path / "nothing.json")
