@@ -58,7 +58,7 @@ def test_what_is_better_on_patches_is_better_on_whole_maps(convolution: nn.Conv2
     engine, plan, name = weight_only(convolution.eval(), x, spec)
     found = round_weights(engine, plan, [(x,)], {name}, Effort(steps=300))
     # Every place is as likely as another, so that what is better on patches is better on whole maps.
-    assert noise(engine, found, x) < 0.5 * noise(engine, plan, x)
+    assert noise(engine, found, x) < 0.7 * noise(engine, plan, x)
 
 
 def test_a_whole_network_gains_and_the_plan_says_what_it_needs(small, images) -> None:

@@ -30,7 +30,7 @@ from quantopsy.quant.grouping import aligned
 ZETA, GAMMA = 1.1, -0.1  # of the rectified sigmoid
 WARM_UP = 0.2  # share of the steps before rounding is asked for
 BETAS = 20.0, 2.0  # of the annealing
-RATE = 1e-2
+RATE = 5e-2
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Effort:
     """What is spent on a layer: ``steps`` of Adam on ``batch`` of ``patches``. ``weight``: the paper's lambda, for a
     loss in units of what rounding to the nearest costs and a mean over the weights."""
 
-    steps: int = 1000
+    steps: int = 500
     patches: int = 4096
     batch: int = 256
-    weight: float = 1.0
+    weight: float = 10.0
     seed: int = 0
 
 
