@@ -37,17 +37,16 @@ def lowest(network: Network, images: tuple[Tensor, ...] = IMAGES) -> dict[str, T
 
 
 @pytest.mark.parametrize(
-    "behind",
+    ("activation", "behind"),
     [
-        (nn.Conv2d(4, 4, 3, bias=False),),
-        (nn.Conv2d(4, 8, 1, groups=2), nn.ReLU()),
-        (nn.MaxPool2d(2), nn.Conv2d(4, 4, 1)),
-        (nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)),
-        (nn.Flatten(), nn.Linear(4 * 64, 3, bias=False)),
+        (nn.ReLU(), (nn.Conv2d(4, 4, 3, bias=False),)),
+        (nn.ReLU6(), (nn.Conv2d(4, 8, 1, groups=2), nn.ReLU())),
+        (nn.Hardtanh(0.0, 5.0), (nn.MaxPool2d(2), nn.Conv2d(4, 4, 1))),
+        (nn.ReLU6(), (nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3))),
+        (nn.Identity(), (nn.Flatten(), nn.Linear(4 * 64, 3, bias=False))),
     ],
 )
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(0.0, 5.0), nn.Identity()])
-def test_what_was_never_below_an_offset_gives_it_to_the_next_layer(behind, activation) -> None:
+def test_what_was_never_below_an_offset_gives_it_to_the_next_layer(activation, behind) -> None:
     network = lifted(*behind, activation=activation)
     low = lowest(network)
     found = find_bias_absorption(network, low)

@@ -102,7 +102,7 @@ def test_the_function_stays_through_everything_that_scales_pass(motley, normalis
                                  "shared_1", "head"}  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_the_function_of_random_networks_stays(seed) -> None:
     images = pictures(4)
@@ -114,7 +114,7 @@ def test_the_function_of_random_networks_stays(seed) -> None:
     np.testing.assert_allclose(output(after, images), output(network, images), rtol=1e-3, atol=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_scales_that_are_powers_of_two_change_not_a_bit(seed) -> None:
     # Multiplying by a power of two does not round: whatever differs would be the algebra's mistake.
@@ -132,7 +132,7 @@ def test_a_plain_pair_gets_the_closed_form() -> None:
     network = chain(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
     first, second = (network.tensors[str(layer.weight)] for layer in network.layers)
     r1, r2 = first.abs().amax((1, 2, 3)), second.abs().amax((0, 2, 3))
-    found = find_equalization(network, normalised=False, largest=1e6)
+    found = find_equalization(network, sweeps=None, normalised=False, largest=1e6)
     # DFQ, equation (11): s_i = sqrt(r1_i r2_i) / r2_i, after which both ranges are sqrt(r1_i r2_i).
     torch.testing.assert_close(found.scales["0"], (r1 * r2).sqrt() / r2)
     after = found.apply(network)
@@ -144,7 +144,7 @@ def test_a_plain_pair_gets_the_closed_form() -> None:
 def test_sweeps_through_a_depthwise_layer_end_where_all_three_ranges_are_equal() -> None:
     torch.manual_seed(0)
     network = chain(nn.Conv2d(3, 6, 1), nn.ReLU6(), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU6(), nn.Conv2d(6, 2, 1))
-    after = find_equalization(network, normalised=False, largest=1e6).apply(network)
+    after = find_equalization(network, sweeps=None, normalised=False, largest=1e6).apply(network)
     first, middle, last = (after.tensors[str(layer.weight)].abs() for layer in after.layers)
     torch.testing.assert_close(first.amax((1, 2, 3)), middle.amax((1, 2, 3)), rtol=1e-4, atol=0)
     torch.testing.assert_close(middle.amax((1, 2, 3)), last.amax((0, 2, 3)), rtol=1e-4, atol=0)
@@ -153,8 +153,8 @@ def test_sweeps_through_a_depthwise_layer_end_where_all_three_ranges_are_equal()
 
 @pytest.mark.parametrize("normalised", [True, False])
 def test_converged_scales_are_found_once(motley, normalised) -> None:
-    after = find_equalization(motley, normalised=normalised, largest=1e6).apply(motley)
-    again = find_equalization(after, normalised=normalised, largest=1e6)
+    after = find_equalization(motley, sweeps=None, normalised=normalised, largest=1e6).apply(motley)
+    again = find_equalization(after, sweeps=None, normalised=normalised, largest=1e6)
     for name, scale in again.scales.items():
         torch.testing.assert_close(scale, torch.ones_like(scale), rtol=1e-4, atol=1e-4, msg=name)
 

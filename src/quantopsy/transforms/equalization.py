@@ -111,7 +111,7 @@ class Equalization:
 def find_equalization(
     network: Network,
     *,
-    sweeps: int | None = None,
+    sweeps: int | None = 10,
     normalised: bool = True,
     activation_ranges: ChannelRanges | None = None,
     layers: Iterable[str] | None = None,
@@ -124,12 +124,14 @@ def find_equalization(
     tensor as scaled so far (DFQ, equation (11)). ``normalised`` divides each by the largest of its tensor, so that
     it is the share of the grid that a channel uses which becomes equal (DFQ, equation (9)).
 
-    ``sweeps``: that many, or fewer where nothing moves any more; None until then. ``activation_ranges``: by value
-    the least and greatest number of every channel, (C,) each; then r_out is the geometric mean of a channel's share of
-    the weights that make it and its share of the activation, so that activations are equalized too (as in the two-step
-    equalization of Meller et al. 2019, in one step). ``layers``:
-    patterns of the layers whose output channels may be scaled, all where None. ``largest``: the largest scale, and
-    the inverse of the least; channels without any weight keep scale 1.
+    ``sweeps``: that many, or fewer where nothing moves any more; None for as many as that takes.
+
+    ``activation_ranges``: by value the least and greatest number of every channel, (C,) each; then r_out is the
+    geometric mean of a channel's share of the weights that make it and its share of the activation, so that
+    activations are equalized too (as in the two-step equalization of Meller et al. 2019, in one step).
+
+    ``layers``: patterns of the layers whose output channels may be scaled, all where None. ``largest``: the largest
+    scale, and the inverse of the least; channels without any weight keep scale 1.
 
     Raises :class:`QuantopsyError` where a pattern names only layers that no equalization can scale, with the
     operator that is not scale-equivariant.

@@ -22,6 +22,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from quantopsy.core import QuantopsyError
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import ACTIVATIONS, MOVEMENTS, OPERATIONS, SIZES, pads_with
 from quantopsy.transforms.draft import clamp_bounds
@@ -141,8 +142,7 @@ class _Trace:
                         if leaf in self.numbers:
                             self._unite_with(self._pin("the network's output"), self.numbers[leaf])
                 else:
-                    target: Any = node.target
-                    self.real[node] = target(*self._real(node.args), **self._real(node.kwargs))
+                    self.real[node] = self._compute(node)
                     numbers = self._numbers(node)
                     if numbers is not None:
                         self.numbers[node] = numbers
@@ -153,6 +153,18 @@ class _Trace:
                         self.real.pop(operand, None)
                         self.numbers.pop(operand, None)
         return self._joined()
+
+    def _compute(self, node: fx.Node) -> Any:
+        target: Any = node.target
+        try:
+            return target(*self._real(node.args), **self._real(node.kwargs))
+        except (RuntimeError, IndexError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise QuantopsyError(
+                "equalization",
+                f"the network does not run on an image of zeros ({_operator(node)}: {reason})",
+                "leave it out: its inputs must be floating tensors",
+            ) from error
 
     def _joined(self) -> ScaleClasses:
         """Numbers that were brought together are one class."""
