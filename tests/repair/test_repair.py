@@ -1,0 +1,206 @@
+"""A planted fault is repaired, proven on images held out, and carried away in a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+import quantopsy as qp
+from quantopsy.analysis.results import Results
+from quantopsy.core import QuantopsyError, Site
+from quantopsy.core.recipe import Recipe
+from quantopsy.engine.adaround import Effort
+from quantopsy.graph.capture import capture
+from quantopsy.repair.applied import apply
+from quantopsy.repair.apply import realised
+from quantopsy.repair.repair import Parts, repair
+
+EFFORT = Effort(steps=20)
+
+
+class Net(nn.Module):
+    """Two convolutions whose channels have ranges that one grid does not fit, and a head."""
+
+    def __init__(self, imbalance: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3)
+        self.head = nn.Linear(12, 6)
+        with torch.no_grad():
+            scale = torch.logspace(0, np.log10(imbalance), 8)
+            self.first.weight *= scale.reshape(-1, 1, 1, 1)
+            self.first.bias *= scale
+            self.second.weight /= scale.reshape(1, -1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+
+def pictures(count: int = 240) -> Tensor:
+    """Smooth random images of different brightness."""
+    generator = torch.Generator().manual_seed(5)
+    x = nn.functional.avg_pool2d(torch.randn(count, 3, 12, 12, generator=generator), 3, 1, 1)
+    return 3 * x + torch.randn(count, 3, 1, 1, generator=generator)
+
+
+def net(imbalance: float = 300.0) -> Net:
+    """Always the same function but for rounding, its classes about as frequent."""
+    torch.manual_seed(4)
+    module = Net(imbalance).eval()
+    with torch.no_grad():
+        y = module(pictures())
+        module.head.weight /= y.std(0).reshape(-1, 1)
+        module.head.bias.copy_((module.head.bias - y.mean(0)) / y.std(0))
+    return module
+
+
+def data(count: int = 240) -> TensorDataset:
+    """Images labelled by the float network."""
+    with torch.no_grad():
+        return TensorDataset(pictures(count), net()(pictures(count)).argmax(1))
+
+
+def repaired(folder: Path, module: nn.Module, **options) -> Results:
+    images = options.pop("images", None) or data()
+    bits = options.pop("bits", 5)
+    qp.analyze(module, images, out=folder, bits=(bits,), mode="exact")
+    return repair(folder, effort=EFFORT, model=module, data=images, **options)
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory) -> tuple[Path, Results]:
+    folder = tmp_path_factory.mktemp("study")
+    return folder, repaired(folder, net(), to="any", max_drop=0.5)
+
+
+def test_what_was_lost_comes_back_for_nothing_at_run_time(outcome) -> None:
+    _, results = outcome
+    done = results.repaired
+    assert done is not None
+    assert done.expected.lost_before[0] > 10
+    assert done.expected.gained[1] > 0  # for certain
+    assert done.expected.lost[0] < 0.3 * done.expected.lost_before[0]
+    kept = [step for step in done.steps if step.kept]
+    assert kept
+    assert any("equalization" in step.words for step in kept)
+
+
+def test_decisions_and_proof_look_at_different_images(outcome) -> None:
+    _, results = outcome
+    order = np.random.default_rng(0).permutation(100)
+    parts = Parts.of(order)
+    together = np.concatenate([parts.search, parts.confirm, parts.report])
+    assert sorted(together) == list(range(100))
+    assert results.repaired.expected.samples == len(Parts.of(np.arange(240)).report)
+
+
+def test_the_recipe_reads_back_to_the_identical_network(outcome) -> None:
+    folder, results = outcome
+    recipe = Recipe.load(folder / "recipe.json")
+    images = data()
+    module = net()
+    again = [
+        apply(recipe, module, images).module(images.tensors[0]),
+        apply(Recipe.from_json(json.loads(json.dumps(recipe.to_json()))), module, images).module(images.tensors[0]),
+    ]
+    assert torch.equal(*again)
+    # As it was measured in the study, image by image, on those of the proof.
+    found = apply(recipe, module, images)
+    parts = Parts.of(np.asarray([int(i) for i in _order(folder)]))
+    hits = (again[0].argmax(1) == images.tensors[1]).double().numpy()
+    assert 100 * hits[parts.report].mean() == pytest.approx(results.repaired.expected.after[0])
+    assert found.same_model
+    assert found.lost[0] < results.repaired.expected.lost_before[0]
+
+
+def _order(folder: Path) -> list[int]:
+    from quantopsy.study import open_existing
+
+    with open_existing(folder) as store:
+        return store.noted("order")
+
+
+def test_a_sound_network_is_left_alone(tmp_path) -> None:
+    results = repaired(tmp_path, net(1.0), bits=8, max_drop=5.0)
+    done = results.repaired
+    assert done.met
+    assert not [step for step in done.steps if step.kept]
+    assert done.expected.before == done.expected.after
+
+
+def test_nothing_is_made_worse_where_nothing_can_be_done(tmp_path) -> None:
+    results = repaired(tmp_path, net(1.0), bits=2, max_drop=0.0, to="any", budget="20s")
+    expected = results.repaired.expected
+    assert expected.after[0] >= expected.before[0]
+
+
+def test_the_same_command_again_measures_nothing_and_ends_the_same(outcome, monkeypatch) -> None:
+    folder, results = outcome
+    images, module = data(), net()
+    from quantopsy.engine.exact import ExactEngine
+
+    def refuse(*_) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(ExactEngine, "whole_pass", refuse)
+    again = repair(folder, effort=EFFORT, to="any", max_drop=0.5, model=module, data=images).repaired
+    assert [(s.words, s.kept, s.change) for s in again.steps] == [
+        (s.words, s.kept, s.change) for s in results.repaired.steps
+    ]
+    assert again.expected == results.repaired.expected
+
+
+def test_a_recipe_of_another_network_names_the_layer(outcome) -> None:
+    folder, _ = outcome
+    recipe = Recipe.load(folder / "recipe.json")
+    x = data().tensors[0][:2]
+
+    class Wider(Net):
+        def __init__(self) -> None:
+            super().__init__(2.0)
+            self.second = nn.Conv2d(8, 14, 3)
+            self.head = nn.Linear(14, 6)
+
+    with pytest.raises(QuantopsyError, match=r"'head'.*shape"):
+        realised(recipe, capture(Wider().eval(), (x,)))
+    with pytest.raises(QuantopsyError, match=r"'first'.*nearest"):
+        realised(recipe, capture(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), (x,)))
+
+
+def test_a_transformed_networks_float_function_is_unchanged(outcome) -> None:
+    folder, _ = outcome
+    recipe = Recipe.load(folder / "recipe.json")
+    assert recipe.transforms
+    x, module = data().tensors[0], net()
+    network, calibration = realised(recipe, capture(module, (x[:2],)))
+    assert calibration.encodings
+    assert Site("first", "weight") in recipe.plan
+    from quantopsy.graph.execute import compile_network
+
+    program = compile_network(network)
+    with torch.inference_mode():
+        torch.testing.assert_close(program.forward(program.place((x,)))[0], module(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"bits": 9}, "the study has 5"),
+        ({"to": "tensorrt"}, "only symmetric grids|no 5 bits"),
+        ({"budget": "30p"}, "limited by time"),
+    ],
+)
+def test_a_mistake_is_one_line(outcome, options, reason) -> None:
+    folder, _ = outcome
+    with pytest.raises(QuantopsyError, match=reason):
+        repair(folder, model=net(), data=data(), **options)
+
+
+def test_too_few_images_to_decide_on_are_refused(tmp_path) -> None:
+    with pytest.raises(QuantopsyError, match="too few to decide"):
+        repaired(tmp_path, net(), images=data(60))
