@@ -145,22 +145,28 @@ class Session:
 
     def run(self) -> tuple[Recipe, Repair]:
         """Try, cheapest first, until the target is met or nothing helps; then prove it on the last part."""
-        rounds: tuple[Callable[[], None], ...] = (
-            self._clean,
-            lambda: self._local("free", self._guilty),
+        # What is free and acts on all layers is not spared once a repair has begun: few images may flatter the rest.
+        everywhere = (
             self._equalize,
             lambda: self._correct("iterative", "bias correction, layer after layer (IBC)"),
             self._undo,
+        )
+        rounds: tuple[Callable[[], None], ...] = (
+            self._clean,
+            lambda: self._local("free", self._guilty),
+            *everywhere,
             lambda: self._local("free", self._loud),
             lambda: self._correct("adaround", "weights rounded for their layer's output (AdaRound)"),
             lambda: self._local("scales", self._loud),
             lambda: self._local("bits", self._loud),
             lambda: self._local("float", self._loud),
         )
+        sound = self._met()
         for attempt in rounds:
-            if self._met() or time.monotonic() > self._end:
+            if sound or time.monotonic() > self._end:
                 break
-            attempt()
+            if attempt in everywhere or not self._met():
+                attempt()
         if self._worse_at_last():
             self.now = self.before
             self.steps.append(self._rolled_back())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 from typing import Any
 
 from quantopsy.analysis.results import Results
@@ -28,7 +29,7 @@ def repair_statements(results: Results) -> list[str]:
     done = results.repaired
     if done is None:
         return []
-    return [_proof(results, done), *_path(done), *_rest(results, done)]
+    return [_proof(results, done), *_resolution(results, done), *_path(done), *_rest(results, done)]
 
 
 def repair_section(results: Results) -> Section | None:
@@ -63,6 +64,19 @@ def _proof(results: Results, done: Repair) -> str:
         f"{unit} ({confidence(results)} interval, {count(expected.samples, 'image')} held out). "
         f"It loses {lost}{unit}, {_wanted(done, unit)}."
     )
+
+
+def _resolution(results: Results, done: Repair) -> Iterator[str]:
+    """How many images the proof would need where those at hand leave the loss open."""
+    expected = done.expected
+    reach = (expected.lost[2] - expected.lost[1]) / 2
+    if 0 < done.max_drop < reach:
+        needed = ceil(expected.samples * (reach / done.max_drop) ** 2)
+        within = fixed(reach, degradation_decimals(results)) + (f" {results.unit}" if results.unit else "")
+        yield (
+            f"{count(expected.samples, 'image')} tell a loss to within {within}; to within the {done.max_drop:g} "
+            f"asked for, the proof would need about {needed}."
+        )
 
 
 def _wanted(done: Repair, unit: str) -> str:
