@@ -3,7 +3,7 @@
     python benchmarks/repair.py [NETWORK ...] [--target per-tensor] [--out FOLDER]
 
 For every network an analysis (screened) and a repair, as the two commands do them, calibrated on other images than it
-is measured on. The table is of the images that no decision has seen (half of them): float, quantized as it was, repaired,
+is measured on. The table is of the images that no decision has seen (half of them): float, quantized, repaired,
 what was regained with its 95 % interval, what is still lost, and the time of both commands. A study that is there
 already goes on where it stopped.
 """

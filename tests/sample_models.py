@@ -31,6 +31,13 @@ def data() -> TensorDataset:
     return TensorDataset(x, labels)
 
 
+def many() -> TensorDataset:
+    """As many images as deciding on one part and proving on another takes, labelled by the float network."""
+    x = torch.randn(160, 3, 12, 12, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        return TensorDataset(x, network()(x).argmax(1))
+
+
 def unlabelled() -> TensorDataset:
     """The images alone."""
     return TensorDataset(data().tensors[0])

@@ -1,0 +1,73 @@
+"""The commands repair and apply: what a person sees, one document with --json, a mistake in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from quantopsy import cli
+
+MODEL, DATA = "sample_models:network", "sample_models:many"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["quantopsy", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_from_a_study_to_a_recipe_that_runs(command, tmp_path) -> None:
+    command("analyze", MODEL, "--data", DATA, "--bits", "4", "--mode", "exact", "--out", "study", "--json")
+    code, out, err = command("repair", "study", "--budget", "30s", "--out", "mine.json", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert {"metric", "float", "before", "after", "interval", "steps"} <= set(document)
+    assert document["interval"][0] <= document["after"] <= document["interval"][1]
+    assert document["after"] >= document["before"]
+
+    code, out, _ = command("report", "study", "--json")
+    assert len(json.loads(out)["repair"]["steps"]) == len(document["steps"])
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "Loss (points), step by step" in page
+
+    # Model and data are those of the study, and so the loss is what the recipe expects.
+    code, out, _ = command("apply", "mine.json")
+    assert code == 0
+    assert "they agree" in out
+    code, out, _ = command("apply", "mine.json", "--json", "--samples", "50")
+    assert json.loads(out)["samples"] == 50
+    code, out, _ = command("apply", "mine.json", "--model", "sample_models:other_network", "--data", DATA)
+    assert code == 0
+    assert "not those that the recipe was made for" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "thing"),
+    [
+        (("repair", "nothing"), "study 'nothing'"),
+        (("repair", "study", "--target", "tensorr"), "target 'tensorr'"),
+        (("repair", "study", "--bits", "7"), "bit-width 7"),
+        (("apply", "nothing.json"), "recipe 'nothing.json'"),
+    ],
+)
+def test_a_mistake_is_one_line(command, arguments, thing) -> None:
+    command("analyze", MODEL, "--data", DATA, "--bits", "8", "--mode", "screen", "--out", "study", "--json")
+    code, out, err = command(*arguments)
+    assert (code, out) == (2, "")
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert thing in line
