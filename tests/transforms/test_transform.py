@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,10 +10,23 @@ import pytest
 import torch
 
 from quantopsy.core import QuantopsyError
+from quantopsy.engine.channel_statistics import channel_statistics
 from quantopsy.graph.capture import capture
+from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
+from quantopsy.transforms.bias_absorption import find_bias_absorption
+from quantopsy.transforms.channel_splitting import find_channel_splitting
+from quantopsy.transforms.dead_channels import find_dead_channels
+from quantopsy.transforms.equalization import find_equalization
 from quantopsy.transforms.registry import TRANSFORMS, from_json
-from quantopsy.transforms.transform import TOLERANCE, apply_checked, check_function, decode, encode
+from quantopsy.transforms.transform import (
+    TOLERANCE,
+    Transform,
+    apply_checked,
+    check_function,
+    decode,
+    encode,
+)
 
 
 @dataclass(frozen=True)
@@ -61,3 +75,32 @@ def test_a_transform_without_its_fields_is_refused(name) -> None:
              "channel_splitting": "splits"}[name]  # fmt: skip
     with pytest.raises(QuantopsyError, match=f"transform '{name}': a field of it has another form"):
         from_json({"name": name, field: 3})
+
+
+def dead(network: Network, images: torch.Tensor) -> Transform:
+    seen = channel_statistics(compile_network(network), [(images,)])
+    return find_dead_channels(network, {name: (channels.low, channels.high) for name, channels in seen.items()})
+
+
+def absorption(network: Network, images: torch.Tensor) -> Transform:
+    seen = channel_statistics(compile_network(network), [(images,)])
+    return find_bias_absorption(network, {name: channels.low for name, channels in seen.items()})
+
+
+def test_transforms_follow_one_another_and_read_back_as_a_list(small, images) -> None:
+    network = start = capture(small, (images[:2],))
+    written = []
+    for find in (
+        lambda: dead(network, images),
+        lambda: find_equalization(network),
+        lambda: absorption(network, images),
+        lambda: find_channel_splitting(network, 0.1),
+    ):
+        transform = find()
+        network, _ = apply_checked(transform, network, [(images,)])
+        written.append(transform.to_json())
+    assert check_function(start, network, [(images,)]) < 1e-4
+    for data in json.loads(json.dumps(written)):
+        start = from_json(data).apply(start)
+    assert start.fingerprint == network.fingerprint
+    assert start.layers == network.layers

@@ -28,7 +28,7 @@ from quantopsy.engine.tensor_cache import WEIGHT_CACHE_BYTES, TensorCache
 from quantopsy.engine.weight_gradients import per_sample_gradients, supported
 from quantopsy.graph.execute import Overlay, Program, Step, Values
 from quantopsy.graph.network import Layer, Network
-from quantopsy.graph.operators import CLIPS, CONVOLUTIONS, LINEARS, SIZES, STEPWISE, Clip, pads_with
+from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, SIZES, STEPWISE, Clip, pads_with
 
 Candidates = Mapping[Site, Sequence[Spec]]
 """What is scored at each site. Where a layer without weights has as many specs at its input as at its output,
@@ -466,9 +466,7 @@ def _leaf(value: Any) -> Any:
 
 def _clip(step: Step) -> Clip | None:
     """The step's activation, where it can be applied in place without hiding anything from the tape."""
-    if step.layer is None or step.layer.activation is None or step.target not in _LINEAR:
-        return None
-    return CLIPS.get(step.layer.activation)
+    return step.clip if step.target in _LINEAR else None
 
 
 def _behind_activation(local: _Local, arriving: Gradients, owned: bool) -> Gradients:

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from quantopsy.graph.network import Layer, Network
-from quantopsy.graph.operators import IN_PLACE, MOVEMENTS
+from quantopsy.graph.operators import CLIPS, IN_PLACE, MOVEMENTS, Clip, aten, clip_between
 
 Values = dict[str, Any]
 
@@ -35,6 +35,7 @@ class Step:
     ``weight`` is the name under which ``compute`` looks the layer's weight up, so that a caller can
     lay a quantized one over it. ``operation`` and ``activate`` are the two halves of a layer, out of
     place, for whoever differentiates them; ``target`` and ``arguments`` are what the operation calls.
+    ``clip`` is the activation where it is one that its result can be differentiated from.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Step:
     arguments: Callable[[Lookup], Sequence[Any]]
     layer: Layer | None = None
     weight: str | None = None
+    clip: Clip | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def compile_network(network: Network, device: torch.device | str = "cpu") -> Pro
             continue
         layer = by_node.get(node.name)
         compute = operation = _call(node)
-        activate = None
+        activate = clip = None
         reads = _reads(node)
         writes = node.name
         if layer is not None and layer.output != node.name:
@@ -146,12 +148,13 @@ def compile_network(network: Network, device: torch.device | str = "cpu") -> Pro
             fused[activation] = node
             # The operation's own result is new memory that nobody else reads.
             activate = _call(activation, operand=node)
+            clip = _clip(layer, activation, constants)
             compute = _then(operation, _call(activation, operand=node, in_place=node.target not in MOVEMENTS))
             writes = activation.name
         weight = _constant(layer.weight) if layer is not None and layer.weight is not None else None
         arguments = _resolver(tuple(node.args))
         steps.append(
-            Step(len(steps), writes, reads, compute, operation, activate, node.target, arguments, layer, weight)
+            Step(len(steps), writes, reads, compute, operation, activate, node.target, arguments, layer, weight, clip)
         )
     output = next(node for node in network.graph.nodes if node.op == "output")
     outputs = tuple(leaf.name for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node))
@@ -159,6 +162,13 @@ def compile_network(network: Network, device: torch.device | str = "cpu") -> Pro
     last_reader.update({name: len(steps) for name in outputs})
     producer = {step.writes: step.index for step in steps}
     return Program(network, device, tuple(steps), constants, outputs, last_reader, producer)
+
+
+def _clip(layer: Layer, activation: fx.Node, constants: Mapping[str, Tensor]) -> Clip | None:
+    if activation.target is aten.clamp.Tensor and not activation.kwargs:
+        bounds = [constants[_key(bound)] if isinstance(bound, fx.Node) else None for bound in activation.args[1:]]
+        return clip_between(*bounds, *[None] * (2 - len(bounds)))
+    return None if layer.activation is None else CLIPS.get(layer.activation)
 
 
 def _constant(name: str) -> str:

@@ -144,10 +144,12 @@ class _Trace:
                 else:
                     self.real[node] = self._compute(node)
                     numbers = self._numbers(node)
-                    if numbers is not None:
+                    if isinstance(numbers, Tensor):
+                        few = _collapsed(numbers)
+                        self.values[node.name] = few[0] if few.dim() else few
+                        self.numbers[node] = few.expand(numbers.shape)
+                    elif numbers is not None:
                         self.numbers[node] = numbers
-                        if isinstance(numbers, Tensor):
-                            self.values[node.name] = _collapsed(numbers)
                 for operand in node.all_input_nodes:
                     if last[operand] is node:
                         self.real.pop(operand, None)
@@ -256,7 +258,7 @@ class _Trace:
             return x
         if name in CLAMPS:
             if any(_nonzero(bound, self.real) for bound in clamp_bounds(node).values()):
-                self.clamped.append(Clamped(node.name, _collapsed(x)))
+                self.clamped.append(Clamped(node.name, _collapsed(x)[0]))
             return x
         return self._opaque(node, value)
 
@@ -333,7 +335,8 @@ class _Trace:
 
     def _channels(self, x: Tensor, axis: int) -> Tensor:
         """(C,): one number a channel, those of its positions united."""
-        return self._united(x.movedim(axis, 0).flatten(1))
+        rows = _collapsed(x).movedim(axis, 0)
+        return self._united(rows.expand(x.shape[axis], *rows.shape[1:]).flatten(1))
 
     def _united(self, rows: Tensor) -> Tensor:
         """(R,): one number a row of (R, N), the others of the row being the same class."""
@@ -343,10 +346,14 @@ class _Trace:
 
     def _unite(self, a: Tensor, b: Tensor) -> Tensor:
         """Numbers in the same places become one class; returned is one of each two."""
+        shape = a.shape
+        repeated = [dim for dim in range(a.dim()) if a.stride(dim) == b.stride(dim) == 0]
+        for dim in repeated:
+            a, b = a.narrow(dim, 0, 1), b.narrow(dim, 0, 1)
         differ = (a != b) & (a != _FREE) & (b != _FREE)
         if differ.any():
             self.pairs.append(torch.stack((a[differ], b[differ]), 1).unique(dim=0))
-        return torch.maximum(a, b)
+        return torch.maximum(a, b).expand(shape)
 
     def _unite_with(self, pin: Tensor, numbers: Tensor) -> None:
         self._unite(pin.expand(numbers.shape), numbers)
@@ -382,10 +389,9 @@ def _along(numbers: Tensor, value: Tensor, axis: int) -> Tensor:
 
 
 def _collapsed(numbers: Tensor) -> Tensor:
-    """Without the batch, and with every dimension along which nothing differs cut to 1."""
-    numbers = numbers[0] if numbers.dim() else numbers
+    """With every dimension along which nothing differs cut to 1: what large images have most of."""
     for dim in range(numbers.dim()):
         first = numbers.narrow(dim, 0, 1)
-        if bool((numbers == first).all()):
+        if numbers.stride(dim) == 0 or bool((numbers == first).all()):
             numbers = first
     return numbers.clone()
