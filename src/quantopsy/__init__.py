@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quantopsy.api import (
         Study,
         additivity,
+        allocate,
         analyze,
         apply,
         check_calibration,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Study": "quantopsy.api",
     "additivity": "quantopsy.api",
+    "allocate": "quantopsy.api",
     "analyze": "quantopsy.api",
     "apply": "quantopsy.api",
     "repair": "quantopsy.api",
@@ -54,6 +56,7 @@ __all__ = [
     "Spec",
     "Study",
     "additivity",
+    "allocate",
     "analyze",
     "apply",
     "capture",

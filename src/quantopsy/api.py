@@ -74,6 +74,16 @@ class Study:
         columns = ["words", "layers", "cost", "kept", "why", "change", "noise", "degradation", "seconds"]
         return pd.DataFrame(steps, columns=columns)
 
+    def allocation(self) -> pd.DataFrame:
+        """A row per layer with a weight: the bits that :func:`allocate` gave it; empty where it has not run."""
+        done = self.results.allocated
+        bits = {} if done is None else done.bits
+        rows = [
+            {"name": name, "bits": width, "activation_bits": done.activation_bits.get(name) if done else None}
+            for name, width in bits.items()
+        ]
+        return pd.DataFrame(rows, columns=["name", "bits", "activation_bits"])
+
     def heatmap(self, view: Literal["degradation", "noise"] = "degradation") -> go.Figure:
         """Bit-widths by layers, as in Figure 3 of the layer-wise paper; ``view`` may be ``noise``."""
         from quantopsy.report.figures import heatmap
@@ -252,6 +262,19 @@ def repair(folder: str | Path, *, progress: Progress | None = None, **settings: 
     study, or to ``out``.
     """
     from quantopsy.repair.repair import repair as run
+
+    return finish(Study(Path(folder), run(folder, progress=progress, **settings)))
+
+
+def allocate(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
+    """Mixed precision for the network of the study in ``folder``: bits layer by layer under limits, proven by running.
+
+    ``settings``: ``size``, ``bitops``, ``latency`` and ``latency_limit``, at least one limit; ``bits``,
+    ``activation_bits``, ``criterion``, ``out``, and what was given as Python objects, as
+    :func:`quantopsy.repair.allocation.allocate.allocate` takes them. The recipe is written to ``recipe.json`` of the
+    study, or to ``out``.
+    """
+    from quantopsy.repair.allocation.allocate import allocate as run
 
     return finish(Study(Path(folder), run(folder, progress=progress, **settings)))
 
@@ -459,6 +482,7 @@ __all__ = [
     "Schemes",
     "Study",
     "additivity",
+    "allocate",
     "analyze",
     "check_calibration",
     "compare",

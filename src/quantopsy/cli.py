@@ -318,6 +318,54 @@ def repair(
     Console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
 
 
+@app.command()
+def allocate(
+    study: StudyFolder,
+    size: Annotated[str | None, typer.Option(help="Of all weights: 4bits, 0.5x (of 8 bits), 300KB")] = None,
+    bitops: Annotated[
+        str | None, typer.Option(help="MACs x bits of weight x bits of input: 4bits, 0.5x (of 8-bit weights), 1.5G")
+    ] = None,
+    latency: Annotated[
+        Path | None, typer.Option(help="CSV: layer,bits,latency, or a column per bit-width: layer,2,4,8")
+    ] = None,
+    latency_limit: Annotated[str | None, typer.Option(help="In the table's unit, or 4bits, 0.5x")] = None,
+    bits: Annotated[str | None, typer.Option(help="Of weights, to choose from  [default: the study's]")] = None,
+    activation_bits: Annotated[
+        str | None, typer.Option(help="Of activations, to choose from: 4,8  [default: as they are]")
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(help="noise, additive, degradation, hawq or greedy  [default: whichever measures best]"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The recipe  [default: recipe.json of the study]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Mixed precision: bits per layer under limits on size, BitOps, latency, or several; writes a recipe."""
+    from quantopsy.api import allocate as run
+    from quantopsy.repair.repair import RECIPE
+    from quantopsy.report.allocated import allocation_document
+    from quantopsy.report.terminal import print_allocation
+
+    with watched(as_json) as watch, _kept_clean(as_json):
+        found = run(
+            study,
+            size=size,
+            bitops=bitops,
+            latency=latency,
+            latency_limit=latency_limit,
+            bits=None if bits is None else parse_bits(bits),
+            activation_bits=() if activation_bits is None else parse_bits(activation_bits),
+            criterion=criterion,
+            out=out,
+            progress=watch,
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(allocation_document(found.results), indent=2) + "\n")
+        return
+    _show(found, as_json, print_allocation)
+    Console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
+
+
 @app.command(name="apply")
 def apply_(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json of a repair")],

@@ -43,6 +43,7 @@ def document(results: Results) -> dict[str, Any]:
         "whole": {str(row["bits"]): _plain(row) for row in results.whole.to_dict("records")},
         "worst": {str(bits): [_plain(row) for row in worst(results, bits).to_dict("records")] for bits in results.bits},
         "repair": None if results.repaired is None else _plain(results.repaired.to_json()),
+        "allocation": None if results.allocated is None else _plain(results.allocated.to_json()),
         "diagnosed": list(results.diagnosed),
         "findings": [_finding(finding) for finding in results.findings],
         "coverage": dict(results.coverage),

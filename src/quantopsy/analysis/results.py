@@ -11,6 +11,7 @@ import pandas as pd
 
 from quantopsy.analysis.additivity import Additivity
 from quantopsy.core import Finding
+from quantopsy.core.allocation import Allocation
 from quantopsy.core.recipe import Repair
 from quantopsy.engine.local import Local
 
@@ -131,6 +132,7 @@ class Results:
     locals: Mapping[int, Mapping[str, Local]] = field(default_factory=dict)  # by bit-width and layer
     check: Check | None = None  # None where nothing was both screened and run
     repaired: Repair | None = None  # None where no repair was tried
+    allocated: Allocation | None = None  # None where no bit-widths were allocated
     additivity: Additivity | None = None  # None where no subsets of layers were run
     open_cells: int = 0  # whose verdict more measuring could change
     passes: float = 0.0

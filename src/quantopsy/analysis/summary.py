@@ -17,6 +17,7 @@ from quantopsy.analysis.results import CELL_COLUMNS, EVALUATION_IMAGES, WHOLE_CO
 from quantopsy.analysis.subsets import additivity_of
 from quantopsy.analysis.verdicts import Measured
 from quantopsy.core import Finding
+from quantopsy.core.allocation import Allocation
 from quantopsy.core.recipe import Repair
 from quantopsy.engine.local import Edge, Local
 from quantopsy.metrics import Metric, chance_level, is_at_chance
@@ -107,6 +108,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment
             for bits in store.noted("diagnosed", [])
         },
         repaired=Repair.from_json(noted_repair) if (noted_repair := store.noted("repair")) else None,
+        allocated=Allocation.from_json(noted_bits) if (noted_bits := store.noted("allocation")) else None,
         check=_check(state, runs, set(store.noted("checks", []))),
         additivity=additivity_of(store, metric, level=state.level, tolerance=state.tolerance),
         open_cells=sum(state.open(run) for run in runs),

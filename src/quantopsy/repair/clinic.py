@@ -226,8 +226,16 @@ class Clinic:
         change = significance.degradation(self.subject.metric, old.statistics, new.statistics, level=level)
         return Difference(change, significance.ratio_of_means(new.energy, old.energy, level))
 
-    def screened(self, treatment: Treatment, candidates: Candidates, images: np.ndarray) -> Scores:
-        """First-order scores of ``candidates`` on the treated network."""
+    def screened(
+        self,
+        treatment: Treatment,
+        candidates: Candidates,
+        images: np.ndarray,
+        *,
+        noise_probes: int = 1,
+        decision: bool = False,
+    ) -> Scores:
+        """First-order scores of ``candidates`` on the treated network, of at most :data:`SCREENED_IMAGES`."""
         ward = self.ward(treatment.transforms)
         some = images[:SCREENED_IMAGES]
         self.progress.start("screen", len(some))
@@ -237,7 +245,9 @@ class Clinic:
                 yield self._batch(piece)
                 self.progress.advance(len(piece))
 
-        return Scores.of_batches(ward.engine.program, ward.calibration, batches(), candidates, decision=False)
+        return Scores.of_batches(
+            ward.engine.program, ward.calibration, batches(), candidates, noise_probes=noise_probes, decision=decision
+        )
 
     def _batch(self, piece: np.ndarray, calibration: bool = False) -> Batch:
         """A batch, kept as long as there is room: the same images are looked at again and again."""

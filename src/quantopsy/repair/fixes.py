@@ -101,7 +101,7 @@ def proposals(
         if fix.cost != cost or (causes and fix.suits and not fix.suits & set(causes)):
             continue
         own = [site for role in fix.roles if (site := Site(layer.name, role)) in specs]
-        sites = own if fix.fields is None else _together(network, specs, own)
+        sites = own if fix.fields is None else sharing(network, specs, own)
         changed: dict[Site, Spec | None] = {}
         for site in sites:
             new = None if fix.fields is None else _with(specs[site], fix.fields)
@@ -122,7 +122,7 @@ def _with(spec: Spec, fields: Mapping[str, Any]) -> Spec:
     return replace(spec, options=() if "kind" in fields else spec.options, **fields)
 
 
-def _together(network: Network, specs: Mapping[Site, Spec], own: Sequence[Site]) -> list[Site]:
+def sharing(network: Network, specs: Mapping[Site, Spec], own: Sequence[Site]) -> list[Site]:
     """``own`` and every site of activations that shares a value with one of them, directly or through others."""
     values: dict[Site, set[str]] = {}
     for site in specs:

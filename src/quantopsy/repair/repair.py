@@ -7,7 +7,7 @@ third is looked at once, at the end, and is what the result is reported on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -266,7 +266,7 @@ class Session:
         after = self.clinic.degradation(treatment, self.parts.confirm, self.level)
         self.steps.append(
             Step(
-                words, layers, cost, kept, why, _estimate(against.change), _estimate(against.noise), _estimate(after),
+                words, layers, cost, kept, why, estimate(against.change), estimate(against.noise), estimate(after),
                 round(time.monotonic() - begin, 3),
             )
         )  # fmt: skip
@@ -320,7 +320,7 @@ class Session:
 
     def _rolled_back(self) -> Step:
         nothing = (0.0, 0.0, 0.0)
-        lost = _estimate(self.clinic.degradation(self.before, self.parts.confirm, self.level))
+        lost = estimate(self.clinic.degradation(self.before, self.parts.confirm, self.level))
         return Step(
             "all of it undone", (), "free", True, "images held out say it is worse", nothing, (1.0, 1.0, 1.0), lost
         )
@@ -350,47 +350,18 @@ class Session:
     # What comes out -----------------------------------------------------------------------------
 
     def _proven(self) -> tuple[Recipe, Repair]:
-        clinic, images, level, metric = self.clinic, self.parts.report, self.level, self.subject.metric
-        held = {t: clinic.result(t, images) for t in (None, self.before, self.now)}
-        value = {t: significance.metric_interval(metric, found.statistics, level=level) for t, found in held.items()}
-        lost_before, lost = (clinic.degradation(t, images, level) for t in (self.before, self.now))
-        gained = clinic.difference(self.now, self.before, images, level).change
-        expected = Expected(
-            metric=metric.name,
-            unit=metric.unit,
-            samples=len(images),
-            level=level,
-            float=_estimate(value[None]),
-            before=_estimate(value[self.before]),
-            after=_estimate(value[self.now]),
-            lost_before=_estimate(lost_before),
-            lost=_estimate(lost),
-            gained=_estimate(gained),
-        )
-        ward, plan = clinic.ward(self.now.transforms), clinic.plan(self.now)
-        recipe = Recipe(
-            plan=plan,
-            transforms=tuple(clinic.transform(seal).to_json() for seal in self.now.transforms),
-            encodings=encodings_of(ward.network, plan, ward.calibration),
-            given=given_of(plan, ward.calibration),
-            model=model_of(self.subject.network, self.subject.model_name),
-            expected=expected,
-            steps=tuple(self.steps),
-            provenance={
-                **self.results.provenance,
-                "given": self.subject.given.to_json(),
-                "bits": self.bits,
-                "target": self.profile.name,
-                "images": {name: len(part) for name, part in vars(self.parts).items()},
-            },
-        )
+        clinic, level = self.clinic, self.level
+        expected = proof(clinic, self.before, self.now, self.parts.report, level)
+        lost = expected.lost[0]
+        provenance = {**provenance_of(self.results, self.subject, self.parts), "bits": self.bits}
+        recipe = written(clinic, self.now, expected, tuple(self.steps), {**provenance, "target": self.profile.name})
         wide = Treatment(Plan.of({site: replace(spec, bits=16) for site, spec in self.before.plan.sites}))
-        unbounded = _estimate(clinic.degradation(wide, self.parts.confirm, level))
+        unbounded = estimate(clinic.degradation(wide, self.parts.confirm, level))
         done = Repair(
             bits=self.bits,
             target=self.profile.name,
             max_drop=self.max_drop,
-            met=lost.value <= self.max_drop,
+            met=lost <= self.max_drop,
             steps=recipe.steps,
             expected=expected,
             left=tuple(self._shares()[:LEFT]),
@@ -399,7 +370,56 @@ class Session:
         return recipe, done
 
 
-def _estimate(interval: Interval) -> Estimate:
+def proof(clinic: Clinic, before: Treatment, after: Treatment, images: np.ndarray, level: float) -> Expected:
+    """What ``after`` is worth beside ``before``, on ``images`` that nothing was decided on."""
+    metric = clinic.subject.metric
+    held = {treatment: clinic.result(treatment, images) for treatment in (None, before, after)}
+    value = {
+        treatment: estimate(significance.metric_interval(metric, found.statistics, level=level))
+        for treatment, found in held.items()
+    }
+    return Expected(
+        metric=metric.name,
+        unit=metric.unit,
+        samples=len(images),
+        level=level,
+        float=value[None],
+        before=value[before],
+        after=value[after],
+        lost_before=estimate(clinic.degradation(before, images, level)),
+        lost=estimate(clinic.degradation(after, images, level)),
+        gained=estimate(clinic.difference(after, before, images, level).change),
+    )
+
+
+def written(
+    clinic: Clinic, treatment: Treatment, expected: Expected, steps: tuple[Step, ...], provenance: Mapping[str, Any]
+) -> Recipe:
+    """The recipe of ``treatment``."""
+    ward, plan = clinic.ward(treatment.transforms), clinic.plan(treatment)
+    return Recipe(
+        plan=plan,
+        transforms=tuple(clinic.transform(seal).to_json() for seal in treatment.transforms),
+        encodings=encodings_of(ward.network, plan, ward.calibration),
+        given=given_of(plan, ward.calibration),
+        model=model_of(clinic.subject.network, clinic.subject.model_name),
+        expected=expected,
+        steps=steps,
+        provenance=provenance,
+    )
+
+
+def provenance_of(results: Results, subject: Subject, parts: Parts) -> dict[str, Any]:
+    """Of a recipe that was worked out from a study: versions, data, how many images decided what."""
+    return {
+        **results.provenance,
+        "given": subject.given.to_json(),
+        "images": {name: len(part) for name, part in vars(parts).items()},
+    }
+
+
+def estimate(interval: Interval) -> Estimate:
+    """As recipes keep it."""
     return interval.value, interval.low, interval.high
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantopsy.analysis.results import Results
 from quantopsy.report.additivity import additivity_section
+from quantopsy.report.allocated import allocation_section
 from quantopsy.report.chart import Axis, Chart, Group, Point, Section
 from quantopsy.report.findings import findings_section
 from quantopsy.report.palette import bit_tones
@@ -17,7 +18,13 @@ CHECK_FROM = 3
 
 def sections(results: Results) -> list[Section]:
     """Those that ``results`` has something for, in the order of the page."""
-    made = (findings_section(results), repair_section(results), check_section(results), additivity_section(results))
+    made = (
+        findings_section(results),
+        repair_section(results),
+        allocation_section(results),
+        check_section(results),
+        additivity_section(results),
+    )
     return [section for section in made if section is not None]
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from quantopsy.analysis.additivity import Additivity
 from quantopsy.analysis.results import Results
 from quantopsy.report.additivity import additivity_statements
+from quantopsy.report.allocated import allocation_statements, bits_table, front_table, rivals_table
 from quantopsy.report.findings import findings_sentences
 from quantopsy.report.grid import degradation_limit, grid
 from quantopsy.report.repaired import repair_statements, steps_table
@@ -149,6 +150,25 @@ def print_repair(results: Results, console: Console) -> None:
         if title:
             console.print(Text(title, style="bold"))
         console.print(Encodable(part))
+
+
+def print_allocation(results: Results, console: Console) -> None:
+    """Print what bit-widths were chosen, what they are worth, and the front."""
+    done = results.allocated
+    if done is None:
+        console.print("No bit-widths have been allocated.")
+        return
+    console.print()
+    console.print(Encodable(bullets(allocation_statements(results), [])))
+    for table in (bits_table(done), rivals_table(results, done), front_table(results, done)):
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
+        for position, heading in enumerate(table.headings):
+            shown.add_column(heading, justify="right" if position else "left", overflow="fold")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print()
+        console.print(Text(table.caption, style="bold"))
+        console.print(Encodable(shown))
 
 
 def bullets(found: Iterable[str], limits: Iterable[str]) -> Table:

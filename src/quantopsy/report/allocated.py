@@ -1,0 +1,237 @@
+"""Mixed precision in words, as charts of what was measured against its cost, and as tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, get_args
+
+from quantopsy.analysis.results import Results
+from quantopsy.core.allocation import Allocation, Outcome
+from quantopsy.repair.allocation.costs import Resource, amount
+from quantopsy.repair.allocation.criteria import CRITERIA
+from quantopsy.report.chart import Axis, Chart, Group, Line, Point, Section, Table
+from quantopsy.report.palette import Tone
+from quantopsy.report.wording import (
+    confidence,
+    count,
+    degradation_decimals,
+    degradation_unit,
+    fixed,
+    interval,
+    percent,
+    significant,
+    with_interval,
+)
+
+_LABELS: Mapping[str, str] = {"size": "size of weights, KB", "bitops": "BitOps, G", "latency": "latency"}
+_SCALES: Mapping[str, float] = {"size": 1e3, "bitops": 1e9, "latency": 1.0}
+_CORRECTIONS: Mapping[str, str] = {
+    "none": "no bias corrected",
+    "analytic": "biases corrected in closed form",
+    "iterative": "biases corrected layer after layer (IBC)",
+}
+
+
+def allocation_section(results: Results) -> Section | None:
+    """The part of the page; None where nothing was allocated."""
+    done = results.allocated
+    if done is None:
+        return None
+    return Section(
+        "allocation",
+        "Mixed precision",
+        note="The front is measured on images that the bit-widths were not chosen on; the first figures are of others.",
+        statements=tuple(allocation_statements(results)),
+        charts=(front_chart(results, done), noise_chart(done), bits_chart(done)),
+        table=front_table(results, done),
+    )
+
+
+def allocation_statements(results: Results) -> list[str]:
+    """What the chosen bit-widths are worth, on images that no decision has seen."""
+    done = results.allocated
+    return [] if done is None else [*_proof(results, done), *_choice(done)]
+
+
+def _proof(results: Results, done: Allocation) -> Iterator[str]:
+    expected, decimals = done.expected, degradation_decimals(results)
+    unit = f" {results.unit}" if results.unit else ""
+    yield (
+        f"{expected.metric} {fixed(expected.after[0], decimals)} at {_uses(done.uses, done.limits)} against "
+        f"{fixed(expected.before[0], decimals)} of uniform {done.baseline} bits "
+        f"({_uses(done.baseline_uses, done.limits)}), float {fixed(expected.float[0], decimals)}: gained "
+        f"{with_interval(*expected.gained, decimals)}{unit} ({confidence(results)} interval, "
+        f"{count(expected.samples, 'image')} held out, both with {_CORRECTIONS[done.correction]})."
+    )
+    ratio, low, high = done.noise_ratio
+    yield (
+        f"It loses {with_interval(*expected.lost, decimals)}{unit}, uniform {done.baseline} bits "
+        f"{with_interval(*expected.lost_before, decimals)}{unit}; its noise is {percent(ratio)} "
+        f"({percent(low)} to {percent(high)}) of uniform's."
+    )
+
+
+def _choice(done: Allocation) -> Iterator[str]:
+    yield f"Bits of weights: {_spread(done.bits)}; chosen by {CRITERIA[done.criterion]}."
+    if done.activation_bits:
+        yield f"Bits of what layers read: {_spread(done.activation_bits)}."
+
+
+def _spread(bits: Mapping[str, int]) -> str:
+    return ", ".join(f"{count(number, 'layer')} at {width}" for width, number in sorted(Counter(bits.values()).items()))
+
+
+def _uses(uses: Mapping[str, float], some: Iterable[str]) -> str:
+    return ", ".join(f"{_NAMES[name]}{amount(name, uses[name])}" for name in some)  # type: ignore[arg-type]
+
+
+_NAMES: Mapping[str, str] = {"size": "", "bitops": "BitOps ", "latency": "latency "}
+assert set(_NAMES) == set(get_args(Resource))
+
+
+def bits_table(done: Allocation) -> Table:
+    """Bits layer by layer."""
+    both = bool(done.activation_bits)
+    rows = tuple(
+        (name, str(bits), *([str(done.activation_bits.get(name, ""))] if both else []))
+        for name, bits in done.bits.items()
+    )
+    return Table("Bits", ("layer", "weight", *(["input"] if both else [])), rows)
+
+
+def rivals_table(results: Results, done: Allocation) -> Table:
+    """What each criterion proposes at the limit."""
+    return _table("Criteria at the limit, over the images that choose", done.rivals, results, done)
+
+
+def front_table(results: Results, done: Allocation) -> Table:
+    """The front, greedy choices and uniform widths."""
+    found = sorted((*done.front, *done.greedy, *done.uniform), key=lambda outcome: outcome.uses[done.along])
+    return _table("Front, greedy steps and uniform widths", found, results, done)
+
+
+def _table(caption: str, outcomes: Iterable[Outcome], results: Results, done: Allocation) -> Table:
+    decimals, resources = degradation_decimals(results), list(done.uses)
+    rows = tuple(
+        (
+            outcome.words,
+            *(amount(name, outcome.uses[name]) for name in resources),  # type: ignore[arg-type]
+            significant(outcome.noise),
+            fixed(outcome.degradation[0], decimals),
+            interval(*outcome.degradation[1:], decimals),
+        )
+        for outcome in outcomes
+    )
+    headings = ("", *resources, "noise", f"loss{degradation_unit(results)}", f"{confidence(results)} interval")
+    return Table(caption, headings, rows)
+
+
+def front_chart(results: Results, done: Allocation) -> Chart:
+    """Loss of the metric against the resource that is limited first."""
+    unit, decimals = degradation_unit(results), degradation_decimals(results)
+
+    def point(outcome: Outcome, hollow: bool) -> Point:
+        title = f"{outcome.words}\n{_uses(outcome.uses, done.uses)}\nloss {fixed(outcome.degradation[0], decimals)}"
+        return Point(outcome.uses[done.along] / _SCALES[done.along], *outcome.degradation, title, hollow=hollow)
+
+    groups = tuple(
+        Group(label, tuple(point(outcome, label == "uniform") for outcome in outcomes), tone)
+        for label, outcomes, tone in (
+            ("mixed", done.front, Tone("accent")),
+            ("uniform", done.uniform, Tone("worse")),
+        )
+    )
+    return Chart(
+        f"Loss{unit} against {_LABELS[done.along].partition(',')[0]}",
+        Axis(_LABELS[done.along]),
+        Axis(f"degradation{unit}"),
+        groups,
+        tuple(_lines(done, lambda outcome: outcome.degradation[0])),
+        hollow="all weights of one width",
+        note="Every point was run; bars are intervals.",
+    )
+
+
+def noise_chart(done: Allocation) -> Chart:
+    """Noise against the resource that is limited first: what the metric's chance hides."""
+
+    def points(outcomes: Iterable[Outcome], hollow: bool = False) -> tuple[Point, ...]:
+        return tuple(
+            Point(
+                outcome.uses[done.along] / _SCALES[done.along],
+                outcome.noise,
+                title=f"{outcome.words}\n{_uses(outcome.uses, done.uses)}\nnoise {significant(outcome.noise)}",
+                hollow=hollow,
+            )
+            for outcome in outcomes
+        )
+
+    groups = (
+        Group("mixed", points(done.front), Tone("accent")),
+        Group("greedy", points(done.greedy), Tone("muted")),
+        Group("uniform", points(done.uniform, hollow=True), Tone("worse")),
+    )
+    return Chart(
+        f"Noise against {_LABELS[done.along].partition(',')[0]}",
+        Axis(_LABELS[done.along]),
+        Axis("noise", logarithmic=True),
+        groups,
+        tuple(_lines(done, lambda outcome: outcome.noise)),
+        hollow="all weights of one width",
+        note="The same choices: squared distance of the outputs from float.",
+    )
+
+
+def _lines(done: Allocation, of: Any) -> Iterator[Line]:
+    for label, outcomes, tone in (("", done.front, Tone("accent")), ("", done.uniform, Tone("worse"))):
+        corners = tuple((outcome.uses[done.along] / _SCALES[done.along], of(outcome)) for outcome in outcomes)
+        yield Line(label, corners, tone, dashed=outcomes is done.uniform)
+    limit = done.limits[done.along] / _SCALES[done.along]
+    every = [of(outcome) for outcome in (*done.front, *done.uniform)]
+    yield Line("limit", ((limit, min(every)), (limit, max(every))), Tone("muted"), dashed=True)
+
+
+def bits_chart(done: Allocation) -> Chart:
+    """Bits of every weight, in the order of the network."""
+    names = tuple(done.bits)
+
+    def points(bits: Mapping[str, int], of: str) -> tuple[Point, ...]:
+        return tuple(
+            Point(float(n), float(bits[name]), title=f"{name}\n{of} at {bits[name]} bits", hollow=of == "input")
+            for n, name in enumerate(names)
+            if name in bits
+        )
+
+    groups = [Group("weight", points(done.bits, "weight"), Tone("accent"))]
+    if done.activation_bits:
+        groups.append(Group("input", points(done.activation_bits, "input"), Tone("noise")))
+    return Chart(
+        "Bits, layer by layer",
+        Axis("layer", names=tuple(str(number) for number in range(len(names)))),
+        Axis("bits"),
+        tuple(groups),
+        hollow="of what the layer reads" if done.activation_bits else "",
+        note=f"Layers with weights in the order of the network, {names[0]} to {names[-1]}.",
+        wide=True,
+    )
+
+
+def allocation_document(results: Results) -> dict[str, Any]:
+    """An allocation as one JSON document; figures but those of ``rivals`` and the front on images held out."""
+    done = results.allocated
+    assert done is not None
+    expected, values = done.expected, done.to_json()
+    return {
+        "metric": expected.metric,
+        "unit": expected.unit,
+        "float": expected.float[0],
+        "uniform": expected.before[0],
+        "mixed": expected.after[0],
+        "interval": list(expected.after[1:]),
+        "gained": list(expected.gained),
+        "lost": list(expected.lost),
+        "samples": expected.samples,
+        **{name: value for name, value in values.items() if name not in ("expected", "uniform")},
+        "uniform_widths": values["uniform"],
+    }
