@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import quantopsy as qp
-from quantopsy.api import repair
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "shared"))
 
@@ -55,7 +54,7 @@ def main() -> None:
             calibration_samples=CALIBRATION,
             out=folder,
         )
-        study = repair(folder, bits=8, to=arguments.target, max_drop=arguments.max_drop, budget=arguments.budget)
+        study = qp.repair(folder, bits=8, to=arguments.target, max_drop=arguments.max_drop, budget=arguments.budget)
         minutes = (time.monotonic() - begin) / 60
         done = study.results.repaired
         assert done is not None

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from quantopsy.core.recipe import Recipe
-    from quantopsy.repair.applied import Applied
+    from quantopsy.remedy.applied import Applied
 
 REPORT = "report.html"
 CELLS = "cells.csv"
@@ -258,10 +258,10 @@ def repair(folder: str | Path, *, progress: Progress | None = None, **settings: 
     """Repair the network of the study in ``folder``: fixes cheapest first, kept where held-out images confirm them.
 
     ``settings``: ``bits``, ``max_drop``, ``to``, ``out``, ``budget``, ``effort``, and what was given as Python
-    objects, as :func:`quantopsy.repair.repair.repair` takes them. The recipe is written to ``recipe.json`` of the
+    objects, as :func:`quantopsy.remedy.repair.repair` takes them. The recipe is written to ``recipe.json`` of the
     study, or to ``out``.
     """
-    from quantopsy.repair.repair import repair as run
+    from quantopsy.remedy.repair import repair as run
 
     return finish(Study(Path(folder), run(folder, progress=progress, **settings)))
 
@@ -271,10 +271,10 @@ def allocate(folder: str | Path, *, progress: Progress | None = None, **settings
 
     ``settings``: ``size``, ``bitops``, ``latency`` and ``latency_limit``, at least one limit; ``bits``,
     ``activation_bits``, ``criterion``, ``out``, and what was given as Python objects, as
-    :func:`quantopsy.repair.allocation.allocate.allocate` takes them. The recipe is written to ``recipe.json`` of the
+    :func:`quantopsy.remedy.allocation.allocate.allocate` takes them. The recipe is written to ``recipe.json`` of the
     study, or to ``out``.
     """
-    from quantopsy.repair.allocation.allocate import allocate as run
+    from quantopsy.remedy.allocation.allocate import allocate as run
 
     return finish(Study(Path(folder), run(folder, progress=progress, **settings)))
 
@@ -289,10 +289,10 @@ def apply(
 ) -> Applied:
     """The network that a recipe makes of ``model``, run on ``data``; ``module`` of what is returned is that network.
 
-    ``settings``: ``metric``, ``preprocess``, ``samples``, ``device``, as :func:`quantopsy.repair.applied.apply` takes
+    ``settings``: ``metric``, ``preprocess``, ``samples``, ``device``, as :func:`quantopsy.remedy.applied.apply` takes
     them. Without model and data those of the study that the recipe comes from are taken.
     """
-    from quantopsy.repair.applied import apply as run
+    from quantopsy.remedy.applied import apply as run
 
     return run(recipe, model, data, progress=progress, **settings)
 

@@ -304,7 +304,7 @@ def repair(
 ) -> None:
     """Try fixes, cheapest first, keep those that held-out images confirm, and write the recipe."""
     from quantopsy.api import repair as run
-    from quantopsy.repair.repair import RECIPE
+    from quantopsy.remedy.repair import RECIPE
     from quantopsy.report.terminal import print_repair
 
     with watched(as_json) as watch, _kept_clean(as_json):
@@ -342,7 +342,7 @@ def allocate(
 ) -> None:
     """Mixed precision: bits per layer under limits on size, BitOps, latency, or several; writes a recipe."""
     from quantopsy.api import allocate as run
-    from quantopsy.repair.repair import RECIPE
+    from quantopsy.remedy.repair import RECIPE
     from quantopsy.report.allocated import allocation_document
     from quantopsy.report.terminal import print_allocation
 

@@ -91,12 +91,12 @@ def test_transforms_follow_one_another_and_read_back_as_a_list(small, images) ->
     network = start = capture(small, (images[:2],))
     written = []
     for find in (
-        lambda: dead(network, images),
-        lambda: find_equalization(network),
-        lambda: absorption(network, images),
-        lambda: find_channel_splitting(network, 0.1),
+        lambda network: dead(network, images),
+        find_equalization,
+        lambda network: absorption(network, images),
+        lambda network: find_channel_splitting(network, 0.1),
     ):
-        transform = find()
+        transform = find(network)
         network, _ = apply_checked(transform, network, [(images,)])
         written.append(transform.to_json())
     assert check_function(start, network, [(images,)]) < 1e-4

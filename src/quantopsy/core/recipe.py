@@ -28,7 +28,7 @@ class Step:
     """One thing that a repair tried.
 
     ``layers``: those it changes, empty for the whole network. ``cost``: of running it, a name of
-    :data:`quantopsy.repair.fixes.COSTS`. ``change``: of the degradation over the images that decide, positive is
+    :data:`quantopsy.remedy.fixes.COSTS`. ``change``: of the degradation over the images that decide, positive is
     worse; ``noise``: that of the network after over before. ``degradation``: after the step, over the same images.
     ``why``: in words, of what was not kept too.
     """

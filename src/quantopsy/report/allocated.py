@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from quantopsy.analysis.results import Results
 from quantopsy.core.allocation import Allocation, Outcome
-from quantopsy.repair.allocation.costs import Resource, amount
-from quantopsy.repair.allocation.criteria import CRITERIA
+from quantopsy.remedy.allocation.costs import Resource, amount
+from quantopsy.remedy.allocation.criteria import CRITERIA
 from quantopsy.report.chart import Axis, Chart, Group, Line, Point, Section, Table
 from quantopsy.report.palette import Tone
 from quantopsy.report.wording import (

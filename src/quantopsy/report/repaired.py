@@ -8,7 +8,7 @@ from typing import Any
 
 from quantopsy.analysis.results import Results
 from quantopsy.core.recipe import Repair
-from quantopsy.repair.applied import Applied
+from quantopsy.remedy.applied import Applied
 from quantopsy.report.chart import Axis, Chart, Group, Line, Point, Section, Table
 from quantopsy.report.palette import Tone
 from quantopsy.report.wording import (

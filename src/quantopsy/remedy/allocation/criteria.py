@@ -18,8 +18,8 @@ from quantopsy.core import Plan, QuantopsyError, Site
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.network import Network
 from quantopsy.metrics import Metric
-from quantopsy.repair.allocation.choices import Choices
-from quantopsy.repair.allocation.program import Objective, shrunk
+from quantopsy.remedy.allocation.choices import Choices
+from quantopsy.remedy.allocation.program import Objective, shrunk
 
 Criterion = Literal["noise", "additive", "degradation", "hawq", "greedy"]
 CRITERIA: Mapping[str, str] = {

@@ -17,9 +17,9 @@ from quantopsy.core import QuantopsyError, Site
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.capture import capture
-from quantopsy.repair.applied import apply
-from quantopsy.repair.apply import realised
-from quantopsy.repair.repair import Parts, repair
+from quantopsy.remedy.applied import apply
+from quantopsy.remedy.apply import realised
+from quantopsy.remedy.repair import Parts, repair
 
 EFFORT = Effort(steps=20)
 

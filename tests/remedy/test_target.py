@@ -7,7 +7,7 @@ import json
 import pytest
 
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
-from quantopsy.repair.target import check_start, profiles, target
+from quantopsy.remedy.target import check_start, profiles, target
 
 SYMMETRIC = Spec(symmetric=True, signed=True, granularity="per_channel")
 

@@ -28,10 +28,10 @@ from quantopsy.core import Cause, Plan, QuantopsyError, Site
 from quantopsy.core.recipe import Estimate, Expected, Recipe, Repair, Step
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.network import Network
-from quantopsy.repair.apply import encodings_of, given_of, model_of
-from quantopsy.repair.clinic import Clinic, Difference, Treatment
-from quantopsy.repair.fixes import FIXES, Cost, Proposal, proposals
-from quantopsy.repair.target import ANY, Target, check_start, target
+from quantopsy.remedy.apply import encodings_of, given_of, model_of
+from quantopsy.remedy.clinic import Clinic, Difference, Treatment
+from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals
+from quantopsy.remedy.target import ANY, Target, check_start, target
 from quantopsy.study import Store
 from quantopsy.transforms.dead_channels import find_dead_channels
 from quantopsy.transforms.equalization import find_equalization

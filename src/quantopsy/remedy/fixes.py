@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from quantopsy.core import Cause, Plan, Role, Site, Spec
 from quantopsy.graph.network import Layer, Network
-from quantopsy.repair.target import Target
+from quantopsy.remedy.target import Target
 
 Cost = Literal["free", "scales", "bits", "float"]
 

@@ -93,7 +93,7 @@ def target(name: str | Path) -> Target:
 
 def profiles() -> dict[str, Target]:
     """All that come with Quantopsy."""
-    folder = files("quantopsy.repair") / "targets"
+    folder = files("quantopsy.remedy") / "targets"
     found = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".json")), key=lambda entry: entry.name)
     return {
         entry.name.removesuffix(".json"): _read(

@@ -14,8 +14,8 @@ import numpy as np
 
 from quantopsy.core import QuantopsyError, Site, names
 from quantopsy.graph.network import Layer, Network
-from quantopsy.repair.allocation.choices import Choices
-from quantopsy.repair.allocation.program import Cost, Limit, Product, nearest
+from quantopsy.remedy.allocation.choices import Choices
+from quantopsy.remedy.allocation.program import Cost, Limit, Product, nearest
 
 Resource = Literal["size", "bitops", "latency"]
 

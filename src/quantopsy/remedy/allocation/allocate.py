@@ -25,12 +25,12 @@ from quantopsy.core.allocation import Allocation, Outcome
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.adaround import Effort
 from quantopsy.engine.curvature import mean_curvature
-from quantopsy.repair.allocation.choices import Choices
-from quantopsy.repair.allocation.costs import Costs, LatencyTable, Resource, check_feasible, wanted_limits
-from quantopsy.repair.allocation.criteria import CRITERIA, Criterion, Values
-from quantopsy.repair.allocation.program import Limit, Selection, greedy, minimise
-from quantopsy.repair.clinic import SCREENED_IMAGES, Clinic, Correction, Treatment
-from quantopsy.repair.repair import RECIPE, Parts, estimate, proof, provenance_of, written
+from quantopsy.remedy.allocation.choices import Choices
+from quantopsy.remedy.allocation.costs import Costs, LatencyTable, Resource, check_feasible, wanted_limits
+from quantopsy.remedy.allocation.criteria import CRITERIA, Criterion, Values
+from quantopsy.remedy.allocation.program import Limit, Selection, greedy, minimise
+from quantopsy.remedy.clinic import SCREENED_IMAGES, Clinic, Correction, Treatment
+from quantopsy.remedy.repair import RECIPE, Parts, estimate, proof, provenance_of, written
 from quantopsy.study import FLOAT, Store
 
 FRONT = 12
@@ -60,7 +60,7 @@ def allocate(
     of weight and input, ``4bits``, ``0.5x``, ``1.5G``. ``latency``: CSV table by layer and bits, ``latency_limit`` in
     its unit. ``bits``: widths to choose from, the study's where none are given; ``activation_bits`` likewise of
     activations, which stay as they are where none are given. ``criterion``: one of
-    :data:`quantopsy.repair.allocation.criteria.CRITERIA`; without it all are tried. ``out``: the recipe's file,
+    :data:`quantopsy.remedy.allocation.criteria.CRITERIA`; without it all are tried. ``out``: the recipe's file,
     ``recipe.json`` of the study where none is given. ``instead``: as of
     :func:`quantopsy.analysis.subject.reopen`. What was chosen is ``allocated`` of what is returned. Raises
     :class:`QuantopsyError` for whatever the user can mend, a limit that cannot be met with the nearest that can.

@@ -12,8 +12,8 @@ from quantopsy.engine.exact import ExactEngine
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
-from quantopsy.repair.fixes import COSTS, proposals
-from quantopsy.repair.target import target
+from quantopsy.remedy.fixes import COSTS, proposals
+from quantopsy.remedy.target import target
 
 
 @pytest.fixture

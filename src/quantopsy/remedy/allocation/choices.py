@@ -11,8 +11,8 @@ from functools import cached_property
 
 from quantopsy.core import Plan, Site, Spec
 from quantopsy.graph.network import Network
-from quantopsy.repair.allocation.program import Options, Selection
-from quantopsy.repair.fixes import sharing
+from quantopsy.remedy.allocation.program import Options, Selection
+from quantopsy.remedy.fixes import sharing
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from quantopsy.data import prefetch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.metrics import measure
-from quantopsy.repair.apply import Simulated, realised
+from quantopsy.remedy.apply import Simulated, realised
 
 
 @dataclass(frozen=True)
