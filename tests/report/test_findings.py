@@ -33,15 +33,16 @@ EVIDENCE = {
     "branch_ratio": 8.0,
     "wasted_share": 0.5,
     "reach_over_body": 5.0,
+    "reach_over_channels": 3.0,
     "bias_codes": 3e9,
 }
 
 
 def local(shift: float) -> Local:
     """A layer with a mean shift."""
-    edge = Edge(0.0, 4.0, 0.0, 4.0, 4 / 255, 0.0, 3.0, 0.0)
+    edge = Edge(0.0, 4.0, 0.0, 4.0, 4 / 255, 0.0, 3.0, 0.0, 2.0)
     each = np.full(4, shift)
-    return Local(64, 100.0, 2.0, {"weight": 2.0}, each, shift, each + 1, -each, each, (edge,), edge)
+    return Local(64, 100.0, 2.0, {"weight": 2.0}, each, shift, each + 1, -each, each, each, (edge,), edge)
 
 
 def with_findings(*findings: Finding) -> Results:

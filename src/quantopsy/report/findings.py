@@ -114,7 +114,10 @@ def _evidence(finding: Finding) -> Iterator[str]:
         case "wasted_range":
             yield f"{percent(e['wasted_share'])} of the grid"
         case "activation_outlier":
-            yield f"the range is {significant(e['reach_over_body'], 2)} times what 99.9 % of the values need"
+            if e["reach_over_body"] >= e["reach_over_channels"]:
+                yield f"the range is {significant(e['reach_over_body'], 2)} times what 99.9 % of the values need"
+            else:
+                yield f"the range is {significant(e['reach_over_channels'], 2)} times what its typical channel needs"
         case "bias_shift":
             yield f"{percent(e['shift_share'])} of the noise here is the same for all images and positions"
         case "bias_overflow":
