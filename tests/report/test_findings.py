@@ -125,3 +125,9 @@ def test_the_page_shows_gain_and_channels() -> None:
     assert 'id="why' in page
     assert TITLES["dead_channel"] in page
     assert findings_section(make_results()) is None
+
+
+def test_why_stands_between_the_verdict_and_the_layers() -> None:
+    page = render(with_findings(finding("dead_channel")))
+    places = [page.index(f'<h2 id="{key}">') for key in ("verdict", "why", "profile", "cells")]
+    assert places == sorted(places)

@@ -30,6 +30,9 @@ _EXAMINED = 3
 
 _CERTAIN = 0.01
 
+WHY = "why"
+"""The key of the section, which stands behind the verdict."""
+
 TITLES: Mapping[Cause, str] = {
     "calibration_range": "its ranges do not fit these images",
     "dead_channel": "a dead channel sets the range of its weight",
@@ -197,7 +200,7 @@ def findings_section(results: Results) -> Section | None:
     charts = [gain_chart(results, bits)]
     for layer in drawn[:_EXAMINED]:
         charts += channel_charts(results, layer, bits)
-    return Section("why", "Why", statements=tuple(findings_sentences(results)), charts=tuple(charts))
+    return Section(WHY, "Why", statements=tuple(findings_sentences(results)), charts=tuple(charts))
 
 
 def gain_chart(results: Results, bits: int) -> Chart:
