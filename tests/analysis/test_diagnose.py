@@ -154,7 +154,7 @@ def test_a_heavy_tail_per_channel_is_named(tmp_path) -> None:
 
     finding = primary(examined(tmp_path, "second", tailed, scheme="per-channel"))
     assert finding.cause == "weight_outlier"
-    assert finding.change == "outliers clipped at three deviations"
+    assert finding.change == "a grid of as many codes, dense inside"
     assert finding.evidence["tailed_grids"] == 8
 
 
