@@ -92,7 +92,7 @@ def test_a_tail_is_worded_by_its_channels() -> None:
     }
     text = findings_sentences(with_findings(finding("weight_outlier", evidence=tail)))[0]
     assert (
-        "in 5 of 8 channels the largest weight is 9.0 root mean squares from zero, where a bell curve's is 3.4" in text
+        "In 5 of 8 channels the largest weight is 9.0 root mean squares from zero, where a bell curve's is 3.4" in text
     )
 
 

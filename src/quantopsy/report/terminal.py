@@ -69,7 +69,7 @@ def print_results(results: Results, console: Console, worst: int = _WORST) -> No
     bits = headline_bits(results)
     parts: tuple[tuple[str, RenderableType], ...] = (
         ("", verdict_lines(results)),
-        *(((WHY, findings_lines(results)),) if results.diagnosed else ()),
+        *(((WHY, bullets(findings_sentences(results), [])),) if results.diagnosed else ()),
         (f"Worst layers at {bits} bits", worst_table(results, bits, console.width, worst)),
         (f"Degradation of single layers{degradation_unit(results)}", heat_strip(results, console.width)),
         ("Whole network, beside the sum of its single layers", whole_table(results)),
@@ -135,14 +135,6 @@ def bullets(found: Iterable[str], limits: Iterable[str]) -> Table:
         lines.add_row("•", _emphasised(sentence, ""))
     for sentence in limits:
         lines.add_row(Text("!", style="yellow"), _emphasised(sentence, "yellow"))
-    return lines
-
-
-def findings_lines(results: Results) -> Table:
-    """Why layers hurt, a paragraph each."""
-    lines = Table.grid(padding=(0, 1))
-    for text in findings_sentences(results):
-        lines.add_row("•", _emphasised(text, ""))
     return lines
 
 
