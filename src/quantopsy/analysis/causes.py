@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import numpy as np
 from torch import Tensor
@@ -17,17 +18,7 @@ from quantopsy.core import Cause, Plan, Role, Site, Spec
 from quantopsy.engine.local import Edge, Local
 from quantopsy.graph.network import Layer
 
-ORDER: tuple[Cause, ...] = (
-    "calibration_range",
-    "dead_channel",
-    "weight_outlier",
-    "channel_imbalance",
-    "double_rounding",
-    "branch_imbalance",
-    "wasted_range",
-    "activation_outlier",
-    "bias_shift",
-)
+ORDER: tuple[Cause, ...] = get_args(Cause)
 """From the most to the least specific: of two causes that explain as much, the earlier is named first."""
 
 FIXES: Mapping[Cause, tuple[str, ...]] = {

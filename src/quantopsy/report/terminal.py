@@ -75,12 +75,16 @@ def print_results(results: Results, console: Console, worst: int = _WORST) -> No
         ("Whole network, beside the sum of its single layers", whole_table(results)),
     )
     for heading, part in parts:
-        console.print()
-        if heading:
-            console.print(Text(heading, style="bold"))
-        console.print(Encodable(part))
+        print_part(console, part, heading)
+    print_part(console, Text(_cost(results), style="dim"))
+
+
+def print_part(console: Console, part: RenderableType, heading: str = "") -> None:
+    """One part of what a command says, an empty line above it, under its heading where it has one."""
     console.print()
-    console.print(Encodable(Text(_cost(results), style="dim")))
+    if heading:
+        console.print(Encodable(Text(heading, style="bold")))
+    console.print(Encodable(part))
 
 
 def print_additivity(results: Results, console: Console) -> None:
@@ -89,13 +93,9 @@ def print_additivity(results: Results, console: Console) -> None:
     if found is None:
         console.print("No subset of layers has been run on any image.")
         return
-    lines = bullets(additivity_statements(results), [])
+    print_part(console, bullets(additivity_statements(results), []))
     heading = f"Subsets of layers at {found.low_bits} bits, the others at {found.high_bits}"
-    for title, part in (("", lines), (heading, additivity_table(results, found))):
-        console.print()
-        if title:
-            console.print(Text(title, style="bold"))
-        console.print(Encodable(part))
+    print_part(console, additivity_table(results, found), heading)
 
 
 def additivity_table(results: Results, found: Additivity) -> Group:
