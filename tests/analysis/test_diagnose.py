@@ -16,10 +16,16 @@ from torch.utils.data import TensorDataset
 
 import quantopsy as qp
 from quantopsy.analysis import significance
-from quantopsy.analysis.causes import ORDER, Suspect
+from quantopsy.analysis.causes import ORDER, Scene, Suspect, left_by_error
 from quantopsy.analysis.diagnose import AS_GOOD, Trial, confirmed, diagnose, together
 from quantopsy.analysis.results import Results
+from quantopsy.calibrate import quantized_weight
 from quantopsy.core import Finding, Plan, QuantopsyError, Removed, Site, Spec
+from quantopsy.engine.calibration import calibrate, wanted_statistics
+from quantopsy.engine.exact import ExactEngine
+from quantopsy.engine.local import look
+from quantopsy.graph.capture import capture
+from quantopsy.graph.execute import compile_network
 
 COUNT = 48
 
@@ -93,6 +99,24 @@ def wide_branch(module: Net) -> None:
     module.third.weight[:, :6] /= 30
 
 
+def loud(module: Net) -> None:
+    # A constant channel far above the others, which nobody reads.
+    module.first.weight[1], module.first.bias[1] = 0.0, 300.0
+    module.second.weight[:, 1] = 0.0
+
+
+def one_sided(module: Net) -> None:
+    # Every weight just below the middle between two levels, behind a ReLU: all are rounded down. One channel reaches
+    # twice as far as the others, which would be a finer grid's merit per channel.
+    weight = module.second.weight
+    weight.clamp_(-0.1, 0.1)
+    weight[0, 0, 0, 0], weight[0, 0, 0, 1] = 0.31, -0.32
+    step = 0.63 / 63
+    fine = (weight / step).floor() * step + 0.45 * step
+    fine[0, 0, 0, :2] = weight[0, 0, 0, :2]
+    weight.copy_(fine)
+
+
 def raised_mean(module: Net) -> None:
     # What reaches ``third`` has a mean far above its spread, taken out again by its bias.
     for branch in (module.left, module.right):
@@ -108,6 +132,9 @@ def raised_mean(module: Net) -> None:
         ("second", dead, "dead_channel"),
         ("concat", wide_branch, "branch_imbalance"),
         ("third", raised_mean, "bias_shift"),
+        ("second", one_sided, "bias_shift"),
+        ("first", loud, "activation_outlier"),
+        ("second", loud, "activation_outlier"),
     ],
 )
 def test_a_planted_fault_is_named(tmp_path, layer, plant, cause) -> None:
@@ -128,7 +155,7 @@ def test_a_heavy_tail_per_channel_is_named(tmp_path) -> None:
 
     finding = primary(examined(tmp_path, "second", tailed, scheme="per-channel"))
     assert finding.cause == "weight_outlier"
-    assert finding.change == "outliers clipped at three deviations"
+    assert finding.change == "a grid of as many codes, dense inside"
     assert finding.evidence["tailed_grids"] == 8
 
 
@@ -190,6 +217,45 @@ def test_findings_stay_in_the_study_and_are_replaced_by_newer_ones_of_the_same_l
     json.dumps([finding.to_json() for finding in both.findings], allow_nan=False)
 
 
+def test_independent_errors_leave_what_is_said_of_them() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 12, 8, 8) * torch.logspace(-1, 1, 12).reshape(-1, 1, 1)
+    module = nn.Conv2d(12, 24, 3, groups=2)
+    module.weight.data *= torch.logspace(-0.5, 0.5, 24).reshape(-1, 1, 1, 1)
+    program = compile_network(capture(module.eval(), (x[:2],)))
+    (layer,) = program.network.layers
+    spec = Spec(bits=6, symmetric=True, signed=True)
+    weight = Site(layer.name, "weight")
+    plans = [Plan.of({weight: spec}), Plan.of({weight: replace(spec, granularity="per_channel")})]
+    plans += [Plan.of({weight: replace(spec, correction="bias")}), Plan.of({})]
+    engine = ExactEngine(program, calibrate(program, [(x,)], wanted_statistics(program.network, plans)))
+    local = look(engine, [(x,)], {layer.name: plans[0]})[layer.name]
+    scene = Scene(layer, plans[0], program.network.weight(layer), module.bias, local)
+    for same in plans[2:]:  # its weights are on the same grid; on none
+        assert left_by_error(scene, same) == 0.0
+
+    def relative(plan: Plan) -> float:
+        found = quantized_weight(plan[weight], module.weight.detach())
+        noise = (nn.functional.conv2d(x, found - module.weight, groups=2)).square().mean((0, 2, 3))
+        return float((noise / module(x).var((0, 2, 3))).sum().detach())
+
+    assert left_by_error(scene, plans[1]) == pytest.approx(relative(plans[1]) / relative(plans[0]), rel=0.2)
+
+
+def test_a_bias_that_overflows_is_found_where_nothing_hurts(tmp_path) -> None:
+    def tiny(module: Net) -> None:
+        module.first.weight[3] = 1e-12
+        module.first.bias[3] = -1.0
+
+    module = net(tiny)
+    qp.analyze(module, pictures(), out=tmp_path, bits=(8,), mode="exact", scheme="per-channel")
+    (finding,) = diagnose(tmp_path, model=module, data=pictures()).findings
+    assert (finding.layer, finding.cause, finding.primary, finding.severity) == ("first", "bias_overflow", True, "mild")
+    assert finding.evidence["channels"] == 1
+    step = float(pictures().tensors[0].amax() - pictures().tensors[0].amin()) / 255 * 1e-12 / 127
+    assert finding.evidence["bias_codes"] == pytest.approx(1.0 / step, rel=0.05)
+
+
 def test_where_nothing_hurts_nothing_is_examined(tmp_path) -> None:
     qp.analyze(net(), pictures(), out=tmp_path, bits=(8,), mode="exact")
     results = diagnose(tmp_path, model=net(), data=pictures())
@@ -222,6 +288,13 @@ def test_of_causes_that_explain_as_much_the_most_specific_is_primary() -> None:
     assert confirmed([weak, general]) == [general, weak]
     assert confirmed([removing("dead_channel", 0.4), removing("bias_shift", 0.9, low=-0.1)]) == []
     assert len(set(ORDER)) == len(ORDER)
+
+
+def test_what_the_weights_error_does_not_account_for_is_not_credited_to_its_range() -> None:
+    outlier, shift = removing("weight_outlier", 0.99), removing("bias_shift", 0.95)
+    assert confirmed([outlier, shift])[0] is outlier
+    lucky = replace(outlier, accounted=0.1)
+    assert confirmed([lucky, shift]) == [shift, lucky]
 
 
 def test_changes_of_different_sites_are_tried_together() -> None:

@@ -33,15 +33,16 @@ EVIDENCE = {
     "branch_ratio": 8.0,
     "wasted_share": 0.5,
     "reach_over_body": 5.0,
+    "reach_over_channels": 3.0,
     "bias_codes": 3e9,
 }
 
 
 def local(shift: float) -> Local:
     """A layer with a mean shift."""
-    edge = Edge(0.0, 4.0, 0.0, 4.0, 4 / 255, 0.0, 3.0, 0.0)
+    edge = Edge(0.0, 4.0, 0.0, 4.0, 4 / 255, 0.0, 3.0, 0.0, 2.0)
     each = np.full(4, shift)
-    return Local(64, 100.0, 2.0, {"weight": 2.0}, each, shift, each + 1, -each, each, (edge,), edge)
+    return Local(64, 100.0, 2.0, {"weight": 2.0}, each, shift, each + 1, -each, each, each, (edge,), edge)
 
 
 def with_findings(*findings: Finding) -> Results:
@@ -91,7 +92,7 @@ def test_a_tail_is_worded_by_its_channels() -> None:
     }
     text = findings_sentences(with_findings(finding("weight_outlier", evidence=tail)))[0]
     assert (
-        "in 5 of 8 channels the largest weight is 9.0 root mean squares from zero, where a bell curve's is 3.4" in text
+        "In 5 of 8 channels the largest weight is 9.0 root mean squares from zero, where a bell curve's is 3.4" in text
     )
 
 
@@ -124,3 +125,9 @@ def test_the_page_shows_gain_and_channels() -> None:
     assert 'id="why' in page
     assert TITLES["dead_channel"] in page
     assert findings_section(make_results()) is None
+
+
+def test_why_stands_between_the_verdict_and_the_layers() -> None:
+    page = render(with_findings(finding("dead_channel")))
+    places = [page.index(f'<h2 id="{key}">') for key in ("verdict", "why", "profile", "cells")]
+    assert places == sorted(places)

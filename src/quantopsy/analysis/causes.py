@@ -8,26 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import numpy as np
 from torch import Tensor
 
-from quantopsy.calibrate import fixed
+from quantopsy.calibrate import fit, fixed, quantized_weight
 from quantopsy.core import Cause, Plan, Role, Site, Spec
 from quantopsy.engine.local import Edge, Local
 from quantopsy.graph.network import Layer
 
-ORDER: tuple[Cause, ...] = (
-    "calibration_range",
-    "dead_channel",
-    "weight_outlier",
-    "channel_imbalance",
-    "double_rounding",
-    "branch_imbalance",
-    "wasted_range",
-    "activation_outlier",
-    "bias_shift",
-)
+ORDER: tuple[Cause, ...] = get_args(Cause)
 """From the most to the least specific: of two causes that explain as much, the earlier is named first."""
 
 FIXES: Mapping[Cause, tuple[str, ...]] = {
@@ -47,6 +38,7 @@ FIXES: Mapping[Cause, tuple[str, ...]] = {
 
 # From where evidence is worth a test. Low on purpose: the test decides.
 PEAK_RATIO = 2.0  # largest over typical weight channel; reach over body of an activation
+LOUD_RATIO = 4.0  # reach of an activation over that of its typical channel
 OUTLIER_RATIO = 2.5  # in-channel peak over its median, against that of the other channels
 TAIL_RATIO = 1.5
 BRANCH_RATIO = 3.0
@@ -55,6 +47,7 @@ BEYOND_SHARE = 1e-4
 WIDE_RATIO = 1.3
 SIDE_SHARE = 0.2
 DOUBLE_RATIO = 1.3
+LEAST_BITS_OF_PIECES = 4  # two regions of 4 levels each way
 DEAD_VARIANCE = 1e-4  # of the typical channel's
 INT32 = 2**31 - 1
 
@@ -156,7 +149,7 @@ def _of_weights(scene: Scene) -> Iterator[Suspect]:
             changes,
         )
     elif outlier >= OUTLIER_RATIO:
-        yield Suspect("weight_outlier", ("weight",), evidence, {**_clipped(scene, spec), **per_channel})
+        yield Suspect("weight_outlier", ("weight",), evidence, {**_without_outliers(scene, spec), **per_channel})
     else:
         yield Suspect("channel_imbalance", ("weight",), evidence, per_channel)
 
@@ -174,15 +167,20 @@ def _of_tails(scene: Scene, spec: Spec, grids: np.ndarray) -> Iterator[Suspect]:
         "tailed_grids": float((reach >= TAIL_RATIO * expected).sum()),
         "grids": float(len(grids)),
     }
-    yield Suspect("weight_outlier", ("weight",), evidence, _clipped(scene, spec))
+    yield Suspect("weight_outlier", ("weight",), evidence, _without_outliers(scene, spec))
 
 
-def _clipped(scene: Scene, spec: Spec) -> dict[str, Plan]:
-    """Two ways to clip outliers: by the weight's own error, which spares a far one, and whatever it costs there."""
-    return {
-        "outliers clipped by their error": scene.changed({"weight": replace(spec, range_estimator="mse")}),
-        "outliers clipped at three deviations": scene.changed({"weight": replace(spec, range_estimator="sigma:3")}),
+def _without_outliers(scene: Scene, spec: Spec) -> dict[str, Plan]:
+    """Outliers clipped, by the weight's own error, which spares a far one, or whatever it costs there; or spared by a
+    grid of as many codes that is dense where the others are (PWLQ)."""
+    found = {
+        "outliers clipped by their error": replace(spec, range_estimator="mse"),
+        "outliers clipped at three deviations": replace(spec, range_estimator="sigma:3"),
     }
+    if spec.kind == "uniform" and spec.bits >= LEAST_BITS_OF_PIECES:
+        options = (("breakpoint", "pws"), ("convention", "pw_stor"))
+        found["a grid of as many codes, dense inside"] = replace(spec, kind="piecewise", options=options)
+    return {words: scene.changed({"weight": changed}) for words, changed in found.items()}
 
 
 def _of_activations(scene: Scene) -> Iterator[Suspect]:
@@ -222,15 +220,18 @@ def _of_activations(scene: Scene) -> Iterator[Suspect]:
             }
         )
         yield Suspect("wasted_range", roles, {"wasted_share": worst}, {"the side that holds little cut off": plan})
-    tail = max(max(-edge.grid_low, edge.grid_high) / max(edge.body, 1e-30) for _, edge in edges)
-    if tail > PEAK_RATIO:
+    reaches = [(max(-edge.grid_low, edge.grid_high), edge) for _, edge in edges]
+    tail = max(reach / max(edge.body, 1e-30) for reach, edge in reaches)
+    loud = max(reach / edge.typical if edge.typical > 0 else 1.0 for reach, edge in reaches)
+    if tail > PEAK_RATIO or loud > LOUD_RATIO:
         changes = {
             "activations clipped": scene.changed({r: replace(s, range_estimator="mse") for r, s in specs.items()}),
             "activation scales per channel": scene.changed(
                 {r: replace(s, granularity="per_channel") for r, s in specs.items()}
             ),
         }
-        yield Suspect("activation_outlier", roles, {"reach_over_body": tail}, changes)
+        evidence = {"reach_over_body": tail, "reach_over_channels": loud}
+        yield Suspect("activation_outlier", roles, evidence, changes)
 
 
 def _of_rounding(scene: Scene) -> Iterator[Suspect]:
@@ -273,19 +274,64 @@ def _of_shift(scene: Scene) -> Iterator[Suspect]:
     )
 
 
-def overflowing(scene: Scene, weight_steps: np.ndarray) -> Suspect | None:
-    """Biases that do not fit an int32 of scale s_x s_w (Jacob et al. 2017, section 2.4), by arithmetic alone.
-
-    ``weight_steps`` (C,) or (1,): steps of the weight's grid.
-    """
-    if scene.bias is None or len(scene.local.inputs) != 1 or not np.isfinite(scene.local.inputs[0].step):
+def overflowing(scene: Scene) -> Suspect | None:
+    """Biases that do not fit an int32 of scale s_x s_w (Jacob et al. 2017, section 2.4), by arithmetic alone."""
+    steps = _weight_steps(scene)
+    if (
+        scene.bias is None
+        or steps is None
+        or len(scene.local.inputs) != 1
+        or not np.isfinite(scene.local.inputs[0].step)
+    ):
         return None
-    codes = np.abs(scene.bias.detach().double().numpy()) / (scene.local.inputs[0].step * weight_steps)
+    codes = np.abs(scene.bias.detach().double().numpy()) / (scene.local.inputs[0].step * steps)
     if codes.max() <= INT32:
         return None
     return Suspect(
         "bias_overflow", ("weight",), {"bias_codes": float(codes.max()), "channels": float((codes > INT32).sum())}
     )
+
+
+def left_by_error(scene: Scene, change: Plan) -> float:
+    """Share of the weight's noise that ``change`` should leave, were errors of weights independent; 0 where unknown.
+
+    Independent errors e_ci of the weights of output channel c give its values the noise n_c = sum_i e_ci^2 E[x_i^2].
+    Channels count by noise over signal, since their readers make as much of a quiet one as of a loud one: the share
+    is sum_c n'_c / v_c over sum_c n_c / v_c, n' with the change and v_c the variance of channel c. A change that
+    leaves far less did not only make errors smaller: they had one sign, which no range is the cause of.
+    """
+    site = Site(scene.layer.name, "weight")
+    others = any(change.get(other) != scene.plan[other] for other in scene.plan if other != site)
+    if others or change.get(site) in (None, scene.plan.get(site)):
+        return 0.0
+    variance = scene.local.variance
+    live = variance > DEAD_VARIANCE * np.median(variance)
+    before, after = (_independent_noise(scene, plan[site]) for plan in (scene.plan, change))
+    if before is None or after is None or len(before) != len(variance) or np.array_equal(before, after):
+        return 0.0
+    total = float((before[live] / variance[live]).sum())
+    return float((after[live] / variance[live]).sum()) / total if total > 0.0 else 0.0
+
+
+def _independent_noise(scene: Scene, spec: Spec) -> np.ndarray | None:
+    """Noise (C,) of independent errors of the weight under ``spec``; None where it is no weight (C, I, ...)."""
+    weight, heard = scene.weight, scene.local.heard
+    if weight is None or scene.layer.weight_axis != 0 or len(heard) != weight.shape[1] * scene.layer.groups:
+        return None
+    error = (quantized_weight(spec, weight) - weight).detach().double().reshape(*weight.shape[:2], -1)
+    rows = heard.reshape(scene.layer.groups, -1).repeat(len(weight) // scene.layer.groups, 0)
+    return np.asarray((error.square().sum(2).numpy() * rows).sum(1))
+
+
+def _weight_steps(scene: Scene) -> np.ndarray | None:
+    """Steps (C,) or (1,) of the weight's grid; None where they are not one a channel."""
+    spec = scene.spec("weight")
+    if spec is None or scene.weight is None:
+        return None
+    scale = getattr(fit(spec, scene.weight, axis=scene.layer.weight_axis), "scale", None)
+    if not isinstance(scale, Tensor) or scale.dim() > 1:
+        return None
+    return scale.double().reshape(-1).numpy()
 
 
 def _span(low: float, high: float) -> float:

@@ -8,18 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from quantopsy.analysis import significance
-from quantopsy.analysis.causes import FIXES, ORDER, Scene, Suspect, in_16_bits, overflowing, suspects, wide_plans
+from quantopsy.analysis.causes import (
+    FIXES,
+    ORDER,
+    Scene,
+    Suspect,
+    in_16_bits,
+    left_by_error,
+    overflowing,
+    suspects,
+    wide_plans,
+)
 from quantopsy.analysis.phases import Measuring, measure_plans, pieces
 from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.schemes import at_bits, single_layer
 from quantopsy.analysis.subject import Subject, calibrated, measuring, reopen
 from quantopsy.analysis.summary import local_json, summarise
-from quantopsy.calibrate import fit
-from quantopsy.core import Finding, Plan, QuantopsyError, Removed, Role, Site, Spec
+from quantopsy.core import Cause, Finding, Plan, QuantopsyError, Removed, Role, Site, Spec
 from quantopsy.data import prefetch
 from quantopsy.engine.local import Local, look
 from quantopsy.graph.network import Layer
@@ -33,7 +41,11 @@ EXPLAINED = 0.5
 """A cause is confirmed where its counterfactual removes at least this share of the cell's noise."""
 
 AS_GOOD = 0.8
-"""Of confirmed causes the most specific one that removes this share of the best one's noise is primary."""
+"""Of confirmed causes the most specific one that explains this share of what the best one does is primary."""
+
+LUCK = 4.0
+"""A change may leave this much less noise than independent errors of the weight would (``left_by_error``): behind
+inputs that vary together few errors add up, and chance is large. Up to 3 in the layers of MobileNet-V1 as they are."""
 
 _HIGH_GAIN = 2.0  # robust standard deviations of log gain above the network's layers
 
@@ -45,6 +57,12 @@ class Trial:
     suspect: Suspect
     change: str
     removed: Removed
+    accounted: float = 1.0  # share of what is removed that the weight's smaller error accounts for
+
+    @property
+    def explained(self) -> float:
+        """Share of the noise that the suspect explains."""
+        return self.accounted * self.removed.noise[0]
 
 
 def diagnose(
@@ -67,13 +85,13 @@ def diagnose(
     with reopen(study, progress, **instead) as (store, subject):
         results = summarise(store, subject.metric, complete=True)
         at, chosen = _chosen(results, subject, bits, layers)
-        if chosen:
-            order = subject.order[:samples]
-            subject = replace(subject, order=order)
-            findings = examine(store, subject, at, chosen, results, progress)
-        else:
-            findings = []
-        kept = [f for f in store.noted("findings", []) if f["bits"] != at or f["layer"] not in {x.name for x in chosen}]
+        findings = examine(store, replace(subject, order=subject.order[:samples]), at, chosen, results, progress)
+        again = {layer.name for layer in chosen}
+        kept = [
+            f
+            for f in store.noted("findings", [])
+            if f["bits"] != at or (f["layer"] not in again and f["cause"] != "bias_overflow")
+        ]
         store.note("findings", kept + [finding.to_json() for finding in findings])
         store.note("diagnosed", sorted({*store.noted("diagnosed", []), at}))
         return summarise(store, subject.metric, complete=True)
@@ -106,7 +124,10 @@ def _chosen(
 def examine(
     store: Store, subject: Subject, bits: int, chosen: Sequence[Layer], results: Results, progress: Progress
 ) -> list[Finding]:
-    """Findings of ``chosen`` layers with weights at ``bits``: their evidence, their tests, their causes."""
+    """Findings with weights at ``bits``: evidence, tests and causes of ``chosen`` layers, and biases that overflow.
+
+    Those are looked for in all layers: no cell shows them, since floats that stand for integers do not overflow.
+    """
     full = at_bits(subject.full, bits)
     plans = {layer.name: single_layer(full, layer) for layer in subject.network.layers}
     plans = {name: plan for name, plan in plans.items() if plan}
@@ -115,7 +136,8 @@ def examine(
     with measuring(subject, store, ranges, progress) as bench:
         locals_ = _looked_at(bench, subject, plans)
         store.note(f"local.{bits}", {name: local_json(local) for name, local in locals_.items()})
-        scenes = {layer.name: _scene(subject, layer, plans[layer.name], locals_[layer.name]) for layer in chosen}
+        every = {name: _scene(subject, subject.network.layer(name), plans[name], locals_[name]) for name in plans}
+        scenes = {layer.name: every[layer.name] for layer in chosen}
         suspected = {name: suspects(scene) for name, scene in scenes.items()}
         tests = [
             plan
@@ -128,10 +150,11 @@ def examine(
         ]
         # A change may leave nothing quantized at all: then all its noise is gone without running it.
         runs = {store.run(plan): plan for plan in tests if plan}
-        measure_plans(bench, runs, everywhere=set(runs))
-        court = Court(store, subject.metric, np.sort(subject.order), results.level)
+        if runs:
+            measure_plans(bench, runs, everywhere=set(runs))
         gains = _gains(results, bits, locals_)
-        tried = {name: [court.tested(scenes[name].plan, s) for s in suspected[name]] for name in scenes}
+        court = Court(store, subject.metric, np.sort(subject.order), results.level, bits, results, gains)
+        tried = {name: [court.tested(scene, s) for s in suspected[name]] for name, scene in scenes.items()}
         # What no single change explains, several may: a loud channel spoils the grids of weight and output alike.
         pairs = {name: together(scenes[name].plan, trials) for name, trials in tried.items() if not confirmed(trials)}
         joint = {name: pair for name, pair in pairs.items() if pair is not None}
@@ -139,10 +162,12 @@ def examine(
         if runs:
             measure_plans(bench, runs, everywhere=set(runs))
         found: list[Finding] = []
-        for layer in chosen:
-            scene = scenes[layer.name]
-            overflow = overflowing(scene, _weight_steps(scene)) if scene.weight is not None else None
-            found += court.findings(scene, bits, tried[layer.name], joint.get(layer.name), overflow, gains, results)
+        for name, scene in every.items():
+            if name in scenes:
+                found += court.findings(scene, tried[name], joint.get(name))
+            overflow = overflowing(scene)
+            if overflow is not None:
+                found.append(court.finding(scene, overflow, primary=name not in scenes))
         return found
 
 
@@ -164,16 +189,6 @@ def _scene(subject: Subject, layer: Layer, plan: Plan, local: Local) -> Scene:
     return Scene(layer, plan, subject.network.weight(layer), bias, local)
 
 
-def _weight_steps(scene: Scene) -> np.ndarray:
-    spec = scene.spec("weight")
-    if spec is None or scene.weight is None:
-        return np.array([np.inf])
-    scale = getattr(fit(spec, scene.weight, axis=scene.layer.weight_axis), "scale", None)
-    if not isinstance(scale, torch.Tensor) or scale.dim() > 1:
-        return np.array([np.inf])
-    return scale.double().reshape(-1).numpy()
-
-
 def _gains(results: Results, bits: int, locals_: Mapping[str, Local]) -> dict[str, float]:
     """Network noise over local noise, by layer: what the rest of the network makes of an error there."""
     cells = results.cells[results.cells["bits"] == bits].set_index("name")["noise"]
@@ -184,41 +199,24 @@ def _gains(results: Results, bits: int, locals_: Mapping[str, Local]) -> dict[st
 
 @dataclass(frozen=True)
 class Court:
-    """Hears what was run on ``images`` (ascending) and decides; intervals at ``level``."""
+    """Hears what was run on ``images`` (ascending) with weights at ``bits`` and decides; intervals at ``level``.
+
+    ``gains``: of every layer, what the rest of the network makes of an error there.
+    """
 
     store: Store
     metric: Metric
     images: np.ndarray
     level: float
+    bits: int
+    results: Results
+    gains: Mapping[str, float]
 
     def findings(
-        self,
-        scene: Scene,
-        bits: int,
-        tested: Sequence[Trial],
-        joint: tuple[Plan, tuple[Trial, ...]] | None,
-        overflow: Suspect | None,
-        gains: Mapping[str, float],
-        results: Results,
+        self, scene: Scene, tested: Sequence[Trial], joint: tuple[Plan, tuple[Trial, ...]] | None
     ) -> list[Finding]:
         """The causes of one layer that hold, the primary one first; one that says there is no single cause else."""
-        name = scene.layer.name
         shares = self.shares(scene)
-        cell = results.cells[(results.cells["name"] == name) & (results.cells["bits"] == bits)].iloc[0]
-        severe = cell["verdict"] == "hurts" and cell["degradation"] > results.tolerance
-        common = {
-            "local_sqnr_db": scene.local.sqnr_db,
-            "gain": gains.get(name, float("nan")),
-            "shift_share": scene.local.shift_share,
-        }
-
-        def finding(cause: Any, primary: bool, **details: Any) -> Finding:
-            evidence = {**common, **details.pop("evidence", {})}
-            return Finding(
-                name, bits, cause, primary, "severe" if severe else "mild",
-                evidence=evidence, shares=shares, fixes=FIXES[cause], **details,
-            )  # fmt: skip
-
         held = confirmed(tested)
         if not held and joint is not None:
             plan, trials = joint
@@ -226,30 +224,45 @@ class Court:
             both = " and ".join(trial.change for trial in trials)
             held = [replace(trial, change=both, removed=removed) for trial in trials if explains(removed)]
         found = [
-            finding(
-                t.suspect.cause,
-                position == 0,
-                sites=t.suspect.sites,
-                evidence=t.suspect.evidence,
-                change=t.change,
-                removed=t.removed,
-            )
+            self.finding(scene, t.suspect, position == 0, shares=shares, change=t.change, removed=t.removed)
             for position, t in enumerate(held)
         ]
         if not held:
             most: Role = max(shares, key=lambda role: shares[role]) if shares else "weight"
-            cause = "amplification" if _amplifies(name, gains) else "no_single_cause"
+            cause: Cause = "amplification" if _amplifies(scene.layer.name, self.gains) else "no_single_cause"
             best = self.removed(scene.plan, in_16_bits(scene)[most]) if shares else None
             change = f"16 bits at its {most}" if shares else None
-            found.append(finding(cause, True, sites=(most,), change=change, removed=best))
-        if overflow is not None:
-            found.append(finding("bias_overflow", False, sites=overflow.sites, evidence=overflow.evidence))
+            unnamed = Suspect(cause, (most,), {})
+            found.append(self.finding(scene, unnamed, True, shares=shares, change=change, removed=best))
         return found
 
-    def tested(self, plan: Plan, suspect: Suspect) -> Trial:
-        """``suspect`` with the one of its changes that removes most noise."""
-        tried = [Trial(suspect, words, self.removed(plan, change)) for words, change in suspect.changes.items()]
-        return max(tried, key=lambda test: test.removed.noise[0])
+    def finding(self, scene: Scene, suspect: Suspect, primary: bool, **details: Any) -> Finding:
+        """``suspect`` found in the layer of ``scene``."""
+        name, local = scene.layer.name, scene.local
+        cells = self.results.cells
+        cell = cells[(cells["name"] == name) & (cells["bits"] == self.bits)].iloc[0]
+        severe = cell["verdict"] == "hurts" and cell["degradation"] > self.results.tolerance
+        evidence = {
+            "local_sqnr_db": local.sqnr_db,
+            "gain": self.gains.get(name, float("nan")),
+            "shift_share": local.shift_share,
+            **suspect.evidence,
+        }
+        return Finding(
+            name, self.bits, suspect.cause, primary, "severe" if severe else "mild",
+            sites=suspect.sites, evidence=evidence, fixes=FIXES[suspect.cause], **details,
+        )  # fmt: skip
+
+    def tested(self, scene: Scene, suspect: Suspect) -> Trial:
+        """``suspect`` with the one of its changes that explains most."""
+
+        def trial(words: str, change: Plan) -> Trial:
+            removed = self.removed(scene.plan, change)
+            expected = left_by_error(scene, change)
+            left = max(0.0, 1.0 - removed.noise[0])
+            return Trial(suspect, words, removed, min(1.0, LUCK * left / expected) if expected > 0.0 else 1.0)
+
+        return max((trial(*change) for change in suspect.changes.items()), key=lambda trial: trial.explained)
 
     def removed(self, plan: Plan, change: Plan) -> Removed:
         """What ``change`` takes away from ``plan``'s noise (share) and degradation, paired over images."""
@@ -279,8 +292,8 @@ def confirmed(tested: Sequence[Trial]) -> list[Trial]:
     held = [t for t in tested if explains(t.removed)]
     if not held:
         return []
-    best = max(t.removed.noise[0] for t in held)
-    as_good = [t for t in held if t.removed.noise[0] >= AS_GOOD * best]
+    best = max(t.explained for t in held)
+    as_good = [t for t in held if t.explained >= AS_GOOD * best]
     first = min(as_good, key=lambda t: ORDER.index(t.suspect.cause))
     return [first, *sorted((t for t in held if t is not first), key=lambda t: -t.removed.noise[0])]
 

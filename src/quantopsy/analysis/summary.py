@@ -276,7 +276,7 @@ def local_json(local: Local) -> dict[str, Any]:
 
 def local_from_json(data: Mapping[str, Any]) -> Local:
     """The inverse of :func:`local_json`."""
-    arrays = {key: np.asarray(data[key]) for key in ("shift", "variance", "low", "high")}
+    arrays = {key: np.asarray(data[key]) for key in ("shift", "variance", "low", "high", "heard")}
     inputs = tuple(Edge(**edge) for edge in data["inputs"])
     output = None if data["output"] is None else Edge(**data["output"])
     return Local(**{**data, **arrays, "inputs": inputs, "output": output})

@@ -22,6 +22,7 @@ Cause = Literal[
     "amplification",
     "no_single_cause",
 ]
+"""From the most to the least specific."""
 
 Severity = Literal["severe", "mild"]
 

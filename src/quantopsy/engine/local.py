@@ -31,6 +31,7 @@ class Edge:
     ``low``, ``high``: its extremes; ``grid_low``, ``grid_high``: the ends of its grid; ``step`` the grid's
     (NaN where it is not uniform). ``beyond``: share of its values outside the grid's ends, ``body``: the
     smallest ball about zero that holds :data:`TAIL` of its values. ``negative``: share of values below zero.
+    ``typical``: how far from zero its median channel reaches, of those that are not always zero.
     """
 
     low: float
@@ -41,6 +42,7 @@ class Edge:
     beyond: float
     body: float
     negative: float
+    typical: float
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Local:
     ``signal``: mean over images of ||y||^2 of its output; ``noise``: of ||y_q - y||^2; ``by_role``: the same
     with one site quantized alone. ``shift`` (C,): mean of y_q - y over images and positions; ``shift_share``:
     its part of the noise's energy. ``variance`` (C,): of y over images and positions, 0 for a dead channel;
-    ``low``, ``high`` (C,): extremes of y.
+    ``low``, ``high`` (C,): extremes of y. ``heard`` (I,): mean square of its first input by channel.
     """
 
     images: int
@@ -62,6 +64,7 @@ class Local:
     variance: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    heard: np.ndarray
     inputs: tuple[Edge, ...] = ()
     output: Edge | None = None
 
@@ -92,8 +95,10 @@ class _SeenEdge:
     """Running statistics of one activation."""
 
     qparams: QParams
+    axis: int
     low: float = float("inf")
     high: float = float("-inf")
+    reach: Tensor = field(default_factory=lambda: torch.zeros(()))  # (C,) largest absolute values
     count: int = 0
     beyond: int = 0
     negative: int = 0
@@ -107,11 +112,15 @@ class _SeenEdge:
         self.count += x.numel()
         self.beyond += int((~self.qparams.covers(x)).sum())
         self.negative += int((x < 0).sum())
-        some = x.flatten()[:: max(1, x.numel() // _SAMPLED)].abs()
+        size = x.abs()
+        self.reach = torch.maximum(self.reach.to(size), size.movedim(self.axis, 0).flatten(1).amax(1))
+        # An odd stride: an even one would keep to some columns of a map, whose rows are even mostly.
+        some = size.flatten()[:: (x.numel() // _SAMPLED) | 1]
         self.bodies.append(float(some.kthvalue(max(1, round(TAIL * len(some)))).values))
 
     def edge(self) -> Edge:
         assert self.ends is not None
+        alive = self.reach[self.reach > 0]
         return Edge(
             low=self.low,
             high=self.high,
@@ -121,6 +130,7 @@ class _SeenEdge:
             beyond=self.beyond / self.count,
             body=float(np.median(self.bodies)),
             negative=self.negative / self.count,
+            typical=float(alive.median()) if len(alive) else 0.0,
         )
 
 
@@ -153,12 +163,14 @@ class _Seen:
         }
         self.alone = {role: only for role, only in alone.items() if only != off}
         self.axis = step.layer.channel_axis
-        self.edges = [_SeenEdge(qparams) for _, qparams in q.inputs]
-        self.leaving = None if q.output is None else _SeenEdge(q.output)
+        self.edges = [_SeenEdge(qparams, self.axis) for _, qparams in q.inputs]
+        self.leaving = None if q.output is None else _SeenEdge(q.output, self.axis)
         self.images = self.places = 0
         self.signal = self.noise = 0.0
         self.roles: dict[Role, float] = dict.fromkeys(self.alone, 0.0)
         self.sums: list[Tensor] = []
+        self.first = step.layer.inputs[0]
+        self.heard: list[Tensor] = []
 
     def add(self, values: Values) -> None:
         """One tile: ``values`` hold what the layer read and wrote."""
@@ -174,6 +186,8 @@ class _Seen:
         self.noise += _energy(d)
         for role, only in self.alone.items():
             self.roles[role] += _energy(self.engine.quantized(self.step, only, {}, values) - y)
+        x = values[self.first].movedim(self.axis, 0).flatten(1)
+        self.heard.append(x.square().mean(1, dtype=torch.float64) * len(y))
         rest = [dim for dim in range(y.dim()) if dim != self.axis % y.dim()]
         exact = y.double()
         new = [d.sum(rest, dtype=torch.float64), exact.sum(rest), exact.square().sum(rest), y.amin(rest), y.amax(rest)]
@@ -198,6 +212,7 @@ class _Seen:
             variance=np.maximum(energy / self.places - np.square(total_y / self.places), 0.0),
             low=low,
             high=high,
+            heard=(torch.stack(self.heard).sum(0) / self.images).cpu().numpy(),
             inputs=tuple(edge.edge() for edge in self.edges),
             output=None if self.leaving is None else self.leaving.edge(),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from quantopsy.analysis.additivity import MARGIN, Additivity, Relation
@@ -87,10 +87,7 @@ def noise_chart(results: Results, found: Additivity) -> Chart:
         )
         for row, title in zip(rows, titles, strict=True)
     )
-    screened = tuple(
-        Point(row["noise_expected"], row["noise_predicted"], title=title, hollow=True)
-        for row, title in zip(rows, titles, strict=True)
-    )
+    screened = _screened(rows, titles, "noise")
     lines = []
     if math.isfinite(ratio):
         corners = tuple((x, ratio * x) for x in ends)
@@ -112,6 +109,14 @@ def noise_chart(results: Results, found: Additivity) -> Chart:
     )
 
 
+def _screened(rows: Iterable[Mapping[str, Any]], titles: Iterable[str], figure: str) -> tuple[Point, ...]:
+    """What the screen says of every subset against the sum of single layers: of ``noise`` or ``degradation``."""
+    return tuple(
+        Point(row[f"{figure}_expected"], row[f"{figure}_predicted"], title=title, hollow=True)
+        for row, title in zip(rows, titles, strict=True)
+    )
+
+
 def degradation_charts(results: Results, found: Additivity) -> Iterator[Chart]:
     """Measured degradation against the sum of single layers', as in Figure 2; nothing where no sum is known."""
     relation, unit = found.degradation, degradation_unit(results)
@@ -128,10 +133,7 @@ def degradation_charts(results: Results, found: Additivity) -> Iterator[Chart]:
         )
         for row, title in zip(rows, titles, strict=True)
     )
-    screened = tuple(
-        Point(row["degradation_expected"], row["degradation_predicted"], title=title, hollow=True)
-        for row, title in zip(rows, titles, strict=True)
-    )
+    screened = _screened(rows, titles, "degradation")
     lines = []
     if relation.fit is not None:
         slope, intercept = relation.fit.slope.value, relation.fit.intercept.value

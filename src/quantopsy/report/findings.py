@@ -15,6 +15,7 @@ from quantopsy.core import Cause, Finding
 from quantopsy.report.chart import Axis, Chart, Group, Line, Point, Section
 from quantopsy.report.palette import Tone
 from quantopsy.report.wording import (
+    capital,
     confidence,
     count,
     degradation_decimals,
@@ -29,6 +30,12 @@ _EXAMINED = 3
 """Layers whose channels are drawn."""
 
 _CERTAIN = 0.01
+
+_HEARD = 0.005
+"""Share of the noise from which a site is mentioned."""
+
+WHY = "why"
+"""The key of the section, which stands behind the verdict."""
 
 TITLES: Mapping[Cause, str] = {
     "calibration_range": "its ranges do not fit these images",
@@ -64,16 +71,18 @@ def ordered(results: Results) -> list[Finding]:
 
 
 def sentence(results: Results, finding: Finding) -> str:
-    """One finding: cause, evidence, test, fixes."""
-    lead = f"`{finding.layer}` at {finding.bits} bits, {finding.severity}: "
+    """One finding: the cause in the first line; evidence, test and fixes in the second."""
+    lead = f"`{finding.layer}` at {finding.bits} bits, {finding.severity}:"
     if not finding.primary:
-        lead = f"`{finding.layer}`, also: "
-    parts = [f"{lead}{TITLES[finding.cause]}", *_evidence(finding)]
-    text = f"{parts[0]}: {'; '.join(parts[1:])}." if len(parts) > 1 else f"{parts[0]}."
-    if finding.primary:
-        text += f" {_where(finding)}"
-    text += f" {_test(results, finding)}" if finding.removed is not None else ""
-    return f"{text} To try: {', '.join(finding.fixes)}.".replace("  ", " ")
+        lead = f"`{finding.layer}`, also:"
+    evidence = "; ".join(_evidence(finding))
+    parts = [
+        f"{capital(evidence)}." if evidence else "",
+        _where(finding) if finding.primary else "",
+        _test(results, finding) if finding.removed is not None else "",
+        f"To try: {', '.join(finding.fixes)}.",
+    ]
+    return f"{lead} {TITLES[finding.cause]}.\n{' '.join(filter(None, parts))}"
 
 
 def _evidence(finding: Finding) -> Iterator[str]:
@@ -112,9 +121,12 @@ def _evidence(finding: Finding) -> Iterator[str]:
         case "branch_imbalance":
             yield f"one reaches {significant(e['branch_ratio'], 2)} times as far as another, and they share a grid"
         case "wasted_range":
-            yield f"{percent(e['wasted_share'])} of the grid"
+            yield f"it is {percent(e['wasted_share'])} of the grid"
         case "activation_outlier":
-            yield f"the range is {significant(e['reach_over_body'], 2)} times what 99.9 % of the values need"
+            if e["reach_over_body"] >= e["reach_over_channels"]:
+                yield f"the range is {significant(e['reach_over_body'], 2)} times what 99.9 % of the values need"
+            else:
+                yield f"the range is {significant(e['reach_over_channels'], 2)} times what its typical channel needs"
         case "bias_shift":
             yield f"{percent(e['shift_share'])} of the noise here is the same for all images and positions"
         case "bias_overflow":
@@ -166,7 +178,7 @@ def _where(finding: Finding) -> str:
     """Which site the noise enters at."""
     if not finding.shares:
         return ""
-    shares = sorted(finding.shares.items(), key=lambda item: -item[1])
+    shares = [item for item in sorted(finding.shares.items(), key=lambda item: -item[1]) if item[1] >= _HEARD]
     return f"Noise by site: {', '.join(f'{role} {percent(share)}' for role, share in shares)}."
 
 
@@ -194,7 +206,7 @@ def findings_section(results: Results) -> Section | None:
     charts = [gain_chart(results, bits)]
     for layer in drawn[:_EXAMINED]:
         charts += channel_charts(results, layer, bits)
-    return Section("why", "Why", statements=tuple(findings_sentences(results)), charts=tuple(charts))
+    return Section(WHY, "Why", statements=tuple(findings_sentences(results)), charts=tuple(charts))
 
 
 def gain_chart(results: Results, bits: int) -> Chart:

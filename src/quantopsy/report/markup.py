@@ -36,7 +36,11 @@ def colours() -> str:
 
 
 def prose(sentence: str) -> str:
-    """Escaped, layer names set as code, no line break between a number and its percent sign."""
+    """Escaped, layer names set as code, no line break between a number and its percent sign; of several lines the
+    first stands out."""
+    first, newline, rest = sentence.partition("\n")
+    if newline:
+        return f"<strong>{prose(first)}</strong><br>{prose(rest)}"
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(sentence, quote=False))
     return re.sub(r"(\d) %", r"\1&nbsp;%", text)
 

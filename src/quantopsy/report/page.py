@@ -13,6 +13,7 @@ from string import Template
 from quantopsy.analysis.results import Results
 from quantopsy.report import markup
 from quantopsy.report.chart import Table
+from quantopsy.report.findings import WHY
 from quantopsy.report.palette import DARK, LIGHT, strong_from
 from quantopsy.report.payload import payload
 from quantopsy.report.sections import sections
@@ -46,6 +47,7 @@ def render(results: Results) -> str:
     lead, *rest = statements(results)
     data = {**payload(results), "strong": _strong()}
     level = confidence(results)
+    parts = {part.key: markup.section(part) for part in sections(results)}
     return Template(markup.asset("page.html")).substitute(
         title=escape(f"{results.model}: quantization report" if results.model else "Quantization report"),
         model=escape(results.model or "Network"),
@@ -54,7 +56,8 @@ def render(results: Results) -> str:
         statements=markup.items(rest),
         cautions=markup.aside(cautions(results)),
         level=markup.prose(level),
-        sections="".join(map(markup.section, sections(results))),
+        why=parts.pop(WHY, ""),
+        sections="".join(parts.values()),
         whole=_whole(results),
         coverage=_coverage(results),
         settings=markup.definitions(results.settings),

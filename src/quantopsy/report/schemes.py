@@ -17,7 +17,7 @@ from quantopsy.report import sheet
 from quantopsy.report.chart import Axis, Chart, Group, Point, Section, Table
 from quantopsy.report.palette import Tone, bit_tones
 from quantopsy.report.sheet import Sheet
-from quantopsy.report.terminal import Encodable, bullets
+from quantopsy.report.terminal import bullets, print_part
 from quantopsy.report.wording import Writer, count, duration, fixed, interval, interval_decimals, with_interval
 
 _WIDE = 100
@@ -138,10 +138,8 @@ def print_schemes(table: SchemeTable, console: Console) -> None:
     for row in _rows(table):
         *texts, verdict = (row[index] for index in shown)
         lines.add_row(*texts, Text(verdict, style={"hurts": "bold red", "undecided": "dim"}.get(verdict, "")))
-    console.print()
-    console.print(Encodable(bullets(statements(table), cautions(table))))
-    console.print()
-    console.print(Encodable(lines))
+    print_part(console, bullets(statements(table), cautions(table)))
+    print_part(console, lines)
     console.print(Text(f"{count(table.samples, 'image')}, {duration(table.seconds)}", style="dim"))
 
 

@@ -71,18 +71,22 @@ def print_results(results: Results, console: Console, worst: int = _WORST) -> No
     bits = headline_bits(results)
     parts: tuple[tuple[str, RenderableType], ...] = (
         ("", verdict_lines(results)),
-        *(((WHY, findings_lines(results)),) if results.diagnosed else ()),
+        *(((WHY, bullets(findings_sentences(results), [])),) if results.diagnosed else ()),
         (f"Worst layers at {bits} bits", worst_table(results, bits, console.width, worst)),
         (f"Degradation of single layers{degradation_unit(results)}", heat_strip(results, console.width)),
         ("Whole network, beside the sum of its single layers", whole_table(results)),
     )
     for heading, part in parts:
-        console.print()
-        if heading:
-            console.print(Text(heading, style="bold"))
-        console.print(Encodable(part))
+        print_part(console, part, heading)
+    print_part(console, Text(_cost(results), style="dim"))
+
+
+def print_part(console: Console, part: RenderableType, heading: str = "") -> None:
+    """One part of what a command says, an empty line above it, under its heading where it has one."""
     console.print()
-    console.print(Encodable(Text(_cost(results), style="dim")))
+    if heading:
+        console.print(Encodable(Text(heading, style="bold")))
+    console.print(Encodable(part))
 
 
 def print_additivity(results: Results, console: Console) -> None:
@@ -91,13 +95,9 @@ def print_additivity(results: Results, console: Console) -> None:
     if found is None:
         console.print("No subset of layers has been run on any image.")
         return
-    lines = bullets(additivity_statements(results), [])
+    print_part(console, bullets(additivity_statements(results), []))
     heading = f"Subsets of layers at {found.low_bits} bits, the others at {found.high_bits}"
-    for title, part in (("", lines), (heading, additivity_table(results, found))):
-        console.print()
-        if title:
-            console.print(Text(title, style="bold"))
-        console.print(Encodable(part))
+    print_part(console, additivity_table(results, found), heading)
 
 
 def additivity_table(results: Results, found: Additivity) -> Group:
@@ -178,14 +178,6 @@ def bullets(found: Iterable[str], limits: Iterable[str]) -> Table:
         lines.add_row("•", _emphasised(sentence, ""))
     for sentence in limits:
         lines.add_row(Text("!", style="yellow"), _emphasised(sentence, "yellow"))
-    return lines
-
-
-def findings_lines(results: Results) -> Table:
-    """Why layers hurt, a paragraph each."""
-    lines = Table.grid(padding=(0, 1))
-    for text in findings_sentences(results):
-        lines.add_row("•", _emphasised(text, ""))
     return lines
 
 

@@ -230,3 +230,8 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", ", ".join(map(str, value)) or "none"
         else:
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def capital(text: str) -> str:
+    """``text`` as the beginning of a sentence."""
+    return text[:1].upper() + text[1:]

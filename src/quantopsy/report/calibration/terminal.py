@@ -10,7 +10,7 @@ from rich.text import Text
 from quantopsy.analysis.calibration.result import CalibrationStudy
 from quantopsy.report.calibration.tables import activation_rows, channel_rows, size_rows
 from quantopsy.report.calibration.words import cautions, lead, statements
-from quantopsy.report.terminal import Encodable, bullets
+from quantopsy.report.terminal import bullets, print_part
 from quantopsy.report.wording import duration, elide
 
 _WORST = 6
@@ -30,13 +30,9 @@ def print_study(study: CalibrationStudy, console: Console) -> None:
     if any(shift.differs for shift in study.shifts):
         parts.append(("Channels, calibration against evaluation images", _channels(study)))
     for heading, part in parts:
-        console.print()
-        if heading:
-            console.print(Text(heading, style="bold"))
-        console.print(Encodable(part))
-    console.print()
+        print_part(console, part, heading)
     spent = f"{study.evaluation} evaluation images, {100 * study.level:g} % intervals, {duration(study.seconds)}"
-    console.print(Encodable(Text(spent, style="dim")))
+    print_part(console, Text(spent, style="dim"))
 
 
 def _sizes(study: CalibrationStudy) -> Group:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from quantopsy.analysis.calibration.result import TWICE, CalibrationStudy
 from quantopsy.analysis.calibration.shift import Channel, Shift
-from quantopsy.report.wording import count, fixed, interval, percent, significant
+from quantopsy.report.wording import capital, count, fixed, interval, percent, significant
 
 _NAMED = 5
 """Images and layers named in a sentence; the document has all."""
@@ -36,7 +36,7 @@ def lead(study: CalibrationStudy) -> str:
 def statements(study: CalibrationStudy) -> list[str]:
     """What was found, most important first, without the lead."""
     return [
-        *(f"{_capital(reason)}." for reason in wrong(study)[1:]),
+        *(f"{capital(reason)}." for reason in wrong(study)[1:]),
         *_growth_sentences(study),
         _cost_sentence(study),
         *_cleaned_sentences(study),
@@ -331,7 +331,3 @@ def _number(value: float) -> str:
 
 def _p(value: float) -> str:
     return "below 0.0001" if value < 1e-4 else significant(value, 1)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -24,7 +24,7 @@ from quantopsy.report.compared.words import (
     worst_first,
 )
 from quantopsy.report.grid import degradation_limit
-from quantopsy.report.terminal import BLOCKS, SHADES, Encodable, bullets, ruler, shade
+from quantopsy.report.terminal import BLOCKS, SHADES, bullets, print_part, ruler, shade
 from quantopsy.report.wording import (
     PREDICTED,
     Writer,
@@ -51,19 +51,13 @@ _STYLES = {"worse": "bold red", "better": "bold blue", "undecided": "dim", "unch
 def print_compared(compared: Compared, console: Console, worst: int = _WORST) -> None:
     """Print what a person wants to know of a comparison before opening its page."""
     for difference in compared.differences:
-        console.print()
-        console.print(Encodable(Text(heading(difference, compared), style="bold")))
-        console.print(Encodable(bullets(statements(difference, compared), cautions(difference, compared))))
+        lines = bullets(statements(difference, compared), cautions(difference, compared))
+        print_part(console, lines, heading(difference, compared))
         if not difference.layers.empty:
-            console.print()
-            console.print(Text("Layers that changed most", style="bold"))
-            console.print(Encodable(layer_table(difference, compared, console.width, worst)))
-    console.print()
-    console.print(Text(f"Degradation of single layers{degradation_unit(compared.views[0].results)}", style="bold"))
-    console.print(Encodable(degradation_strips(compared, console.width)))
-    console.print()
-    console.print(Text("Noise of single layers over the network's own signal", style="bold"))
-    console.print(Encodable(noise_strips(compared, console.width)))
+            print_part(console, layer_table(difference, compared, console.width, worst), "Layers that changed most")
+    unit = degradation_unit(compared.views[0].results)
+    print_part(console, degradation_strips(compared, console.width), f"Degradation of single layers{unit}")
+    print_part(console, noise_strips(compared, console.width), "Noise of single layers over the network's own signal")
 
 
 def layer_table(difference: Difference, compared: Compared, width: int, worst: int = _WORST) -> Group:
