@@ -1,1 +1,1 @@
-"""Networks for other runtimes. Nothing of ONNX is imported before something is exported."""
+"""Networks as files for other runtimes."""

@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from quantopsy.export.onnx_writer import OnnxWriter
+from quantopsy.export.onnx.writer import OnnxWriter
 from quantopsy.quant import UniformQParams
 from quantopsy.quant.grouping import aligned, group_axis
 
@@ -49,31 +49,37 @@ class ActivationGrid:
         """One scale for all values."""
         return self.axis is None
 
-    def codes(self, x: Tensor, rank: int) -> np.ndarray:
+    def encode(self, x: np.ndarray, rank: int) -> np.ndarray:
         """int64 codes of ``x``, rounded and cut as QuantizeLinear does, then to ``highest``.
 
-        The grid is laid along its axis of a tensor with ``rank`` dimensions where there is one.
+        A grid per channel is laid along its axis of a tensor with ``rank`` dimensions.
         """
+        scale, zero_point = self._laid(rank)
+        return np.clip(np.round(x.astype(np.float32) / scale) + zero_point, 0, self.highest).astype(np.int64)
+
+    def decode(self, codes: np.ndarray, rank: int) -> np.ndarray:
+        """float32 reals that ``codes`` stand for."""
+        scale, zero_point = self._laid(rank)
+        return ((codes.astype(np.int64) - zero_point) * scale).astype(np.float32)
+
+    def _laid(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
         scale, zero_point = self.scale, self.zero_point.astype(np.int64)
-        if self.axis is not None:
-            laid = [-1 if dim == self.axis % rank else 1 for dim in range(rank)]
-            scale, zero_point = scale.reshape(laid), zero_point.reshape(laid)
-        codes = np.round(x.detach().numpy().astype(np.float32) / scale) + zero_point
-        return np.clip(codes, 0, self.highest).astype(np.int64)
+        if self.axis is None:
+            return scale, zero_point
+        shape = [-1 if dim == self.axis % rank else 1 for dim in range(rank)]
+        return scale.reshape(shape), zero_point.reshape(shape)
 
     def write_parameters(self, graph: OnnxWriter) -> tuple[str, str]:
         """Names of scale and zero point."""
         return graph.constant(self.scale), graph.constant(self.zero_point, self.dtype)
 
-    def write_quantize(self, graph: OnnxWriter, x: str) -> str:
-        """``x`` as codes; the type's end is their highest unless a clip follows."""
-        name: str = graph.add("QuantizeLinear", x, *self.write_parameters(graph), axis=self.axis)
-        return name
+    def write_quantize(self, graph: OnnxWriter, x: str, result: str | None = None) -> str:
+        """``x`` as codes, called ``result``; the type's end is their highest unless a clip follows."""
+        return graph.add("QuantizeLinear", x, *self.write_parameters(graph), axis=self.axis, result=result)
 
     def write_dequantize(self, graph: OnnxWriter, codes: str) -> str:
         """Codes as reals."""
-        name: str = graph.add("DequantizeLinear", codes, *self.write_parameters(graph), axis=self.axis)
-        return name
+        return graph.add("DequantizeLinear", codes, *self.write_parameters(graph), axis=self.axis)
 
 
 @dataclass(frozen=True)
@@ -140,5 +146,4 @@ class StoredWeight:
             graph.initializer(f"{name}.scale", scale.numpy().astype(np.float32)),
             graph.initializer(f"{name}.zero_point", zero_point.numpy().astype(wide)),
         )
-        result: str = graph.add("DequantizeLinear", stored, *parameters, axis=axis, block_size=block)
-        return result
+        return graph.add("DequantizeLinear", stored, *parameters, axis=axis, block_size=block)

@@ -24,12 +24,12 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from quantopsy.calibrate import fit
-from quantopsy.core import Plan, QuantopsyError, Site, Spec
+from quantopsy.core import Plan, QuantopsyError, Spec
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine, LayerQuantizers
-from quantopsy.export.aten_to_onnx import WRITERS, Bounds, Call, Unsupported, clip_bounds, write_clip, write_parts
-from quantopsy.export.onnx_writer import Constant, OnnxWriter, Value
-from quantopsy.export.stored_grids import ActivationGrid, StoredWeight
+from quantopsy.export.onnx.aten import WRITERS, Bounds, Call, UnsupportedError, clip_bounds, write_clip, write_parts
+from quantopsy.export.onnx.grids import ActivationGrid, StoredWeight
+from quantopsy.export.onnx.writer import Constant, OnnxWriter, Value
 from quantopsy.graph.execute import Program, Step, compile_network
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import ACTIVATIONS, pads_with
@@ -37,6 +37,9 @@ from quantopsy.quant import QParams, UniformQParams
 
 OPSET = 21  # the first with 4- and 16-bit integers and blocks in Q and DQ
 FLOAT_WEIGHTS = "quantopsy.float_weights"
+CODES_NAME = "{}.codes"  # of a value of the network; its names have no dots
+BIAS_CODES_NAME, BIAS_SCALE_NAME = "{}.bias.codes", "{}.bias.scale"
+LARGEST_BIAS = 2**30
 _MOVED_AS_CODES = {np.dtype(np.uint8)}
 _NO_QUANTIZERS = LayerQuantizers((), None, None, None)
 
@@ -77,8 +80,8 @@ class _Export:
             if tensor.is_floating_point() and tensor.dtype != torch.float32:
                 raise QuantopsyError(f"tensor {key!r}", f"it is {tensor.dtype}", "convert the model with .float()")
         self.shapes = _shapes(program)
-        engine = ExactEngine(program, self.calibration)
-        prepared = engine.prepare(self.plan).quantizers if self.plan.sites else {}
+        self.engine = ExactEngine(program, self.calibration)
+        prepared = self.engine.prepare(self.plan).quantizers if self.plan.sites else {}
         inputs = []
         for name, shape in zip(network.input_names, network.input_shapes, strict=True):
             self.graph.unique(name)
@@ -92,7 +95,9 @@ class _Export:
         for name in program.outputs:
             value = self._real(name)
             output = self.graph.unique(f"{name}_output" if name in network.input_names else name)
-            self.graph.nodes.append(onnx.helper.make_node("Identity", [value.name], [output], name=f"{output}/Identity"))
+            self.graph.nodes.append(
+                onnx.helper.make_node("Identity", [value.name], [output], name=f"{output}/Identity")
+            )
             outputs.append(Value(output, value.shape))
         return self.graph.model(inputs, outputs, {FLOAT_WEIGHTS: json.dumps(self.float_weights)})
 
@@ -108,7 +113,7 @@ class _Export:
                 self._layer(step, step.layer, node, nodes[step.writes], quantizers)
             else:
                 self._movement(step, node)
-        except Unsupported as reason:
+        except UnsupportedError as reason:
             raise QuantopsyError(
                 f"operator {node.target} of {self.graph.scope!r}",
                 f"ONNX has no form for {reason}",
@@ -117,23 +122,21 @@ class _Export:
 
     # --- layers
 
-    def _layer(
-        self, step: Step, layer: Layer, node: fx.Node, last: fx.Node, quantizers: LayerQuantizers
-    ) -> None:
+    def _layer(self, step: Step, layer: Layer, node: fx.Node, last: fx.Node, quantizers: LayerQuantizers) -> None:
         over: dict[str, Any] = {value: self._on_grid(value, qparams) for value, qparams in quantizers.inputs}
-        self._weight_and_bias(layer, node, quantizers, over)
-        grid = self._output_grid(layer, quantizers.output)
-        arguments = list(self._arguments(node, over))
-        if quantizers.shift is not None or "bias" in over:
-            arguments = (arguments + [None] * 3)[: max(3, len(arguments))]
-            arguments[2] = over["bias"]
+        bias = self._put_weight(layer, quantizers, over)
+        grid = None if quantizers.output is None else activation_grid(layer.name, "output", quantizers.output)
+        arguments = [self._argument(argument, over) for argument in node.args]
+        if bias is not None:
+            arguments = [*arguments, None][: max(3, len(arguments))]
+            arguments[2] = bias
         shape = self.shapes[step.writes]
         call = Call(self.graph, shape)
         activation = None if last is node else last
         if node.target in ACTIVATIONS:  # a layer that is an activation function
             result, activation = arguments[0], node
         elif (source := self._moves_as_codes(layer, arguments[0])) is not None:
-            codes = WRITERS[_operator(node)](call, source[0], *arguments[1:])
+            codes = self._write(node, call, [source[0], *arguments[1:]])
             result = self._dequantized(Value(codes, shape), source[1])
         else:
             result = Value(self._write(node, call, arguments), shape)
@@ -148,70 +151,56 @@ class _Export:
         if grid is None:
             self.reals[step.writes] = result
         else:
-            self.codes[step.writes] = self._quantize(result, grid, bounds), grid
+            self.codes[step.writes] = self._quantize(result, grid, bounds, CODES_NAME.format(step.writes)), grid
 
-    def _weight_and_bias(
-        self, layer: Layer, node: fx.Node, quantizers: LayerQuantizers, over: dict[str, Any]
-    ) -> None:
-        """Put the quantized weight into ``over`` under its tensor's name, and a bias made for it under "bias"."""
-        if layer.weight is None or quantizers.weight is None:
-            return
+    def _put_weight(self, layer: Layer, quantizers: LayerQuantizers, over: dict[str, Any]) -> Constant | None:
+        """Put the quantized weight into ``over``; the bias that goes with it, where it is not the network's own."""
+        spec = quantizers.weight
+        if layer.weight is None or spec is None:
+            return None
         tensors = self.program.network.tensors
         weight, bias = tensors[layer.weight], tensors[layer.bias] if layer.bias is not None else None
         if quantizers.shift is not None:
-            bias = (0 if bias is None else bias) - quantizers.shift.flatten()
-        stored = self._stored(layer, weight, quantizers.weight)
-        source = over.get(layer.inputs[0]) or self._real(layer.inputs[0])
+            shift = quantizers.shift.flatten()
+            bias = -shift if bias is None else bias - shift
+        source = over[layer.inputs[0]] if layer.inputs[0] in over else self._real(layer.inputs[0])
+        turned = layer.op == "linear" and len(source.shape) != 2  # a MatMul reads it so, a Gemm as it is
+        weight_name, bias_name = f"{layer.name}.weight", f"{layer.name}.bias"
+        stored, integers = self._stored(layer, weight, spec), None
         if stored is None:
-            assert layer.weight is not None
-            w_hat = ExactEngine(self.program, self.calibration).quantized_weight(layer, quantizers.weight)
-            turned = w_hat.T if self._turned(layer, source) else w_hat
-            name = self.graph.initializer(f"{layer.name}.weight", turned.contiguous().numpy())
+            w_hat = self.engine.quantized_weight(layer, spec)
+            name = self.graph.initializer(weight_name, (w_hat.T if turned else w_hat).contiguous().numpy())
         else:
             grid = self.coded[source.name][1] if source.name in self.coded else None
-            integers = None
             if bias is not None and layer.op != "batch_norm" and grid is not None and grid.per_tensor:
-                stored, integers = _with_bias(stored, weight, bias, float(grid.scale), layer)
-            turned_weight = stored.transposed if self._turned(layer, source) else stored
-            name = turned_weight.write(self.graph, f"{layer.name}.weight")
-            if integers is not None:
-                over["bias"] = Constant(f"{layer.name}.bias", bias, self._write_bias(layer, *integers))
+                stored, integers = with_integer_bias(stored, weight, bias, float(grid.scale))
+            name = (stored.transposed if turned else stored).write(self.graph, weight_name)
         over[layer.weight] = Constant(layer.weight, weight, name)
-        if bias is not None and layer.op != "batch_norm":
-            over.setdefault("bias", Constant(layer.bias if quantizers.shift is None else f"{layer.name}.bias", bias))
+        if bias is None or (integers is None and quantizers.shift is None):
+            return None
+        return Constant(bias_name, bias, None if integers is None else self._write_bias(layer, *integers))
 
     def _stored(self, layer: Layer, weight: Tensor, spec: Spec) -> StoredWeight | None:
         """The weight as integers, or None with the reason noted."""
-        reason = None
         if spec.tensors > 1:
-            reason = f"a sum of {spec.tensors} tensors"
+            self.float_weights[layer.name] = f"a sum of {spec.tensors} tensors"
         elif spec.correction == "mean_variance":
-            reason = "corrected to the float weight's mean and variance"
+            self.float_weights[layer.name] = "corrected to the mean and variance of the float weight"
         else:
             qparams = fit(spec, weight, axis=layer.weight_axis)
             if isinstance(qparams, UniformQParams):
                 return StoredWeight.of(weight, qparams)
-            reason = f"levels of kind {spec.kind}"
-        self.float_weights[layer.name] = reason
+            self.float_weights[layer.name] = f"levels of kind {spec.kind}"
         return None
 
-    @staticmethod
-    def _turned(layer: Layer, source: Value) -> bool:
-        """Whether the weight of a linear layer is stored transposed: a MatMul reads it so, a Gemm as it is."""
-        return layer.op == "linear" and len(source.shape) != 2
-
     def _write_bias(self, layer: Layer, codes: np.ndarray, scale: np.ndarray) -> str:
-        graph, name = self.graph, f"{layer.name}.bias"
+        graph = self.graph
         parameters = (
-            graph.initializer(f"{name}.codes", codes),
-            graph.initializer(f"{name}.scale", scale),
+            graph.initializer(BIAS_CODES_NAME.format(layer.name), codes),
+            graph.initializer(BIAS_SCALE_NAME.format(layer.name), scale),
             graph.constant(np.zeros_like(scale), np.int32),
         )
-        result: str = graph.add("DequantizeLinear", *parameters, axis=0 if scale.ndim else None)
-        return result
-
-    def _output_grid(self, layer: Layer, qparams: QParams | None) -> ActivationGrid | None:
-        return None if qparams is None else _activation_grid(layer.name, "output", qparams)
+        return graph.add("DequantizeLinear", *parameters, axis=0 if scale.ndim else None)
 
     def _moves_as_codes(self, layer: Layer, operand: Any) -> tuple[Value, ActivationGrid] | None:
         """The codes of a maximum's operand: the greatest of values is the greatest of codes."""
@@ -238,39 +227,35 @@ class _Export:
         """``value`` on a grid that its producer did not put it on; one pair for all readers that want it."""
         key = (value, id(qparams))
         if key not in self.quantized:
-            grid = _activation_grid(self.graph.scope, "input", qparams)
+            grid = activation_grid(self.graph.scope, "input", qparams)
             self.quantized[key] = self._dequantized(self._quantize(self._real(value), grid, None), grid)
         return self.quantized[key]
 
-    def _quantize(self, x: Value, grid: ActivationGrid, bounds: Bounds | None) -> Value:
-        """``x`` clipped to ``bounds`` as codes of ``grid``."""
-        rank = len(x.shape)
-        ends: list[Any] = [0, grid.highest]
-        for i, bound in enumerate(() if bounds is None else (bounds.low, bounds.high)):
-            if bound is not None:
-                ends[i] = grid.codes(bound.tensor if isinstance(bound, Constant) else torch.tensor(float(bound)), rank)
-        low, high = (np.asarray(end) for end in ends)
-        type_high = np.iinfo(grid.dtype).max
-        open_below, open_above = bool((low == 0).all()), bool((high == type_high).all())
-        call = Call(self.graph, x.shape)
-        if open_below and open_above:
-            return Value(grid.write_quantize(self.graph, x.name), x.shape)
-        if low.size == 1 and high.size == 1 and grid.dtype in _MOVED_AS_CODES:
-            codes = grid.write_quantize(self.graph, x.name)
-            limits = (self.graph.constant(end.reshape(()), grid.dtype) for end in (low, high))
-            return Value(self.graph.add("Clip", codes, *limits), x.shape)
-        if grid.dtype in _MOVED_AS_CODES:
-            codes = grid.write_quantize(self.graph, x.name)
-            for op_type, end, is_open in (("Max", low, open_below), ("Min", high, open_above)):
-                if not is_open:
-                    codes = self.graph.add(op_type, codes, self.graph.constant(end, grid.dtype))
-            return Value(codes, x.shape)
-        # No kernels for 16-bit codes to spare: the same clip on the reals that the end codes stand for.
-        clipped = x.name
-        for op_type, end, is_open in (("Max", low, open_below), ("Min", high, open_above)):
-            if not is_open:
-                clipped = call.add(op_type, clipped, self.graph.constant(_reals(grid, end, rank)))
-        return Value(grid.write_quantize(self.graph, clipped), x.shape)
+    def _quantize(self, x: Value, grid: ActivationGrid, bounds: Bounds | None, result: str | None = None) -> Value:
+        """``x`` clipped to ``bounds`` as codes of ``grid``, called ``result``."""
+        rank, add, constant = len(x.shape), self.graph.add, self.graph.constant
+        low, high = np.asarray(0), np.asarray(grid.highest)
+        if bounds is not None and bounds.low is not None:
+            low = grid.encode(_array(bounds.low), rank)
+        if bounds is not None and bounds.high is not None:
+            high = grid.encode(_array(bounds.high), rank)
+        ends = [("Max", low)] if (low > 0).any() else []
+        ends += [("Min", high)] if (high < np.iinfo(grid.dtype).max).any() else []
+        if not ends:
+            return Value(grid.write_quantize(self.graph, x.name, result), x.shape)
+        if grid.dtype not in _MOVED_AS_CODES:
+            # Runtimes lack kernels for 16-bit codes: the same clip on the reals that the end codes stand for.
+            clipped = x.name
+            for op_type, end in ends:
+                clipped = add(op_type, clipped, constant(grid.decode(end, rank)))
+            return Value(grid.write_quantize(self.graph, clipped, result), x.shape)
+        codes = grid.write_quantize(self.graph, x.name)
+        if low.size == high.size == 1:
+            limits = (constant(end.reshape(()), grid.dtype) for end in (low, high))
+            return Value(add("Clip", codes, *limits, result=result), x.shape)
+        for i, (op_type, end) in enumerate(ends, 1):
+            codes = add(op_type, codes, constant(end, grid.dtype), result=result if i == len(ends) else None)
+        return Value(codes, x.shape)
 
     # --- movements and what is no layer
 
@@ -287,7 +272,7 @@ class _Export:
             if grid.dtype in _MOVED_AS_CODES and grid.per_tensor:
                 self._note(name, self._moved(node, call, codes, grid), shape, grid)
                 return
-        arguments = list(self._arguments(node, {}))
+        arguments = [self._argument(argument, {}) for argument in node.args]
         self._note(name, self._moved(node, call, arguments[0], None, arguments), shape, None)
 
     def _moved(
@@ -325,9 +310,6 @@ class _Export:
 
     # --- arguments
 
-    def _arguments(self, node: fx.Node, over: Mapping[str, Any]) -> list[Any]:
-        return [self._argument(argument, over) for argument in node.args]
-
     def _argument(self, argument: Any, over: Mapping[str, Any]) -> Any:
         def found(leaf: Any) -> Any:
             if not isinstance(leaf, fx.Node):
@@ -357,7 +339,12 @@ def _operator(node: fx.Node) -> str:
     return target._schema.name.removeprefix("aten::") if hasattr(target, "_schema") else target.__name__
 
 
-def _activation_grid(layer: str, role: str, qparams: QParams) -> ActivationGrid:
+def _array(bound: Any) -> np.ndarray:
+    return bound.tensor.detach().numpy() if isinstance(bound, Constant) else np.asarray(bound)
+
+
+def activation_grid(layer: str, role: str, qparams: QParams) -> ActivationGrid:
+    """The grid as ONNX has it. Raises :class:`QuantopsyError` for one whose levels are not evenly spaced."""
     if not isinstance(qparams, UniformQParams):
         raise QuantopsyError(
             f"{role} of layer {layer!r}",
@@ -367,34 +354,21 @@ def _activation_grid(layer: str, role: str, qparams: QParams) -> ActivationGrid:
     return ActivationGrid.of(qparams)
 
 
-def _reals(grid: ActivationGrid, codes: np.ndarray, rank: int) -> np.ndarray:
-    scale, zero_point = grid.scale, grid.zero_point.astype(np.int64)
-    if grid.axis is not None:
-        laid = [-1 if dim == grid.axis % rank else 1 for dim in range(rank)]
-        scale, zero_point = scale.reshape(laid), zero_point.reshape(laid)
-    return ((codes - zero_point) * scale).astype(np.float32)
-
-
-BIAS_CODES = 2**30  # half of int32's range: the other half is the sum's
-
-
-def _with_bias(
-    stored: StoredWeight, weight: Tensor, bias: Tensor, input_scale: float, layer: Layer
+def with_integer_bias(
+    stored: StoredWeight, weight: Tensor, bias: Tensor, input_scale: float
 ) -> tuple[StoredWeight, tuple[np.ndarray, np.ndarray] | None]:
     """The bias as int32 codes and their scale ``s_x s_w``, and the weight, whose scale it may have to enlarge.
 
     A channel whose weights are next to nothing has a scale so small that its bias leaves int32: there the weight
-    gets the smallest scale at which the bias fits, which moves its results by less than 2^-29 of the bias for every
-    tap and code of the input. No integers (None) for a weight in groups or of more than 8 bits.
+    gets the smallest scale at which the bias takes half of int32, the rest being the sum's. No integers (None) for
+    a weight in groups or of more than 8 bits.
     """
     if stored.qparams.group_size is not None or stored.bits > 8:
         return stored, None
     per_channel = stored.qparams.axis is not None
-    needed = (bias.double().abs() / BIAS_CODES / input_scale).float()
-    if per_channel:
-        needed = needed.reshape(-1, len(stored.qparams.scale)).amax(0)  # groups of a transposed one share a scale
-    else:
-        needed = needed.amax()
+    needed = (bias.double().abs() / LARGEST_BIAS / input_scale).float()
+    # The groups of a transposed convolution share their scales.
+    needed = needed.reshape(-1, len(stored.qparams.scale)).amax(0) if per_channel else needed.amax()
     if bool((needed > stored.qparams.scale).any()):
         scale = torch.maximum(stored.qparams.scale, needed)
         stored = StoredWeight.of(weight, replace(stored.qparams, scale=scale))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quantopsy.export.onnx_writer import Constant, Operand, OnnxWriter, Value
+from quantopsy.export.onnx.writer import Constant, OnnxWriter, Operand, Value
 
 Shape = tuple[int | None, ...]
 
@@ -29,11 +29,10 @@ class Call:
     def add(self, op_type: str, *operands: Operand | str, **attributes: Any) -> str:
         """A node on ``operands``, numbers as float constants."""
         names = [operand if isinstance(operand, str) else self.graph.name(operand) for operand in operands]
-        name: str = self.graph.add(op_type, *names, **attributes)
-        return name
+        return self.graph.add(op_type, *names, **attributes)
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """An argument that ONNX has no form for; the message says which."""
 
 
@@ -61,7 +60,7 @@ def _axis(dim: int, shape: Shape) -> int:
 def _static(shape: Shape) -> list[int]:
     """``shape`` for a Reshape: what the number of images decides is what is left over."""
     if sum(dim is None for dim in shape) > 1:
-        raise Unsupported("a shape that the number of images decides in two dimensions")
+        raise UnsupportedError("a shape that the number of images decides in two dimensions")
     return [-1 if dim is None else dim for dim in shape]
 
 
@@ -226,7 +225,7 @@ def _avg_pool(
         pads, include_pad = [0] * len(pads), False
     ends = [p + e for p, e in zip(pads, win.extra, strict=True)]
     if divisor is not None and (any(win.extra) or (padded and not include_pad)):
-        raise Unsupported("a divisor of its own together with windows that are cut off")
+        raise UnsupportedError("a divisor of its own together with windows that are cut off")
     result = w.add(
         "AveragePool",
         source,
@@ -288,7 +287,7 @@ def _amax(w: Call, x: Value, dims: Any = (), keepdim: bool = False) -> str:
 
 def _axes(dims: Any, shape: Shape) -> list[int]:
     if dims is None or (not isinstance(dims, int) and not list(dims)):
-        raise Unsupported("a mean over the images")
+        raise UnsupportedError("a mean over the images")
     return sorted(_axis(dim, shape) for dim in ([dims] if isinstance(dims, int) else dims))
 
 
@@ -325,7 +324,7 @@ def _div(w: Call, x: Operand, y: Operand, rounding_mode: str | None = None) -> s
     if rounding_mode == "floor":
         return w.add("Floor", quotient)
     if rounding_mode is not None:
-        raise Unsupported(f"rounding_mode {rounding_mode!r}")
+        raise UnsupportedError(f"rounding_mode {rounding_mode!r}")
     return quotient
 
 
@@ -413,9 +412,7 @@ def _nearest(w: Call, x: Value, *_: Any) -> str:
 @_writes("upsample_linear1d upsample_bilinear2d upsample_trilinear3d")
 def _linear_resize(w: Call, x: Value, size: Any, align: bool, *_: Any) -> str:
     del size
-    return _resize(
-        w, x, "linear", coordinate_transformation_mode="align_corners" if align else "pytorch_half_pixel"
-    )
+    return _resize(w, x, "linear", coordinate_transformation_mode="align_corners" if align else "pytorch_half_pixel")
 
 
 @_writes("upsample_bicubic2d")
@@ -438,7 +435,7 @@ class Bounds:
 
 def clip_bounds(name: str, arguments: Sequence[Any]) -> Bounds | None:
     """The clip that an activation is; ``arguments`` are those behind its operand. None for any other."""
-    first, second = (list(arguments) + [None, None])[:2]
+    first, second = [*arguments, None, None][:2]
     if name == "relu":
         return Bounds(0.0, None)
     if name == "relu6":
@@ -494,7 +491,7 @@ def _prelu(w: Call, x: Value, slope: Constant) -> str:
 @_writes("elu")
 def _elu(w: Call, x: Value, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> str:
     if (scale, input_scale) != (1.0, 1.0):
-        raise Unsupported("an ELU with scales of its own")
+        raise UnsupportedError("an ELU with scales of its own")
     return w.add("Elu", x, alpha=alpha)
 
 
@@ -560,11 +557,8 @@ def _t(w: Call, x: Value) -> str:
 
 @_writes("movedim")
 def _movedim(w: Call, x: Value, source: Any, target: Any) -> str:
-    moved = dict(
-        zip(
-            [_axis(d, x.shape) for d in _spread(target, 1)], [_axis(d, x.shape) for d in _spread(source, 1)], strict=True
-        )
-    )
+    ends = ([_axis(d, x.shape) for d in _spread(dims, 1)] for dims in (target, source))
+    moved = dict(zip(*ends, strict=True))
     rest = iter([d for d in range(len(x.shape)) if d not in moved.values()])
     return w.add("Transpose", x, perm=[moved[d] if d in moved else next(rest) for d in range(len(x.shape))])
 
@@ -573,7 +567,7 @@ def _movedim(w: Call, x: Value, source: Any, target: Any) -> str:
 def _expand(w: Call, x: Value, *_: Any) -> str:
     grown = len(w.shape) - len(x.shape)
     if any(dim is None and (i < grown or x.shape[i - grown] is not None) for i, dim in enumerate(w.shape)):
-        raise Unsupported("an expansion to the number of images")
+        raise UnsupportedError("an expansion to the number of images")
     return w.add("Expand", x, w.graph.integers([1 if dim is None else dim for dim in w.shape]))
 
 
@@ -619,7 +613,9 @@ def write_parts(graph: OnnxWriter, x: Value, parts: Sequence[Shape], dim: int, d
 
 
 @_writes("pad constant_pad_nd")
-def _pad(w: Call, x: Value, pads: Sequence[int], mode: Any = "constant", value: Any = None, *, zero: str | None = None) -> str:
+def _pad(
+    w: Call, x: Value, pads: Sequence[int], mode: Any = "constant", value: Any = None, *, zero: str | None = None
+) -> str:
     if not isinstance(mode, str):  # constant_pad_nd(self, pad, value=0)
         mode, value = "constant", mode
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}

@@ -58,16 +58,13 @@ class OnnxWriter:
         self._taken.add(candidate)
         return candidate
 
-    def add(self, op_type: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
-        """Name of the node's output; a tuple of names where ``outputs`` is not 1.
-
-        Attributes that are None are left out.
-        """
+    def add(self, op_type: str, *inputs: str, result: str | None = None, **attributes: Any) -> str:
+        """A node, named after the scope; the name of its output. Attributes that are None are left out."""
         name = self.unique(f"{self.scope}/{op_type}")
-        results = [self.unique(f"{name}:{i}" if i else f"{name}:") for i in range(outputs)]
+        output = self.unique(result or f"{name}:")
         given = {key: value for key, value in attributes.items() if value is not None}
-        self.nodes.append(onnx.helper.make_node(op_type, list(inputs), results, name=name, domain=domain, **given))
-        return results[0] if outputs == 1 else tuple(results)
+        self.nodes.append(onnx.helper.make_node(op_type, list(inputs), [output], name=name, **given))
+        return output
 
     def initializer(self, name: str, array: np.ndarray) -> str:
         """``array`` in the graph under a name like ``name``."""
@@ -115,8 +112,6 @@ class OnnxWriter:
         metadata: dict[str, str],
     ) -> onnx.ModelProto:
         """The finished model; float tensors go in and come out."""
-        from quantopsy import __name__ as producer
-
         def info(value: Value) -> onnx.ValueInfoProto:
             dims = [dim if dim is not None else "batch" for dim in value.shape]
             return onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims)
@@ -132,7 +127,7 @@ class OnnxWriter:
             graph,
             opset_imports=[onnx.helper.make_opsetid("", self.opset)],
             ir_version=IR_VERSION,
-            producer_name=producer,
+            producer_name="quantopsy",
         )
         onnx.helper.set_model_props(model, metadata)
         return model
