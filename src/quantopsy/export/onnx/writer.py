@@ -112,6 +112,7 @@ class OnnxWriter:
         metadata: dict[str, str],
     ) -> onnx.ModelProto:
         """The finished model; float tensors go in and come out."""
+
         def info(value: Value) -> onnx.ValueInfoProto:
             dims = [dim if dim is not None else "batch" for dim in value.shape]
             return onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims)
