@@ -287,7 +287,7 @@ def _amax(w: Call, x: Value, dims: Any = (), keepdim: bool = False) -> str:
 
 def _axes(dims: Any, shape: Shape) -> list[int]:
     if dims is None or (not isinstance(dims, int) and not list(dims)):
-        raise UnsupportedError("a mean over the images")
+        return list(range(len(shape)))
     return sorted(_axis(dim, shape) for dim in ([dims] if isinstance(dims, int) else dims))
 
 

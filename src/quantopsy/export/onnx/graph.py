@@ -73,6 +73,7 @@ class _Export:
     coded: dict[str, tuple[Value, ActivationGrid]] = field(default_factory=dict)  # ONNX reals -> codes they come from
     quantized: dict[tuple[str, int], Value] = field(default_factory=dict)
     float_weights: dict[str, str] = field(default_factory=dict)
+    integer_weights: set[str] = field(default_factory=set)
 
     def model(self) -> onnx.ModelProto:
         program, network = self.program, self.program.network
@@ -150,8 +151,10 @@ class _Export:
                 result = Value(write_clip(call, result, bounds), shape)
         if grid is None:
             self.reals[step.writes] = result
-        else:
-            self.codes[step.writes] = self._quantize(result, grid, bounds, CODES_NAME.format(step.writes)), grid
+            return
+        name = CODES_NAME.format(step.writes)
+        in_reals = layer.weight is not None and layer.name not in self.integer_weights
+        self.codes[step.writes] = self._quantize(result, grid, bounds, name, in_reals), grid
 
     def _put_weight(self, layer: Layer, quantizers: LayerQuantizers, over: dict[str, Any]) -> Constant | None:
         """Put the quantized weight into ``over``; the bias that goes with it, where it is not the network's own."""
@@ -175,6 +178,7 @@ class _Export:
             if bias is not None and layer.op != "batch_norm" and grid is not None and grid.per_tensor:
                 stored, integers = with_integer_bias(stored, weight, bias, float(grid.scale))
             name = (stored.transposed if turned else stored).write(self.graph, weight_name)
+            self.integer_weights.add(layer.name)
         over[layer.weight] = Constant(layer.weight, weight, name)
         if bias is None or (integers is None and quantizers.shift is None):
             return None
@@ -231,8 +235,19 @@ class _Export:
             self.quantized[key] = self._dequantized(self._quantize(self._real(value), grid, None), grid)
         return self.quantized[key]
 
-    def _quantize(self, x: Value, grid: ActivationGrid, bounds: Bounds | None, result: str | None = None) -> Value:
-        """``x`` clipped to ``bounds`` as codes of ``grid``, called ``result``."""
+    def _quantize(
+        self,
+        x: Value,
+        grid: ActivationGrid,
+        bounds: Bounds | None,
+        result: str | None = None,
+        in_reals: bool = False,
+    ) -> Value:
+        """``x`` clipped to ``bounds`` as codes of ``grid``, called ``result``.
+
+        With ``in_reals`` a clip is written in front of the rounding, at least the one at the grid's lower end: ONNX
+        Runtime quantizes float weights to 8 bits on its own where a rounding follows their layer immediately.
+        """
         rank, add, constant = len(x.shape), self.graph.add, self.graph.constant
         low, high = np.asarray(0), np.asarray(grid.highest)
         if bounds is not None and bounds.low is not None:
@@ -241,10 +256,12 @@ class _Export:
             high = grid.encode(_array(bounds.high), rank)
         ends = [("Max", low)] if (low > 0).any() else []
         ends += [("Min", high)] if (high < np.iinfo(grid.dtype).max).any() else []
+        if in_reals and not ends:
+            ends = [("Max", low)]
         if not ends:
             return Value(grid.write_quantize(self.graph, x.name, result), x.shape)
-        if grid.dtype not in _MOVED_AS_CODES:
-            # Runtimes lack kernels for 16-bit codes: the same clip on the reals that the end codes stand for.
+        if in_reals or grid.dtype not in _MOVED_AS_CODES:  # runtimes lack kernels for 16-bit codes
+            # The same clip on the reals that the end codes stand for.
             clipped = x.name
             for op_type, end in ends:
                 clipped = add(op_type, clipped, constant(grid.decode(end, rank)))
@@ -356,27 +373,28 @@ def activation_grid(layer: str, role: str, qparams: QParams) -> ActivationGrid:
 
 def with_integer_bias(
     stored: StoredWeight, weight: Tensor, bias: Tensor, input_scale: float
-) -> tuple[StoredWeight, tuple[np.ndarray, np.ndarray] | None]:
+) -> tuple[StoredWeight, tuple[np.ndarray, np.ndarray]]:
     """The bias as int32 codes and their scale ``s_x s_w``, and the weight, whose scale it may have to enlarge.
 
     A channel whose weights are next to nothing has a scale so small that its bias leaves int32: there the weight
-    gets the smallest scale at which the bias takes half of int32, the rest being the sum's. No integers (None) for
-    a weight in groups or of more than 8 bits.
+    gets the smallest scale at which the bias takes half of int32, the rest being the sum's. A weight in groups or of
+    more than 8 bits meets no integer kernel: its bias has the finest scale that holds it.
     """
     if stored.qparams.group_size is not None or stored.bits > 8:
-        return stored, None
-    per_channel = stored.qparams.axis is not None
-    needed = (bias.double().abs() / LARGEST_BIAS / input_scale).float()
-    # The groups of a transposed convolution share their scales.
-    needed = needed.reshape(-1, len(stored.qparams.scale)).amax(0) if per_channel else needed.amax()
-    if bool((needed > stored.qparams.scale).any()):
-        scale = torch.maximum(stored.qparams.scale, needed)
-        stored = StoredWeight.of(weight, replace(stored.qparams, scale=scale))
-    scales = stored.qparams.scale.numpy() * np.float32(input_scale)
-    if per_channel:
-        scales = np.tile(scales, len(bias) // len(scales))
+        scales = np.float32(max(float(bias.abs().max()), np.finfo(np.float32).tiny) / LARGEST_BIAS)
+    else:
+        per_channel = stored.qparams.axis is not None
+        needed = (bias.double().abs() / LARGEST_BIAS / input_scale).float()
+        # The groups of a transposed convolution share their scales.
+        needed = needed.reshape(-1, len(stored.qparams.scale)).amax(0) if per_channel else needed.amax()
+        if bool((needed > stored.qparams.scale).any()):
+            scale = torch.maximum(stored.qparams.scale, needed)
+            stored = StoredWeight.of(weight, replace(stored.qparams, scale=scale))
+        scales = stored.qparams.scale.numpy() * np.float32(input_scale)
+        if per_channel:
+            scales = np.tile(scales, len(bias) // len(scales))
     codes = np.round(bias.double().numpy() / scales.astype(np.float64))
-    return stored, (codes.astype(np.int32), scales.astype(np.float32))
+    return stored, (codes.astype(np.int32), np.asarray(scales, np.float32))
 
 
 def _shapes(program: Program) -> dict[str, Any]:
