@@ -1,6 +1,7 @@
 """Files for ONNX Runtime against the simulation they were made from, in one run.
 
     python benchmarks/onnx_export.py [NETWORK ...] [--images 128] [--calibration 64] [--runs 20] [--threads 1]
+                                     [--integer-convolutions]
 
 For each network of the zoo, weights of 8 bits per tensor and per channel, activations of 8: the metric in float,
 simulated (in brackets: with the int32 biases of the file), and as ONNX Runtime gives it; the share of decisions it
@@ -18,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 
 from quantopsy.analysis.schemes import full_plan, grids
@@ -66,9 +68,16 @@ def measure(name: str, arguments: argparse.Namespace) -> list[str]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
             done = export_onnx(
-                network, plan, ranges, path, batches(arguments.images), metric, threads=arguments.threads
+                network,
+                plan,
+                ranges,
+                path,
+                batches(arguments.images),
+                metric,
+                integer_convolutions=arguments.integer_convolutions,
+                threads=arguments.threads,
             )
-        models = {"float": to_onnx(network, Plan(), ranges), "quantized": to_onnx(network, plan, ranges)}
+            models = {"float": to_onnx(network, Plan(), ranges), "quantized": onnx.load(path)}
         times = latency(models, network, one, runs=arguments.runs, threads=arguments.threads)
         ratio = times["quantized"].median / times["float"].median
         found = done.verified
@@ -96,6 +105,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=64)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--integer-convolutions", action="store_true", help="ConvInteger where QDQ has no kernel")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(HEADER)

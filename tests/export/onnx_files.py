@@ -33,7 +33,7 @@ class Then(nn.Module):
 
 def network_of(module: nn.Module, *inputs: Tensor) -> Network:
     """``module`` captured on two images."""
-    return capture(module.eval(), tuple(x[:2] for x in inputs))
+    return capture(module, tuple(x[:2] for x in inputs))
 
 
 def everywhere(network: Network, weight: Spec | None = None, activation: Spec | None = None) -> Plan:

@@ -32,16 +32,18 @@ from quantopsy.export.onnx.graph import FLOAT_WEIGHTS, to_onnx
 PER_CHANNEL = Spec(symmetric=True, signed=True, granularity="per_channel")
 
 
-def exported(network, plan: Plan, *inputs: torch.Tensor):
+def exported(network, plan: Plan, *inputs: torch.Tensor, integer_convolutions: bool = False):
     ranges = calibrated(network, plan, *inputs)
-    model = to_onnx(network, plan, ranges)
+    model = to_onnx(network, plan, ranges, integer_convolutions=integer_convolutions)
     onnx.checker.check_model(model, full_check=True)
     return model, ranges
 
 
-def steps_apart(network, plan: Plan, *inputs: torch.Tensor, optimised: bool = False, reference: bool = False):
+def steps_apart(
+    network, plan: Plan, *inputs: torch.Tensor, optimised: bool = False, reference: bool = False, **choices: bool
+):
     """Every output element's distance to the simulation as stored, in steps of the last layer's grid."""
-    model, ranges = exported(network, plan, *inputs)
+    model, ranges = exported(network, plan, *inputs, **choices)
     expected = simulated(*as_stored(network, plan, model), ranges, *inputs)[0].numpy()
     found = by_reference(model, *inputs) if reference else by_runtime(model, *inputs, optimised=optimised)
     last = network.layers[-1]
@@ -387,3 +389,19 @@ def test_an_opset_without_the_types_is_refused() -> None:
     plan = everywhere(network, Spec())
     with pytest.raises(QuantopsyError, match=r"opset 13.*21"):
         to_onnx(network, plan, calibrated(network, plan, x), opset=13)
+
+
+@pytest.mark.parametrize("weight", [Spec(), PER_CHANNEL, PER_CHANNEL.with_bits(4), Spec(granularity="per_channel")])
+@pytest.mark.parametrize("function", [nn.functional.silu, nn.functional.hardswish, lambda x: nn.functional.elu(x)])
+def test_convolutions_that_go_on_in_reals_can_be_of_integers(function, weight: Spec) -> None:
+    torch.manual_seed(0)
+    network, x = network_of(Then(function), pictures()), pictures(8)
+    plan = everywhere(network, weight, Spec())
+    model, _ = exported(network, plan, x, integer_convolutions=True)
+    # ONNX Runtime's kernel takes one zero point for all channels.
+    assert ("ConvInteger" in kinds(model)) == (weight != Spec(granularity="per_channel"))
+    assert "ConvInteger" not in kinds(exported(network, plan, x)[0])
+    for optimised in (False, True):
+        apart = steps_apart(network, plan, x, optimised=optimised, integer_convolutions=True)
+        assert (apart < 0.5).mean() > 0.99
+        assert apart.max() < 1.5

@@ -68,31 +68,35 @@ def _static(shape: Shape) -> list[int]:
 
 
 @_writes("conv1d conv2d conv3d")
-def _conv(
-    w: Call, x: Value, weight: Operand, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-    groups: int = 1,
-) -> str:  # fmt: skip
-    kernel = list(weight.shape[2:])  # type: ignore[union-attr]
+def _conv(w: Call, x: Value, weight: Operand, bias: Any = None, *arguments: Any) -> str:
+    attributes = _convolution(_kernel(weight), *arguments)
+    return w.add("Conv", x, weight, *(() if bias is None else (bias,)), **attributes)
+
+
+def write_integer_convolution(w: Call, operands: Sequence[str], kernel: list[int], arguments: Sequence[Any]) -> str:
+    """ConvInteger of codes: int32. ``operands`` are x, w and their zero points, ``arguments`` those behind the bias."""
+    return w.add("ConvInteger", *operands, **_convolution(kernel, *arguments))
+
+
+def _kernel(weight: Operand) -> list[int]:
+    assert isinstance(weight, Value | Constant)
+    if None in weight.shape:
+        raise UnsupportedError("a kernel whose size the number of images decides")
+    return [int(size) for size in weight.shape[2:] if size is not None]
+
+
+def _convolution(
+    kernel: list[int], stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> dict[str, Any]:
     count = len(kernel)
     dilations = _spread(dilation, count)
-    if padding == "valid":
-        padding = 0
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
         pads = [t // 2 for t in total] + [t - t // 2 for t in total]
     else:
-        pads = _spread(padding, count) * 2
-    return w.add(
-        "Conv",
-        x,
-        weight,
-        *(() if bias is None else (bias,)),
-        kernel_shape=kernel,
-        strides=_spread(stride, count),
-        pads=pads,
-        dilations=dilations,
-        group=groups,
-    )
+        pads = _spread(0 if padding == "valid" else padding, count) * 2
+    strides = _spread(stride, count)
+    return {"kernel_shape": kernel, "strides": strides, "pads": pads, "dilations": dilations, "group": groups}
 
 
 @_writes("conv_transpose1d conv_transpose2d conv_transpose3d")
@@ -100,7 +104,7 @@ def _conv_transpose(
     w: Call, x: Value, weight: Operand, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: int = 1, dilation: Any = 1,
 ) -> str:  # fmt: skip
-    kernel = list(weight.shape[2:])  # type: ignore[union-attr]
+    kernel = _kernel(weight)
     count = len(kernel)
     return w.add(
         "ConvTranspose",

@@ -31,7 +31,7 @@ LAYER_IMAGES = 16  # whose every layer is compared: millions of elements
 
 @dataclass(frozen=True)
 class Departure:
-    """How far one run's elements are from a reference: shares of them, and the largest distance in steps."""
+    """How far one run's elements are from a reference: shares, and the largest distance in steps. NaN of none."""
 
     equal: float
     within_step: float
@@ -107,8 +107,9 @@ class _Tally:
         )
 
     def result(self) -> Departure:
-        elements = max(1, self.elements)
-        return Departure(self.equal / elements, self.within / elements, self.largest)
+        if not self.elements:
+            return Departure(np.nan, np.nan, np.nan)
+        return Departure(self.equal / self.elements, self.within / self.elements, self.largest)
 
 
 def verify(
@@ -191,6 +192,8 @@ def layer_tallies(
         for index, quantizers in prepared.quantizers.items()
         if quantizers.output is not None
     }
+    if not grids:
+        return {}
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
     for value, grid in grids.items():

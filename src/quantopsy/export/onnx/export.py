@@ -49,16 +49,18 @@ def export_onnx(
     metric: Metric,
     *,
     opset: int = OPSET,
+    integer_convolutions: bool = False,
     threads: int = 1,
 ) -> Exported:
     """Write ``network`` under ``plan`` to ``path`` as ONNX QDQ, check it, and compare it on ``batches``.
 
-    The file is written once the checker and the runtime have taken it. Raises :class:`QuantopsyError` as
+    The file is written once the checker and the runtime have taken it. ``opset`` and ``integer_convolutions`` as of
+    :func:`to_onnx`. Raises :class:`QuantopsyError` as
     :func:`to_onnx` and :func:`verify` do, and where the file cannot be written.
     """
     if not plan.sites:
         raise QuantopsyError("plan", "it quantizes nothing", "give it sites, or export the float network from PyTorch")
-    model = to_onnx(network, plan, calibration, opset=opset)
+    model = to_onnx(network, plan, calibration, opset=opset, integer_convolutions=integer_convolutions)
     verified = verify(model, network, plan, calibration, batches, metric, threads=threads)
     running = kernels(model, network)
     target, content = Path(path), model.SerializeToString()

@@ -27,7 +27,16 @@ from quantopsy.calibrate import fit
 from quantopsy.core import Plan, QuantopsyError, Spec
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine, LayerQuantizers
-from quantopsy.export.onnx.aten import WRITERS, Bounds, Call, UnsupportedError, clip_bounds, write_clip, write_parts
+from quantopsy.export.onnx.aten import (
+    WRITERS,
+    Bounds,
+    Call,
+    UnsupportedError,
+    clip_bounds,
+    write_clip,
+    write_integer_convolution,
+    write_parts,
+)
 from quantopsy.export.onnx.grids import ActivationGrid, StoredWeight
 from quantopsy.export.onnx.writer import Constant, OnnxWriter, Value
 from quantopsy.graph.execute import Program, Step, compile_network
@@ -40,23 +49,35 @@ FLOAT_WEIGHTS = "quantopsy.float_weights"
 CODES_NAME = "{}.codes"  # of a value of the network; its names have no dots
 BIAS_CODES_NAME, BIAS_SCALE_NAME = "{}.bias.codes", "{}.bias.scale"
 LARGEST_BIAS = 2**30
-_MOVED_AS_CODES = {np.dtype(np.uint8)}
 _NO_QUANTIZERS = LayerQuantizers((), None, None, None)
 
 
-def to_onnx(network: Network, plan: Plan, calibration: Calibration, *, opset: int = OPSET) -> onnx.ModelProto:
+def to_onnx(
+    network: Network,
+    plan: Plan,
+    calibration: Calibration,
+    *,
+    opset: int = OPSET,
+    integer_convolutions: bool = False,
+) -> onnx.ModelProto:
     """``network`` under ``plan``, ranges from ``calibration``; an empty plan gives the float network.
 
     Weights are stored as integers where their grid is uniform: per tensor, per channel, or per group as blocks.
     Other kinds, sums of several tensors and corrected weights are stored as the reals they stand for; the model's
     metadata ``quantopsy.float_weights`` names these layers with the reason (JSON). A bias is int32 on the scale
     ``s_x s_w`` where input and weight are uniform. Inputs and outputs keep the network's names; the number of
-    images is free. Raises :class:`QuantopsyError` for an operator or a grid that ONNX has no form for, naming the
+    images is free.
+
+    QDQ has integer kernels for a convolution whose result is rounded at once, not for one behind which a PReLU or
+    SiLU still computes in reals. ``integer_convolutions`` writes those as ConvInteger: all sums are of integers then,
+    but ONNX Runtime's kernel is slower than its float one, and other runtimes may lack it.
+
+    Raises :class:`QuantopsyError` for an operator or a grid that ONNX has no form for, naming the
     layer.
     """
     if opset < OPSET:
         raise QuantopsyError(f"opset {opset}", "it has no 4- and 16-bit integers", f"give {OPSET} or higher")
-    export = _Export(compile_network(network), plan, calibration, OnnxWriter(opset))
+    export = _Export(compile_network(network), plan, calibration, OnnxWriter(opset), integer_convolutions)
     return export.model()
 
 
@@ -68,6 +89,7 @@ class _Export:
     plan: Plan
     calibration: Calibration
     graph: OnnxWriter
+    integer_convolutions: bool
     reals: dict[str, Any] = field(default_factory=dict)  # network value -> Value, tuple of them, or number
     codes: dict[str, tuple[Value, ActivationGrid]] = field(default_factory=dict)  # network value -> codes
     coded: dict[str, tuple[Value, ActivationGrid]] = field(default_factory=dict)  # ONNX reals -> codes they come from
@@ -125,30 +147,18 @@ class _Export:
 
     def _layer(self, step: Step, layer: Layer, node: fx.Node, last: fx.Node, quantizers: LayerQuantizers) -> None:
         over: dict[str, Any] = {value: self._on_grid(value, qparams) for value, qparams in quantizers.inputs}
-        bias = self._put_weight(layer, quantizers, over)
         grid = None if quantizers.output is None else activation_grid(layer.name, "output", quantizers.output)
-        arguments = [self._argument(argument, over) for argument in node.args]
-        if bias is not None:
-            arguments = [*arguments, None][: max(3, len(arguments))]
-            arguments[2] = bias
+        activation = last if last is not node or node.target in ACTIVATIONS else None
+        behind = [self._argument(argument, over) for argument in activation.args[1:]] if activation is not None else []
+        bounds = clip_bounds(_operator(activation), behind) if activation is not None else None
+        rounded_next = grid is not None and (activation is None or bounds is not None)
         shape = self.shapes[step.writes]
         call = Call(self.graph, shape)
-        activation = None if last is node else last
-        if node.target in ACTIVATIONS:  # a layer that is an activation function
-            result, activation = arguments[0], node
-        elif (source := self._moves_as_codes(layer, arguments[0])) is not None:
-            codes = self._write(node, call, [source[0], *arguments[1:]])
-            result = self._dequantized(Value(codes, shape), source[1])
-        else:
-            result = Value(self._write(node, call, arguments), shape)
-        bounds = None
-        if activation is not None:
-            behind = [self._argument(argument, over) for argument in activation.args[1:]]
-            bounds = clip_bounds(_operator(activation), behind)
-            if bounds is None:
-                result = Value(self._write(activation, call, [result, *behind]), shape)
-            elif grid is None:
-                result = Value(write_clip(call, result, bounds), shape)
+        result = self._operation(layer, node, call, quantizers, over, rounded_next)
+        if activation is not None and bounds is None:
+            result = Value(self._write(activation, call, [result, *behind]), shape)
+        elif bounds is not None and grid is None:
+            result = Value(write_clip(call, result, bounds), shape)
         if grid is None:
             self.reals[step.writes] = result
             return
@@ -156,33 +166,101 @@ class _Export:
         in_reals = layer.weight is not None and layer.name not in self.integer_weights
         self.codes[step.writes] = self._quantize(result, grid, bounds, name, in_reals), grid
 
-    def _put_weight(self, layer: Layer, quantizers: LayerQuantizers, over: dict[str, Any]) -> Constant | None:
-        """Put the quantized weight into ``over``; the bias that goes with it, where it is not the network's own."""
-        spec = quantizers.weight
-        if layer.weight is None or spec is None:
-            return None
+    def _operation(
+        self,
+        layer: Layer,
+        node: fx.Node,
+        call: Call,
+        quantizers: LayerQuantizers,
+        over: dict[str, Any],
+        rounded_next: bool,
+    ) -> Value:
+        """What the layer gives in front of its activation function."""
+        if node.target in ACTIVATIONS:
+            operand: Value = self._argument(node.args[0], over)
+            return operand
+        weight, bias = self._constants(layer, quantizers)
+        source = self._argument(node.args[0], over)
+        coded = self.coded.get(source.name) if isinstance(source, Value) else None
+        if layer.op == "max_pool" and coded is not None and _moves_as_codes(coded[1]):
+            # The greatest of values is the greatest of codes.
+            rest = [self._argument(argument, over) for argument in node.args[1:]]
+            return self._dequantized(Value(self._write(node, call, [coded[0], *rest]), call.shape), coded[1])
+        stored = None if weight is None or quantizers.weight is None else self._stored(layer, weight, quantizers.weight)
+        if stored is not None:
+            self.integer_weights.add(layer.name)
+        if self.integer_convolutions and not rounded_next and _has_integer_form(layer, stored, coded):
+            assert stored is not None
+            assert coded is not None
+            return Value(self._integer_convolution(layer, call, stored, coded, bias, node.args[3:]), call.shape)
+        if weight is not None and quantizers.weight is not None:
+            new_bias = self._put_weight(layer, quantizers, over, source, weight, bias, stored)
+        else:
+            new_bias = None
+        arguments = [self._argument(argument, over) for argument in node.args]
+        if new_bias is not None:
+            arguments = [*arguments, None][: max(3, len(arguments))]
+            arguments[2] = new_bias
+        return Value(self._write(node, call, arguments), call.shape)
+
+    def _constants(self, layer: Layer, quantizers: LayerQuantizers) -> tuple[Tensor | None, Tensor | None]:
+        """The layer's float weight, and its bias with the correction that the plan wants."""
         tensors = self.program.network.tensors
-        weight, bias = tensors[layer.weight], tensors[layer.bias] if layer.bias is not None else None
+        weight = tensors[layer.weight] if layer.weight is not None else None
+        bias = tensors[layer.bias] if layer.bias is not None else None
         if quantizers.shift is not None:
             shift = quantizers.shift.flatten()
             bias = -shift if bias is None else bias - shift
-        source = over[layer.inputs[0]] if layer.inputs[0] in over else self._real(layer.inputs[0])
+        return weight, bias
+
+    def _put_weight(
+        self,
+        layer: Layer,
+        quantizers: LayerQuantizers,
+        over: dict[str, Any],
+        source: Value,
+        weight: Tensor,
+        bias: Tensor | None,
+        stored: StoredWeight | None,
+    ) -> Constant | None:
+        """Put the quantized weight into ``over``; the bias that goes with it, where it is not the network's own."""
+        assert layer.weight is not None
+        assert quantizers.weight is not None
         turned = layer.op == "linear" and len(source.shape) != 2  # a MatMul reads it so, a Gemm as it is
-        weight_name, bias_name = f"{layer.name}.weight", f"{layer.name}.bias"
-        stored, integers = self._stored(layer, weight, spec), None
+        name, integers = f"{layer.name}.weight", None
         if stored is None:
-            w_hat = self.engine.quantized_weight(layer, spec)
-            name = self.graph.initializer(weight_name, (w_hat.T if turned else w_hat).contiguous().numpy())
+            w_hat = self.engine.quantized_weight(layer, quantizers.weight)
+            written = self.graph.initializer(name, (w_hat.T if turned else w_hat).contiguous().numpy())
         else:
             grid = self.coded[source.name][1] if source.name in self.coded else None
-            if bias is not None and layer.op != "batch_norm" and grid is not None and grid.per_tensor:
-                stored, integers = with_integer_bias(stored, weight, bias, float(grid.scale))
-            name = (stored.transposed if turned else stored).write(self.graph, weight_name)
-            self.integer_weights.add(layer.name)
-        over[layer.weight] = Constant(layer.weight, weight, name)
+            input_scale = float(grid.scale) if grid is not None and grid.per_tensor else None
+            if bias is not None and layer.op != "batch_norm":
+                stored, integers = with_integer_bias(stored, weight, bias, input_scale)
+            written = (stored.transposed if turned else stored).write(self.graph, name)
+        over[layer.weight] = Constant(layer.weight, weight, written)
         if bias is None or (integers is None and quantizers.shift is None):
             return None
-        return Constant(bias_name, bias, None if integers is None else self._write_bias(layer, *integers))
+        return Constant(f"{layer.name}.bias", bias, None if integers is None else self._write_bias(layer, *integers))
+
+    def _integer_convolution(
+        self,
+        layer: Layer,
+        call: Call,
+        stored: StoredWeight,
+        coded: tuple[Value, ActivationGrid],
+        bias: Tensor | None,
+        arguments: Sequence[Any],
+    ) -> str:
+        """A convolution whose sums go on as reals, ``s_x s_w sum (q_x - z_x)(q_w - z_w) + b``."""
+        graph, (codes, grid) = self.graph, coded
+        weight, dtype = stored.write_codes(graph, f"{layer.name}.weight")
+        zeros = graph.constant(grid.zero_point, grid.dtype), graph.constant(stored.shared_zero_point, dtype)
+        kernel = list(stored.codes.shape[2:])
+        sums = write_integer_convolution(call, (codes.name, weight, *zeros), kernel, arguments)
+        laid = (-1, *[1] * len(kernel))
+        scale = (stored.qparams.scale.numpy() * grid.scale).astype(np.float32).reshape(laid)
+        result = call.add("Mul", call.add("Cast", sums, to=onnx.TensorProto.FLOAT), graph.constant(scale))
+        return result if bias is None else call.add("Add", result, graph.constant(bias.detach().numpy().reshape(laid)))
 
     def _stored(self, layer: Layer, weight: Tensor, spec: Spec) -> StoredWeight | None:
         """The weight as integers, or None with the reason noted."""
@@ -205,13 +283,6 @@ class _Export:
             graph.constant(np.zeros_like(scale), np.int32),
         )
         return graph.add("DequantizeLinear", *parameters, axis=0 if scale.ndim else None)
-
-    def _moves_as_codes(self, layer: Layer, operand: Any) -> tuple[Value, ActivationGrid] | None:
-        """The codes of a maximum's operand: the greatest of values is the greatest of codes."""
-        if layer.op != "max_pool" or not isinstance(operand, Value):
-            return None
-        found = self.coded.get(operand.name)
-        return found if found is not None and found[1].dtype in _MOVED_AS_CODES and found[1].per_tensor else None
 
     # --- values
 
@@ -260,7 +331,7 @@ class _Export:
             ends = [("Max", low)]
         if not ends:
             return Value(grid.write_quantize(self.graph, x.name, result), x.shape)
-        if in_reals or grid.dtype not in _MOVED_AS_CODES:  # runtimes lack kernels for 16-bit codes
+        if in_reals or grid.dtype != np.uint8:  # runtimes lack kernels for 16-bit codes
             # The same clip on the reals that the end codes stand for.
             clipped = x.name
             for op_type, end in ends:
@@ -286,7 +357,7 @@ class _Export:
         call = Call(self.graph, shape)
         if source is not None and name in self.program.network.origins and source.name in self.codes:
             codes, grid = self.codes[source.name]
-            if grid.dtype in _MOVED_AS_CODES and grid.per_tensor:
+            if _moves_as_codes(grid):
                 self._note(name, self._moved(node, call, codes, grid), shape, grid)
                 return
         arguments = [self._argument(argument, {}) for argument in node.args]
@@ -371,30 +442,50 @@ def activation_grid(layer: str, role: str, qparams: QParams) -> ActivationGrid:
     return ActivationGrid.of(qparams)
 
 
+def _moves_as_codes(grid: ActivationGrid) -> bool:
+    """Whether runtimes have kernels that move codes of ``grid``."""
+    return grid.dtype == np.uint8 and grid.per_tensor
+
+
+def _has_integer_form(layer: Layer, stored: StoredWeight | None, coded: tuple[Value, ActivationGrid] | None) -> bool:
+    """Whether ConvInteger can compute the layer: ONNX Runtime's takes one zero point for all channels."""
+    return (
+        layer.op in ("conv1d", "conv2d", "conv3d")
+        and coded is not None
+        and _moves_as_codes(coded[1])
+        and stored is not None
+        and stored.has_kernels
+        and stored.shared_zero_point is not None
+    )
+
+
 def with_integer_bias(
-    stored: StoredWeight, weight: Tensor, bias: Tensor, input_scale: float
-) -> tuple[StoredWeight, tuple[np.ndarray, np.ndarray]]:
+    stored: StoredWeight, weight: Tensor, bias: Tensor, input_scale: float | None
+) -> tuple[StoredWeight, tuple[np.ndarray, np.ndarray] | None]:
     """The bias as int32 codes and their scale ``s_x s_w``, and the weight, whose scale it may have to enlarge.
 
     A channel whose weights are next to nothing has a scale so small that its bias leaves int32: there the weight
-    gets the smallest scale at which the bias takes half of int32, the rest being the sum's. A weight in groups or of
-    more than 8 bits meets no integer kernel: its bias has the finest scale that holds it.
+    gets the smallest scale at which the bias takes half of int32, the rest being the sum's. The bias of a weight that
+    meets no integer kernel has the finest scale that holds it. No integers (None) for a real input.
     """
-    if stored.qparams.group_size is not None or stored.bits > 8:
-        scales = np.float32(max(float(bias.abs().max()), np.finfo(np.float32).tiny) / LARGEST_BIAS)
+    reals = bias.detach().double().numpy()
+    if not stored.has_kernels:
+        largest = max(float(np.abs(reals).max()), float(np.finfo(np.float32).tiny))
+        scales = np.asarray(largest / LARGEST_BIAS, np.float32)
+    elif input_scale is None:
+        return stored, None
     else:
         per_channel = stored.qparams.axis is not None
-        needed = (bias.double().abs() / LARGEST_BIAS / input_scale).float()
+        needed = torch.from_numpy(np.abs(reals) / LARGEST_BIAS / input_scale).float()
         # The groups of a transposed convolution share their scales.
         needed = needed.reshape(-1, len(stored.qparams.scale)).amax(0) if per_channel else needed.amax()
         if bool((needed > stored.qparams.scale).any()):
             scale = torch.maximum(stored.qparams.scale, needed)
             stored = StoredWeight.of(weight, replace(stored.qparams, scale=scale))
-        scales = stored.qparams.scale.numpy() * np.float32(input_scale)
+        scales = np.asarray(stored.qparams.scale.numpy() * np.float32(input_scale))
         if per_channel:
-            scales = np.tile(scales, len(bias) // len(scales))
-    codes = np.round(bias.double().numpy() / scales.astype(np.float64))
-    return stored, (codes.astype(np.int32), np.asarray(scales, np.float32))
+            scales = np.tile(scales, len(reals) // len(scales))
+    return stored, (np.round(reals / scales.astype(np.float64)).astype(np.int32), scales)
 
 
 def _shapes(program: Program) -> dict[str, Any]:

@@ -117,14 +117,42 @@ class StoredWeight:
             return np.int8 if signed else np.uint8
         return np.int16 if signed else np.uint16
 
+    @property
+    def has_kernels(self) -> bool:
+        """Whether integer kernels can read it: codes of 8 bits or fewer, in no groups."""
+        return self.bits <= 8 and self.qparams.group_size is None
+
+    @property
+    def shared_zero_point(self) -> int | None:
+        """The zero point where all grids have the same."""
+        values = self.qparams.zero_point.unique()
+        return int(values) if len(values) == 1 else None
+
+    def write_codes(self, graph: OnnxWriter, name: str) -> tuple[str, Any]:
+        """The codes and the type that they have in the graph.
+
+        Those of 4 bits are stored so and widened to 8 in the graph: a runtime does that once, when it loads the file,
+        and may then use its 8-bit kernels.
+        """
+        signed = self.qparams.qmin < 0
+        if self.bits <= 4:
+            dtype = ml_dtypes.int4 if signed else ml_dtypes.uint4
+        elif self.bits <= 8:
+            dtype = np.int8 if signed else np.uint8
+        else:
+            dtype = np.int16 if signed else np.uint16
+        stored = graph.initializer(f"{name}.codes", self.codes.numpy().astype(dtype))
+        if self.bits > 4 or not self.has_kernels:
+            return stored, dtype
+        wide = np.int8 if signed else np.uint8
+        return graph.add("Cast", stored, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(wide))), wide
+
     def write(self, graph: OnnxWriter, name: str) -> str:
         """The weight as a float tensor of the graph: stored codes, dequantized.
 
-        Codes of 4 bits are widened to 8 in the graph: a runtime does it once when it loads the file and may then
-        use its 8-bit kernels. Groups are blocks of DequantizeLinear, whose scale repeats over a kernel's taps.
+        Groups are blocks of DequantizeLinear, whose scale repeats over a kernel's taps.
         """
-        qparams, axis = self.qparams, self.qparams.axis
-        dtype, block = self.dtype(), None
+        qparams, axis, block = self.qparams, self.qparams.axis, None
         scale, zero_point = qparams.scale, qparams.zero_point
         if axis is not None:
             axis %= self.codes.ndim
@@ -137,13 +165,9 @@ class StoredWeight:
                 for grid in (scale, zero_point)
             )
             axis = other
-        stored = graph.initializer(f"{name}.codes", self.codes.numpy().astype(dtype))
-        wide = dtype
-        if self.bits <= 4 and block is None:
-            wide = np.int8 if qparams.qmin < 0 else np.uint8
-            stored = graph.add("Cast", stored, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(wide)))
+        codes, dtype = self.write_codes(graph, name)
         parameters = (
             graph.initializer(f"{name}.scale", scale.numpy().astype(np.float32)),
-            graph.initializer(f"{name}.zero_point", zero_point.numpy().astype(wide)),
+            graph.initializer(f"{name}.zero_point", zero_point.numpy().astype(dtype)),
         )
-        return graph.add("DequantizeLinear", stored, *parameters, axis=axis, block_size=block)
+        return graph.add("DequantizeLinear", codes, *parameters, axis=axis, block_size=block)
