@@ -140,7 +140,10 @@ def latency(
 def seconds_by_layer(
     model: onnx.ModelProto, network: Network, inputs: Inputs, *, runs: int = 10, threads: int = 1
 ) -> dict[str, float]:
-    """Seconds a run spends in the kernels of each layer; "" is what belongs to none, such as changes of layout."""
+    """Seconds a run spends in the kernels of each layer, the sum over its kernels of the median of ``runs``.
+
+    "" is what belongs to no layer, such as changes of layout.
+    """
     given = feed(network, inputs)
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(model, threads=threads, profile=Path(folder) / "profile")
@@ -148,12 +151,15 @@ def seconds_by_layer(
             session.run(None, given)
         events = json.loads(Path(session.end_profiling()).read_text())
     names = set(network.names)
-    spent = dict.fromkeys((*network.names, ""), 0.0)
+    microseconds: dict[str, list[float]] = {}
     for event in events:
         node, _, kind = event["name"].rpartition("_kernel_")
         if event.get("cat") == "Node" and kind == "time":
-            layer = _layer_of(node)
-            spent[layer if layer in names else ""] += event["dur"] * 1e-6 / runs
+            microseconds.setdefault(node, []).append(event["dur"])
+    spent = dict.fromkeys((*network.names, ""), 0.0)
+    for node, times in microseconds.items():
+        layer = _layer_of(node)
+        spent[layer if layer in names else ""] += statistics.median(times) * 1e-6
     return spent
 
 
