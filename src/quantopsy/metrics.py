@@ -143,6 +143,14 @@ def logits(outputs: Any) -> Tensor:
     raise QuantopsyError("network", "it returned no tensor", "return the tensor that the metric is computed from")
 
 
+def agreement(outputs: Any, reference: Any) -> np.ndarray:
+    """(B,) share of decisions that equal those of ``reference``; NaN where the outputs are no scores."""
+    scores = logits(reference)
+    if not scores.is_floating_point() or scores.dim() < 2 or scores.shape[1] < 2:
+        return np.full(len(scores), np.nan)
+    return Agreement().per_image(outputs, None, reference)[:, 0].cpu().numpy()
+
+
 def chance_level(metric: Metric, classes: int) -> float | None:
     """The value that guessing among ``classes`` gets, in the metric's own unit; ``None`` where unknown."""
     return metric.scale * min(metric.k / classes, 1.0) if isinstance(metric, TopK) else None

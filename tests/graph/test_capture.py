@@ -234,3 +234,18 @@ def test_channels_shuffled_by_a_flatten_of_a_transposed_value_are_captured() -> 
     module, images = Shuffled().eval(), torch.randn(2, 3, 8, 8)
     expected, found = outputs(module, images)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_value_reshaped_by_the_number_of_images_keeps_its_grid() -> None:
+    class Flattened(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(64, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.head(y.view(x.shape[0], -1))
+
+    network = capture(Flattened(), (torch.randn(2, 3, 6, 6),))
+    (read,) = network.layer("head").inputs
+    assert network.origin(read) == network.layer("conv").output

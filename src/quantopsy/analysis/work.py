@@ -21,7 +21,7 @@ from quantopsy.engine.screen import Candidates, ScreenEngine
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.graph.outputs import output_tensors, squared_norms
-from quantopsy.metrics import Agreement, Metric, logits, measure
+from quantopsy.metrics import Metric, agreement, measure
 from quantopsy.study import FLOAT, RunnerUp, ScreenTile, TileResult
 
 
@@ -211,7 +211,7 @@ def tile_result(
         run=run,
         images=indices,
         energy=energy.cpu().numpy(),
-        agreement=_agreement(whole, float_whole),
+        agreement=agreement(whole, float_whole),
         statistics=statistics,
         seconds=seconds + time.perf_counter() - begin,
     )
@@ -233,14 +233,6 @@ def _classes(outputs: tuple[Any, ...]) -> int | None:
     """Number of classes where the first output is scores of classes (B, C, ...)."""
     scores = outputs[0]
     return int(scores.shape[1]) if isinstance(scores, Tensor) and scores.dim() >= 2 else None
-
-
-def _agreement(outputs: Any, reference: Any) -> np.ndarray:
-    """(B,) share of decisions that equal the float network's; NaN where the outputs are no scores."""
-    scores = logits(reference)
-    if not scores.is_floating_point() or scores.dim() < 2 or scores.shape[1] < 2:
-        return np.full(len(scores), np.nan)
-    return Agreement().per_image(outputs, None, reference)[:, 0].cpu().numpy()
 
 
 def _to(labels: Tensor | None, device: torch.device) -> Tensor | None:

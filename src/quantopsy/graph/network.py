@@ -16,7 +16,7 @@ from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
 from quantopsy.core import QuantopsyError, names
-from quantopsy.graph.operators import keeps_grid
+from quantopsy.graph.operators import moved_value
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ class Network:
         operations = {layer.node for layer in self.layers}
         found: dict[str, str] = {}
         for node in self.graph.nodes:
-            if node.op == "call_function" and node.name not in operations and keeps_grid(node):
-                source = next(operand.name for operand in node.all_input_nodes if operand.op != "get_attr")
-                found[node.name] = found.get(source, source)
+            source = moved_value(node) if node.op == "call_function" and node.name not in operations else None
+            if source is not None:
+                found[node.name] = found.get(source.name, source.name)
         return found
 
     def origin(self, value: str) -> str:

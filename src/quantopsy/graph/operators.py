@@ -141,10 +141,12 @@ def pads_with(target: Any, arguments: Sequence[Any]) -> float | None:
     return None
 
 
-def keeps_grid(node: fx.Node) -> bool:
-    """Whether the node's value is one other value re-arranged, with nothing but zeros added."""
-    operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
-    return node.target in MOVEMENTS and len(operands) == 1 and not pads_with(node.target, node.args)
+def moved_value(node: fx.Node) -> fx.Node | None:
+    """The one value that the node re-arranges, with nothing but zeros added; None where it does anything else."""
+    operands = [a for a in node.all_input_nodes if a.op != "get_attr" and a.target not in SIZES]
+    if node.target in MOVEMENTS and len(operands) == 1 and not pads_with(node.target, node.args):
+        return operands[0]
+    return None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,507 @@
+"""A network and a plan as an ONNX graph with QuantizeLinear and DequantizeLinear (QDQ).
+
+What is quantized, and where, is what the exact engine does with the same plan: an input that its producer left on
+the same grid gets no second pair. Three identities place the integers where runtimes have kernels for them, none
+of them changing a value (Q is rounding to codes, monotone):
+
+- a clip behind an operation is a clip of codes, Q(clip(y, a, b)) = clip(Q(y), Q(a), Q(b)), and nothing at all where
+  Q(a) and Q(b) are the ends of the type;
+- bits that ONNX has no type for are 8 bit codes with such a clip;
+- values that only move (reshapes, slices, zeros added, a maximum) move as codes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from quantopsy.calibrate import fit
+from quantopsy.core import Plan, QuantopsyError, Spec
+from quantopsy.engine.calibration import Calibration
+from quantopsy.engine.exact import ExactEngine, LayerQuantizers
+from quantopsy.export.onnx.aten import (
+    WRITERS,
+    Bounds,
+    Call,
+    UnsupportedError,
+    clip_bounds,
+    write_clip,
+    write_integer_convolution,
+    write_parts,
+)
+from quantopsy.export.onnx.grids import ActivationGrid, StoredWeight
+from quantopsy.export.onnx.writer import Constant, OnnxWriter, Value
+from quantopsy.graph.execute import Program, Step, compile_network
+from quantopsy.graph.network import Layer, Network
+from quantopsy.graph.operators import ACTIVATIONS, pads_with
+from quantopsy.quant import QParams, UniformQParams
+
+OPSET = 21  # the first with 4- and 16-bit integers and blocks in Q and DQ
+FLOAT_WEIGHTS = "quantopsy.float_weights"
+CODES_NAME = "{}.codes"  # of a value of the network; its names have no dots
+BIAS_CODES_NAME, BIAS_SCALE_NAME = "{}.bias.codes", "{}.bias.scale"
+LARGEST_BIAS = 2**30
+_NO_QUANTIZERS = LayerQuantizers((), None, None, None)
+
+
+def to_onnx(
+    network: Network,
+    plan: Plan,
+    calibration: Calibration,
+    *,
+    opset: int = OPSET,
+    integer_convolutions: bool = False,
+) -> onnx.ModelProto:
+    """``network`` under ``plan``, ranges from ``calibration``; an empty plan gives the float network.
+
+    Weights are stored as integers where their grid is uniform: per tensor, per channel, or per group as blocks.
+    Other kinds, sums of several tensors and corrected weights are stored as the reals they stand for; the model's
+    metadata ``quantopsy.float_weights`` names these layers with the reason (JSON). A bias is int32 on the scale
+    ``s_x s_w`` where input and weight are uniform. Inputs and outputs keep the network's names; the number of
+    images is free.
+
+    QDQ has integer kernels for a convolution whose result is rounded at once, not for one behind which a PReLU or
+    SiLU still computes in reals. ``integer_convolutions`` writes those as ConvInteger: all sums are of integers then,
+    but ONNX Runtime's kernel is slower than its float one, and other runtimes may lack it.
+
+    Raises :class:`QuantopsyError` for an operator or a grid that ONNX has no form for, naming the
+    layer.
+    """
+    if opset < OPSET:
+        raise QuantopsyError(f"opset {opset}", "it has no 4- and 16-bit integers", f"give {OPSET} or higher")
+    export = _Export(compile_network(network), plan, calibration, OnnxWriter(opset), integer_convolutions)
+    return export.model()
+
+
+@dataclass
+class _Export:
+    """Walks the steps of a program; every value of the network is known as reals, as codes, or as both."""
+
+    program: Program
+    plan: Plan
+    calibration: Calibration
+    graph: OnnxWriter
+    integer_convolutions: bool
+    reals: dict[str, Any] = field(default_factory=dict)  # network value -> Value, tuple of them, or number
+    codes: dict[str, tuple[Value, ActivationGrid]] = field(default_factory=dict)  # network value -> codes
+    coded: dict[str, tuple[Value, ActivationGrid]] = field(default_factory=dict)  # ONNX reals -> codes they come from
+    quantized: dict[tuple[str, int], Value] = field(default_factory=dict)
+    float_weights: dict[str, str] = field(default_factory=dict)
+    integer_weights: set[str] = field(default_factory=set)
+
+    def model(self) -> onnx.ModelProto:
+        program, network = self.program, self.program.network
+        for key, tensor in network.tensors.items():
+            if tensor.is_floating_point() and tensor.dtype != torch.float32:
+                raise QuantopsyError(f"tensor {key!r}", f"it is {tensor.dtype}", "convert the model with .float()")
+        self.shapes = _shapes(program)
+        self.engine = ExactEngine(program, self.calibration)
+        prepared = self.engine.prepare(self.plan).quantizers if self.plan.sites else {}
+        inputs = []
+        for name, shape in zip(network.input_names, network.input_shapes, strict=True):
+            self.graph.unique(name)
+            self.reals[name] = Value(name, (None, *shape))
+            inputs.append(self.reals[name])
+        nodes = {node.name: node for node in network.graph.nodes}
+        for step in program.steps:
+            self._step(step, nodes, prepared.get(step.index, _NO_QUANTIZERS))
+        outputs = []
+        self.graph.scope = ""
+        for name in program.outputs:
+            value = self._real(name)
+            output = self.graph.unique(f"{name}_output" if name in network.input_names else name)
+            self.graph.nodes.append(
+                onnx.helper.make_node("Identity", [value.name], [output], name=f"{output}/Identity")
+            )
+            outputs.append(Value(output, value.shape))
+        return self.graph.model(inputs, outputs, {FLOAT_WEIGHTS: json.dumps(self.float_weights)})
+
+    def _step(self, step: Step, nodes: Mapping[str, fx.Node], quantizers: LayerQuantizers) -> None:
+        shape = self.shapes[step.writes]
+        if not isinstance(shape, tuple):  # a size, or another plain number; None where the number of images decides
+            self.reals[step.writes] = shape
+            return
+        node = nodes[step.layer.node if step.layer is not None else step.writes]
+        self.graph.scope = step.layer.name if step.layer is not None else step.writes
+        try:
+            if step.layer is not None:
+                self._layer(step, step.layer, node, nodes[step.writes], quantizers)
+            else:
+                self._movement(step, node)
+        except UnsupportedError as reason:
+            raise QuantopsyError(
+                f"operator {node.target} of {self.graph.scope!r}",
+                f"ONNX has no form for {reason}",
+                "write the model without it",
+            ) from None
+
+    # --- layers
+
+    def _layer(self, step: Step, layer: Layer, node: fx.Node, last: fx.Node, quantizers: LayerQuantizers) -> None:
+        over: dict[str, Any] = {value: self._on_grid(value, qparams) for value, qparams in quantizers.inputs}
+        grid = None if quantizers.output is None else activation_grid(layer.name, "output", quantizers.output)
+        activation = last if last is not node or node.target in ACTIVATIONS else None
+        behind = [self._argument(argument, over) for argument in activation.args[1:]] if activation is not None else []
+        bounds = clip_bounds(_operator(activation), behind) if activation is not None else None
+        rounded_next = grid is not None and (activation is None or bounds is not None)
+        shape = self.shapes[step.writes]
+        call = Call(self.graph, shape)
+        result = self._operation(layer, node, call, quantizers, over, rounded_next)
+        if activation is not None and bounds is None:
+            result = Value(self._write(activation, call, [result, *behind]), shape)
+        elif bounds is not None and grid is None:
+            result = Value(write_clip(call, result, bounds), shape)
+        if grid is None:
+            self.reals[step.writes] = result
+            return
+        name = CODES_NAME.format(step.writes)
+        in_reals = layer.weight is not None and layer.name not in self.integer_weights
+        self.codes[step.writes] = self._quantize(result, grid, bounds, name, in_reals), grid
+
+    def _operation(
+        self,
+        layer: Layer,
+        node: fx.Node,
+        call: Call,
+        quantizers: LayerQuantizers,
+        over: dict[str, Any],
+        rounded_next: bool,
+    ) -> Value:
+        """What the layer gives in front of its activation function."""
+        if node.target in ACTIVATIONS:
+            operand: Value = self._argument(node.args[0], over)
+            return operand
+        weight, bias = self._constants(layer, quantizers)
+        source = self._argument(node.args[0], over)
+        coded = self.coded.get(source.name) if isinstance(source, Value) else None
+        if layer.op == "max_pool" and coded is not None and _moves_as_codes(coded[1]):
+            # The greatest of values is the greatest of codes.
+            rest = [self._argument(argument, over) for argument in node.args[1:]]
+            return self._dequantized(Value(self._write(node, call, [coded[0], *rest]), call.shape), coded[1])
+        stored = None if weight is None or quantizers.weight is None else self._stored(layer, weight, quantizers.weight)
+        if stored is not None:
+            self.integer_weights.add(layer.name)
+        if self.integer_convolutions and not rounded_next and _has_integer_form(layer, stored, coded):
+            assert stored is not None
+            assert coded is not None
+            return Value(self._integer_convolution(layer, call, stored, coded, bias, node.args[3:]), call.shape)
+        if weight is not None and quantizers.weight is not None:
+            new_bias = self._put_weight(layer, quantizers, over, source, weight, bias, stored)
+        else:
+            new_bias = None
+        arguments = [self._argument(argument, over) for argument in node.args]
+        if new_bias is not None:
+            arguments = [*arguments, None][: max(3, len(arguments))]
+            arguments[2] = new_bias
+        return Value(self._write(node, call, arguments), call.shape)
+
+    def _constants(self, layer: Layer, quantizers: LayerQuantizers) -> tuple[Tensor | None, Tensor | None]:
+        """The layer's float weight, and its bias with the correction that the plan wants."""
+        tensors = self.program.network.tensors
+        weight = tensors[layer.weight] if layer.weight is not None else None
+        bias = tensors[layer.bias] if layer.bias is not None else None
+        if quantizers.shift is not None:
+            shift = quantizers.shift.flatten()
+            bias = -shift if bias is None else bias - shift
+        return weight, bias
+
+    def _put_weight(
+        self,
+        layer: Layer,
+        quantizers: LayerQuantizers,
+        over: dict[str, Any],
+        source: Value,
+        weight: Tensor,
+        bias: Tensor | None,
+        stored: StoredWeight | None,
+    ) -> Constant | None:
+        """Put the quantized weight into ``over``; the bias that goes with it, where it is not the network's own."""
+        assert layer.weight is not None
+        assert quantizers.weight is not None
+        turned = layer.op == "linear" and len(source.shape) != 2  # a MatMul reads it so, a Gemm as it is
+        name, integers = f"{layer.name}.weight", None
+        if stored is None:
+            w_hat = self.engine.quantized_weight(layer, quantizers.weight)
+            written = self.graph.initializer(name, (w_hat.T if turned else w_hat).contiguous().numpy())
+        else:
+            grid = self.coded[source.name][1] if source.name in self.coded else None
+            input_scale = float(grid.scale) if grid is not None and grid.per_tensor else None
+            if bias is not None and layer.op != "batch_norm":
+                stored, integers = with_integer_bias(stored, weight, bias, input_scale)
+            written = (stored.transposed if turned else stored).write(self.graph, name)
+        over[layer.weight] = Constant(layer.weight, weight, written)
+        if bias is None or (integers is None and quantizers.shift is None):
+            return None
+        return Constant(f"{layer.name}.bias", bias, None if integers is None else self._write_bias(layer, *integers))
+
+    def _integer_convolution(
+        self,
+        layer: Layer,
+        call: Call,
+        stored: StoredWeight,
+        coded: tuple[Value, ActivationGrid],
+        bias: Tensor | None,
+        arguments: Sequence[Any],
+    ) -> str:
+        """A convolution whose sums go on as reals, ``s_x s_w sum (q_x - z_x)(q_w - z_w) + b``."""
+        graph, (codes, grid) = self.graph, coded
+        weight, dtype = stored.write_codes(graph, f"{layer.name}.weight")
+        zeros = graph.constant(grid.zero_point, grid.dtype), graph.constant(stored.shared_zero_point, dtype)
+        kernel = list(stored.codes.shape[2:])
+        sums = write_integer_convolution(call, (codes.name, weight, *zeros), kernel, arguments)
+        laid = (-1, *[1] * len(kernel))
+        scale = (stored.qparams.scale.numpy() * grid.scale).astype(np.float32).reshape(laid)
+        result = call.add("Mul", call.add("Cast", sums, to=onnx.TensorProto.FLOAT), graph.constant(scale))
+        return result if bias is None else call.add("Add", result, graph.constant(bias.detach().numpy().reshape(laid)))
+
+    def _stored(self, layer: Layer, weight: Tensor, spec: Spec) -> StoredWeight | None:
+        """The weight as integers, or None with the reason noted."""
+        if spec.tensors > 1:
+            self.float_weights[layer.name] = f"a sum of {spec.tensors} tensors"
+        elif spec.correction == "mean_variance":
+            self.float_weights[layer.name] = "corrected to the mean and variance of the float weight"
+        else:
+            qparams = fit(spec, weight, axis=layer.weight_axis)
+            if isinstance(qparams, UniformQParams):
+                return StoredWeight.of(weight, qparams)
+            self.float_weights[layer.name] = f"levels of kind {spec.kind}"
+        return None
+
+    def _write_bias(self, layer: Layer, codes: np.ndarray, scale: np.ndarray) -> str:
+        graph = self.graph
+        parameters = (
+            graph.initializer(BIAS_CODES_NAME.format(layer.name), codes),
+            graph.initializer(BIAS_SCALE_NAME.format(layer.name), scale),
+            graph.constant(np.zeros_like(scale), np.int32),
+        )
+        return graph.add("DequantizeLinear", *parameters, axis=0 if scale.ndim else None)
+
+    # --- values
+
+    def _real(self, value: str) -> Any:
+        """``value`` as reals, its codes dequantized once."""
+        if value not in self.reals:
+            codes, grid = self.codes[value]
+            self.reals[value] = self._dequantized(codes, grid)
+        return self.reals[value]
+
+    def _dequantized(self, codes: Value, grid: ActivationGrid) -> Value:
+        result = Value(grid.write_dequantize(self.graph, codes.name), codes.shape)
+        self.coded[result.name] = codes, grid
+        return result
+
+    def _on_grid(self, value: str, qparams: QParams) -> Value:
+        """``value`` on a grid that its producer did not put it on; one pair for all readers that want it."""
+        key = (value, id(qparams))
+        if key not in self.quantized:
+            grid = activation_grid(self.graph.scope, "input", qparams)
+            self.quantized[key] = self._dequantized(self._quantize(self._real(value), grid, None), grid)
+        return self.quantized[key]
+
+    def _quantize(
+        self,
+        x: Value,
+        grid: ActivationGrid,
+        bounds: Bounds | None,
+        result: str | None = None,
+        in_reals: bool = False,
+    ) -> Value:
+        """``x`` clipped to ``bounds`` as codes of ``grid``, called ``result``.
+
+        With ``in_reals`` a clip is written in front of the rounding, at least the one at the grid's lower end: ONNX
+        Runtime quantizes float weights to 8 bits on its own where a rounding follows their layer immediately.
+        """
+        rank, add, constant = len(x.shape), self.graph.add, self.graph.constant
+        low, high = np.asarray(0), np.asarray(grid.highest)
+        if bounds is not None and bounds.low is not None:
+            low = grid.encode(_array(bounds.low), rank)
+        if bounds is not None and bounds.high is not None:
+            high = grid.encode(_array(bounds.high), rank)
+        ends = [("Max", low)] if (low > 0).any() else []
+        ends += [("Min", high)] if (high < np.iinfo(grid.dtype).max).any() else []
+        if in_reals and not ends:
+            ends = [("Max", low)]
+        if not ends:
+            return Value(grid.write_quantize(self.graph, x.name, result), x.shape)
+        if in_reals or grid.dtype != np.uint8:  # runtimes lack kernels for 16-bit codes
+            # The same clip on the reals that the end codes stand for.
+            clipped = x.name
+            for op_type, end in ends:
+                clipped = add(op_type, clipped, constant(grid.decode(end, rank)))
+            return Value(grid.write_quantize(self.graph, clipped, result), x.shape)
+        codes = grid.write_quantize(self.graph, x.name)
+        if low.size == high.size == 1:
+            limits = (constant(end.reshape(()), grid.dtype) for end in (low, high))
+            return Value(add("Clip", codes, *limits, result=result), x.shape)
+        for i, (op_type, end) in enumerate(ends, 1):
+            codes = add(op_type, codes, constant(end, grid.dtype), result=result if i == len(ends) else None)
+        return Value(codes, x.shape)
+
+    # --- movements and what is no layer
+
+    def _movement(self, step: Step, node: fx.Node) -> None:
+        name = step.writes
+        if _operator(node) == "getitem":
+            self._item(name, node)
+            return
+        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        shape = self.shapes[name]
+        call = Call(self.graph, shape)
+        if source is not None and name in self.program.network.origins and source.name in self.codes:
+            codes, grid = self.codes[source.name]
+            if _moves_as_codes(grid):
+                self._note(name, self._moved(node, call, codes, grid), shape, grid)
+                return
+        arguments = [self._argument(argument, {}) for argument in node.args]
+        self._note(name, self._moved(node, call, arguments[0], None, arguments), shape, None)
+
+    def _moved(
+        self, node: fx.Node, call: Call, source: Any, grid: ActivationGrid | None, arguments: Sequence[Any] = ()
+    ) -> Any:
+        """Names of the node's results, ``source`` being reals, or codes of ``grid``."""
+        operator = _operator(node)
+        rest = list(arguments[1:]) or [self._argument(argument, {}) for argument in node.args[1:]]
+        if operator in ("split", "split_with_sizes", "chunk", "unbind"):
+            position = 0 if operator == "unbind" else 1
+            dim = rest[position] if len(rest) > position else node.kwargs.get("dim", 0)
+            return write_parts(self.graph, source, call.shape, dim, operator == "unbind")  # type: ignore[arg-type]
+        if grid is not None and pads_with(node.target, node.args) is not None:
+            zero = self.graph.constant(grid.zero_point, grid.dtype)
+            return WRITERS["pad"](call, source, rest[0], zero=zero)
+        return self._write(node, call, [source, *rest])
+
+    def _note(self, name: str, result: Any, shape: Any, grid: ActivationGrid | None) -> None:
+        if isinstance(result, tuple):
+            values = tuple(Value(part, part_shape) for part, part_shape in zip(result, shape, strict=True))
+            self.reals[name] = tuple((value, grid) for value in values)
+        elif grid is None:
+            self.reals[name] = Value(result, shape)
+        else:
+            self.codes[name] = Value(result, shape), grid
+
+    def _item(self, name: str, node: fx.Node) -> None:
+        parts, index = node.args
+        assert isinstance(parts, fx.Node)
+        value, grid = self.reals[parts.name][index]
+        if grid is None:
+            self.reals[name] = value
+        else:
+            self.codes[name] = value, grid
+
+    # --- arguments
+
+    def _argument(self, argument: Any, over: Mapping[str, Any]) -> Any:
+        def found(leaf: Any) -> Any:
+            if not isinstance(leaf, fx.Node):
+                return leaf
+            if leaf.op != "get_attr":
+                return over[leaf.name] if leaf.name in over else self._real(leaf.name)
+            key = str(leaf.target)
+            return over[key] if key in over else Constant(key, self.program.network.tensors[key])
+
+        return pytree.tree_map(found, argument)
+
+    def _write(self, node: fx.Node, call: Call, arguments: Sequence[Any]) -> Any:
+        operator = _operator(node)
+        writer = WRITERS.get(operator)
+        if writer is None:
+            raise QuantopsyError(
+                f"operator {node.target} of {self.graph.scope!r}",
+                "there is no ONNX form of it here",
+                "replace it in the model by operators of convolutional networks",
+            )
+        keywords = {key: self._argument(value, {}) for key, value in node.kwargs.items()}
+        return writer(call, *arguments, **keywords)
+
+
+def _operator(node: fx.Node) -> str:
+    target: Any = node.target
+    return target._schema.name.removeprefix("aten::") if hasattr(target, "_schema") else target.__name__
+
+
+def _array(bound: Any) -> np.ndarray:
+    return bound.tensor.detach().numpy() if isinstance(bound, Constant) else np.asarray(bound)
+
+
+def activation_grid(layer: str, role: str, qparams: QParams) -> ActivationGrid:
+    """The grid as ONNX has it. Raises :class:`QuantopsyError` for one whose levels are not evenly spaced."""
+    if not isinstance(qparams, UniformQParams):
+        raise QuantopsyError(
+            f"{role} of layer {layer!r}",
+            "ONNX quantizes activations to evenly spaced levels only",
+            "give kind uniform to inputs and outputs",
+        )
+    return ActivationGrid.of(qparams)
+
+
+def _moves_as_codes(grid: ActivationGrid) -> bool:
+    """Whether runtimes have kernels that move codes of ``grid``."""
+    return grid.dtype == np.uint8 and grid.per_tensor
+
+
+def _has_integer_form(layer: Layer, stored: StoredWeight | None, coded: tuple[Value, ActivationGrid] | None) -> bool:
+    """Whether ConvInteger can compute the layer: ONNX Runtime's takes one zero point for all channels."""
+    return (
+        layer.op in ("conv1d", "conv2d", "conv3d")
+        and coded is not None
+        and _moves_as_codes(coded[1])
+        and stored is not None
+        and stored.has_kernels
+        and stored.shared_zero_point is not None
+    )
+
+
+def with_integer_bias(
+    stored: StoredWeight, weight: Tensor, bias: Tensor, input_scale: float | None
+) -> tuple[StoredWeight, tuple[np.ndarray, np.ndarray] | None]:
+    """The bias as int32 codes and their scale ``s_x s_w``, and the weight, whose scale it may have to enlarge.
+
+    A channel whose weights are next to nothing has a scale so small that its bias leaves int32: there the weight
+    gets the smallest scale at which the bias takes half of int32, the rest being the sum's. The bias of a weight that
+    meets no integer kernel has the finest scale that holds it. No integers (None) for a real input.
+    """
+    reals = bias.detach().double().numpy()
+    if not stored.has_kernels:
+        largest = max(float(np.abs(reals).max()), float(np.finfo(np.float32).tiny))
+        scales = np.asarray(largest / LARGEST_BIAS, np.float32)
+    elif input_scale is None:
+        return stored, None
+    else:
+        per_channel = stored.qparams.axis is not None
+        needed = torch.from_numpy(np.abs(reals) / LARGEST_BIAS / input_scale).float()
+        # The groups of a transposed convolution share their scales.
+        needed = needed.reshape(-1, len(stored.qparams.scale)).amax(0) if per_channel else needed.amax()
+        if bool((needed > stored.qparams.scale).any()):
+            scale = torch.maximum(stored.qparams.scale, needed)
+            stored = StoredWeight.of(weight, replace(stored.qparams, scale=scale))
+        scales = np.asarray(stored.qparams.scale.numpy() * np.float32(input_scale))
+        if per_channel:
+            scales = np.tile(scales, len(reals) // len(scales))
+    return stored, (np.round(reals / scales.astype(np.float64)).astype(np.int32), scales)
+
+
+def _shapes(program: Program) -> dict[str, Any]:
+    """Shape of every value, None where the number of images decides; a plain number as itself, or None."""
+    runs = []
+    for images in (2, 3):
+        values = program.place([torch.zeros(images, *shape) for shape in program.network.input_shapes])
+        with torch.inference_mode():
+            program.forward(values, keep=True)
+        runs.append(values)
+
+    def shape(first: Any, second: Any) -> Any:
+        if isinstance(first, Tensor):
+            return tuple(a if a == b else None for a, b in zip(first.shape, second.shape, strict=True))
+        if isinstance(first, list | tuple):
+            return tuple(shape(a, b) for a, b in zip(first, second, strict=True))
+        return first if first == second else None
+
+    return {name: shape(value, runs[1][name]) for name, value in runs[0].items()}
