@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,18 @@ from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.quant.encoding import qparams_from_json, qparams_to_json
 from quantopsy.transforms.registry import from_json
+
+
+def portable(network: Network, plan: Plan, calibration: Calibration) -> Plan:
+    """``plan`` with the shifts that its corrected biases take away given as tensors: means of images stay behind."""
+    specs = dict(plan.sites)
+    for site, spec in plan.sites:
+        layer = network.layer(site.layer)
+        if site.role == "weight" and spec.correction == "bias" and layer.weight is not None:
+            weight = network.tensors[layer.weight]
+            change = calibration.quantized_weight(layer, spec, weight) - weight
+            specs[site] = replace(spec, correction=calibration.give(calibration.shift(layer, spec, change)))
+    return Plan.of(specs)
 
 
 def encodings_of(network: Network, plan: Plan, calibration: Calibration) -> Encodings:

@@ -28,7 +28,7 @@ from quantopsy.core import Cause, Plan, QuantopsyError, Site
 from quantopsy.core.recipe import Estimate, Expected, Recipe, Repair, Step
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.network import Network
-from quantopsy.remedy.apply import encodings_of, given_of, model_of
+from quantopsy.remedy.apply import encodings_of, given_of, model_of, portable
 from quantopsy.remedy.clinic import Clinic, Difference, Treatment
 from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals
 from quantopsy.remedy.target import ANY, Target, check_start, target
@@ -396,7 +396,8 @@ def written(
     clinic: Clinic, treatment: Treatment, expected: Expected, steps: tuple[Step, ...], provenance: Mapping[str, Any]
 ) -> Recipe:
     """The recipe of ``treatment``."""
-    ward, plan = clinic.ward(treatment.transforms), clinic.plan(treatment)
+    ward = clinic.ward(treatment.transforms)
+    plan = portable(ward.network, clinic.plan(treatment), ward.calibration)
     return Recipe(
         plan=plan,
         transforms=tuple(clinic.transform(seal).to_json() for seal in treatment.transforms),

@@ -36,6 +36,9 @@ from quantopsy.study import FLOAT, Store
 FRONT = 12
 """Limits of the front, evenly between the least and the most that bit-widths can cost."""
 
+Proposal = tuple[str, Criterion, Selection]
+"""What it is called, the criterion that it comes from, and the selection."""
+
 PROBES = 4
 """Random probes of the noise: their products are what interactions are estimated from."""
 
@@ -134,7 +137,10 @@ class Session:
         baseline = self._baseline()
         now = Treatment(self.choices.realised(chosen), correction=correction)
         before = Treatment(self.choices.realised(self._uniform(baseline)), correction=correction)
-        front, rest = self._front(best), self._front("greedy") if best != "greedy" else ()
+        front, rest = (
+            tuple(self._outcome(words, name, selection, self.parts.confirm) for words, name, selection in found)
+            for found in self._fronts(best)
+        )
         uniform = tuple(
             self._outcome(f"uniform {bits} bits", best, self._uniform(bits), self.parts.confirm)
             for bits in self._widths
@@ -248,21 +254,38 @@ class Session:
 
         return min(known, key=noise)
 
-    def _front(self, criterion: Criterion) -> tuple[Outcome, ...]:
-        """The best under limits that rise from the least to the most that bit-widths can cost, other limits held."""
+    def _fronts(self, criterion: Criterion) -> tuple[list[Proposal], list[Proposal]]:
+        """The best, and the greedy, under limits that rise from least to most, other limits held.
+
+        The best of a limit is what leaves less noise on the first images, greedy steps being a candidate too: a
+        program's optimum is one of predicted noise.
+        """
         cost, shape = self.limits[0].cost, self.choices.shape
         parts = np.split(cost.linear, shape.starts[1:])
         least, most = (shape.cost(cost, tuple(int(pick(part)) for part in parts)) for pick in (np.argmin, np.argmax))
-        found: dict[Selection, None] = {}
+        front: dict[Selection, Proposal] = {}
+        steps: dict[Selection, Proposal] = {}
         last: Selection | None = None
         for budget in np.unique([*np.linspace(least, most, FRONT), self.limits[0].most]):
             if budget > most:
                 continue
             limits = [Limit(cost, float(budget)), *self.limits[1:]]
             last = self._solved(criterion, limits, last) or last
+            stepped = self._solved("greedy", limits)
+            candidates: list[Proposal] = []
             if last is not None:
-                found[last] = None
-        return tuple(self._outcome(criterion, criterion, selection, self.parts.confirm) for selection in found)
+                candidates.append((criterion, criterion, last))
+            if stepped is not None:
+                candidates.append(("greedy", "greedy", stepped))
+                steps[stepped] = candidates[-1]
+            if candidates:
+                taken = min(candidates, key=lambda proposal: self._noise(proposal[2]))
+                front.setdefault(taken[2], taken)
+        return list(front.values()), list(steps.values())
+
+    def _noise(self, selection: Selection) -> float:
+        treatment = Treatment(self.choices.realised(selection), correction="analytic")
+        return float(self.clinic.result(treatment, self.parts.search).energy.mean())
 
     @property
     def _widths(self) -> list[int]:

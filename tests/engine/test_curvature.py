@@ -1,0 +1,37 @@
+"""Curvature of the decision with every weight, against the whole Fisher matrix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jacrev
+
+from quantopsy.engine.curvature import mean_curvature
+from quantopsy.graph.capture import capture
+from quantopsy.graph.execute import compile_network
+
+
+def test_it_is_the_mean_diagonal_of_the_fisher_information() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4)).eval()
+    x = torch.randn(6, 2, 4, 4)
+    parameters = dict(module.named_parameters())
+    program = compile_network(capture(module, (x,)))
+
+    def logits(some, image):
+        return functional_call(module, some, image[None])[0]
+
+    exact = dict.fromkeys(("0", "3"), 0.0)
+    for image in x:
+        jacobian = jacrev(logits)(parameters, image)
+        share = logits(parameters, image).detach().softmax(0)
+        for name in exact:
+            j = jacobian[f"{name}.weight"].detach().reshape(4, -1)
+            # F = J' (diag p - p p') J
+            fisher = (share[:, None] * j.square()).sum(0) - (share @ j).square()
+            exact[name] += float(fisher.mean()) / len(x)
+    draws = [mean_curvature(program, [(x[:4],), (x[4:],)], seed=seed) for seed in range(400)]
+    for name, expected in exact.items():
+        found = sum(draw[name] for draw in draws) / len(draws)
+        assert found == pytest.approx(expected, rel=0.15)
