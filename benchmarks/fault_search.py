@@ -103,12 +103,12 @@ def layer_plans(subject: Subject, layers: Iterable[str]) -> dict[str, Plan]:
     return {name: single_layer(subject.full, subject.network.layer(name)) for name in layers}
 
 
-def open_subject(name: str) -> Subject:
-    """A network of the zoo with evaluation images, and others for its ranges."""
+def open_subject(name: str, count: int | None = None) -> Subject:
+    """A network of the zoo with ``count`` evaluation images, and others for its ranges."""
     import zoo
 
     sets = zoo.NETWORKS[name]["datasets"]
-    images, labels = _stacked(zoo.images(name, sets[0], IMAGES.get(name, DEFAULT_IMAGES)))
+    images, labels = _stacked(zoo.images(name, sets[0], count or IMAGES.get(name, DEFAULT_IMAGES)))
     mixed = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))  # the first few are of all classes
     images, labels = images[mixed], labels[mixed]
     calibration, _ = _stacked(zoo.images(name, sets[1], CALIBRATION_IMAGES))

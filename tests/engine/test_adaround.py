@@ -48,10 +48,11 @@ def test_it_finds_the_best_of_all_roundings() -> None:
 
 
 @pytest.mark.parametrize(
-    "convolution", [nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.Conv2d(6, 6, 3, groups=6, dilation=2)]
+    "make", [lambda: nn.Conv2d(6, 8, 3, stride=2, padding=1), lambda: nn.Conv2d(6, 6, 3, groups=6, dilation=2)]
 )
-def test_what_is_better_on_patches_is_better_on_whole_maps(convolution: nn.Conv2d) -> None:
+def test_what_is_better_on_patches_is_better_on_whole_maps(make) -> None:
     torch.manual_seed(1)
+    convolution = make()
     # Neighbours and channels that go together, as in images.
     x = nn.functional.avg_pool2d(torch.randn(8, 1, 16, 16), 5, 1) * 5 + 0.2 * torch.randn(8, 6, 12, 12)
     spec = Spec(bits=3, granularity="per_channel", symmetric=True, signed=True)

@@ -306,7 +306,8 @@ class _Program:
             integrality=np.append(np.ones(binary), np.zeros(self.columns - binary + 1)),
             bounds=Bounds(lower, upper),
             constraints=LinearConstraint(matrix, low, most),
-            options={"mip_rel_gap": GAP / 10, "time_limit": _SECONDS},
+            # HiGHS 1.12's presolve writes a line of its own on standard output now and then.
+            options={"mip_rel_gap": GAP / 10, "time_limit": _SECONDS, "presolve": False},
         )
         if found.x is None:
             return None
