@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
-from quantopsy.core.recipe import Expected, Given, Recipe, Repair, Step
+from quantopsy.core.recipe import Expected, Given, Mended, Recipe, Repair, Step
 
 STEP = Step("a: clipped", ("a",), "free", True, "noise -3 %", (-1.0, -2.0, 0.5), (0.9, 0.8, 1.0), (3.0, 2.0, 4.0), 0.5)
 EXPECTED = Expected("top1", "points", 30, 0.95, *[(1.0, 0.5, 1.5)] * 6)
@@ -36,8 +36,10 @@ def test_a_file_reads_back_as_it_was_written(tmp_path) -> None:
 
 
 def test_a_repair_reads_back_through_json() -> None:
-    done = Repair(8, "any", 0.5, True, (STEP,), EXPECTED, (("a", 0.5),), (0.1, 0.0, 0.2))
+    layers = (Mended("a", (4.0, 1.0), (9.0, 2.0)), Mended("b", (2.0, 3.0), None))
+    done = Repair(8, "any", 0.5, True, (STEP,), EXPECTED, layers, (0.1, 0.0, 0.2))
     assert Repair.from_json(json.loads(json.dumps(done.to_json()))) == done
+    assert done.left == (("b", 0.75), ("a", 0.25))
 
 
 @given(st.binary())

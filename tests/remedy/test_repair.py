@@ -20,6 +20,7 @@ from quantopsy.graph.capture import capture
 from quantopsy.remedy.applied import apply
 from quantopsy.remedy.apply import realised
 from quantopsy.remedy.repair import Parts, repair
+from quantopsy.report.repaired import repair_section
 
 EFFORT = Effort(steps=20)
 
@@ -88,6 +89,22 @@ def test_what_was_lost_comes_back_for_nothing_at_run_time(outcome) -> None:
     kept = [step for step in done.steps if step.kept]
     assert kept
     assert any("equalization" in step.words for step in kept)
+
+
+def test_every_layer_is_shown_before_and_after(outcome) -> None:
+    _, results = outcome
+    layers = {layer.name: layer for layer in results.repaired.layers}
+    assert set(layers) == set(results.cells["name"])
+    # What was planted: the first weight's channels are 300 times as wide as one another.
+    before, after = layers["first"].spread
+    assert before == pytest.approx(300**0.5, rel=0.7)
+    assert after < 0.5 * before
+    assert sum(layer.noise[1] for layer in layers.values()) < sum(layer.noise[0] for layer in layers.values())
+    charts = [chart.title for chart in repair_section(results).charts]
+    assert charts[1:] == [
+        "Noise of every layer, before and after",
+        "Range of every weight over its median channel's, before and after",
+    ]
 
 
 def test_decisions_and_proof_look_at_different_images(outcome) -> None:

@@ -65,12 +65,24 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Mended:
+    """A layer before and after a repair.
+
+    ``noise``: what the screen expects its quantization to add to the network's noise. ``spread`` of its weight: the
+    widest output channel's range over the median one's; None of a layer without a weight.
+    """
+
+    name: str
+    noise: tuple[float, float]
+    spread: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
 class Repair:
     """What a repair did and what is left.
 
-    ``met``: whether the loss on images held out is at most ``max_drop``. ``left``: the layers that the screen holds
-    responsible for the noise that remains, with their shares. ``unbounded``: what the network would lose with
-    16 bits at every site.
+    ``met``: whether the loss on images held out is at most ``max_drop``. ``layers``: all of them, in topological
+    order. ``unbounded``: what the network would lose with 16 bits at every site.
     """
 
     bits: int
@@ -79,8 +91,15 @@ class Repair:
     met: bool
     steps: tuple[Step, ...]
     expected: Expected
-    left: tuple[tuple[str, float], ...]
+    layers: tuple[Mended, ...]
     unbounded: Estimate
+
+    @property
+    def left(self) -> tuple[tuple[str, float], ...]:
+        """Layers by their share of the noise that remains, the largest first."""
+        total = sum(layer.noise[1] for layer in self.layers) or 1.0
+        ordered = sorted(self.layers, key=lambda layer: -layer.noise[1])
+        return tuple((layer.name, layer.noise[1] / total) for layer in ordered)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -94,7 +113,7 @@ class Repair:
                 **data,
                 "steps": tuple(Step(**_tuples(step)) for step in data["steps"]),
                 "expected": Expected(**_tuples(data["expected"])),
-                "left": tuple((name, share) for name, share in data["left"]),
+                "layers": tuple(Mended(**_tuples(layer)) for layer in data["layers"]),
                 "unbounded": tuple(data["unbounded"]),
             }
         )

@@ -7,7 +7,7 @@ third is looked at once, at the end, and is what the result is reported on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -25,9 +25,10 @@ from quantopsy.analysis.significance import Interval
 from quantopsy.analysis.subject import Subject, reopen
 from quantopsy.analysis.summary import summarise
 from quantopsy.core import Cause, Plan, QuantopsyError, Site
-from quantopsy.core.recipe import Estimate, Expected, Recipe, Repair, Step
+from quantopsy.core.recipe import Estimate, Expected, Mended, Recipe, Repair, Step
 from quantopsy.engine.adaround import Effort
-from quantopsy.graph.network import Network
+from quantopsy.graph.network import Layer, Network
+from quantopsy.quant.grouping import rows_per_channel
 from quantopsy.remedy.apply import encodings_of, given_of, model_of, portable
 from quantopsy.remedy.clinic import Clinic, Difference, Treatment
 from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals
@@ -46,7 +47,6 @@ LAYERS = 8  # that a round of local fixes looks at
 EFFECT_WHOLE, EFFECT_ALONE = 0.95, 0.7
 """Noise after over before from which less of it is worth a step: of the whole network, of a layer alone."""
 
-LEFT = 5  # layers that are named for the noise that remains
 TRIED = 2  # fixes of a layer that are run, of those that the screen likes best
 
 
@@ -335,14 +335,23 @@ class Session:
 
     def _loud(self) -> list[str]:
         """Layers by the noise that the screen expects of them as the network is treated now."""
-        return [name for name, _ in self._shares()][:LAYERS]
+        noises = self._noises(self.now)
+        return sorted(noises, key=lambda name: -noises[name])[:LAYERS]
 
-    def _shares(self) -> list[tuple[str, float]]:
-        plan = self.clinic.plan(self.now)
-        scores = self.clinic.screened(self.now, {site: [spec] for site, spec in plan.sites}, self.parts.search)
-        noise = {name: float(np.square(e).mean()) for name, e in scores.by_layer(plan).items()}
-        total = sum(noise.values()) or 1.0
-        return sorted(((name, part / total) for name, part in noise.items()), key=lambda pair: -pair[1])
+    def _noises(self, treatment: Treatment) -> dict[str, float]:
+        """By layer the noise that the screen expects of its sites under a treatment."""
+        plan = self.clinic.plan(treatment)
+        scores = self.clinic.screened(treatment, {site: [spec] for site, spec in plan.sites}, self.parts.search)
+        return {name: float(np.square(e).mean()) for name, e in scores.by_layer(plan).items()}
+
+    def _mended(self) -> Iterator[Mended]:
+        noises = [self._noises(treatment) for treatment in (self.before, self.now)]
+        networks = [self.clinic.ward(treatment.transforms).network for treatment in (self.before, self.now)]
+        for layer in networks[0].layers:
+            if layer.name in noises[0]:
+                spread = [_spread(network, layer) for network in networks] if layer.weight else None
+                before, after = (noise.get(layer.name, 0.0) for noise in noises)
+                yield Mended(layer.name, (before, after), None if spread is None else (spread[0], spread[1]))
 
     def _network(self) -> Network:
         return self.clinic.ward(self.now.transforms).network
@@ -364,7 +373,7 @@ class Session:
             met=lost <= self.max_drop,
             steps=recipe.steps,
             expected=expected,
-            left=tuple(self._shares()[:LEFT]),
+            layers=tuple(self._mended()),
             unbounded=unbounded,
         )
         return recipe, done
@@ -417,6 +426,15 @@ def provenance_of(results: Results, subject: Subject, parts: Parts) -> dict[str,
         "given": subject.given.to_json(),
         "images": {name: len(part) for name, part in vars(parts).items()},
     }
+
+
+def _spread(network: Network, layer: Layer) -> float:
+    """The widest output channel of a weight over the median one of those that are not all zero."""
+    weight = network.weight(network.layer(layer.name))
+    assert weight is not None
+    reach = rows_per_channel(weight, layer.weight_axis).abs().amax(1)
+    alive = reach[reach > 0]
+    return float(alive.max() / alive.median()) if len(alive) else 1.0
 
 
 def estimate(interval: Interval) -> Estimate:

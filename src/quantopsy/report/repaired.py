@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -20,8 +21,12 @@ from quantopsy.report.wording import (
     interval,
     percent,
     signed,
+    significant,
     with_interval,
 )
+
+_NAMED = 5  # layers, for the noise that remains
+_CHANGED = 0.01  # of a ratio of ranges: what scales do, and rounding does not
 
 
 def repair_statements(results: Results) -> list[str]:
@@ -42,7 +47,7 @@ def repair_section(results: Results) -> Section | None:
         "Repair",
         note="Steps are kept or dropped by images set apart for that; the figures in the first sentence are of others.",
         statements=tuple(repair_statements(results)),
-        charts=(path_chart(results, done),),
+        charts=(path_chart(results, done), layers_chart(done), *spread_chart(done)),
         table=steps_table(results, done),
     )
 
@@ -94,7 +99,7 @@ def _path(done: Repair) -> Iterator[str]:
 
 def _rest(results: Results, done: Repair) -> Iterator[str]:
     if done.left:
-        named = ", ".join(f"`{name}` {percent(share)}" for name, share in done.left)
+        named = ", ".join(f"`{name}` {percent(share)}" for name, share in done.left[:_NAMED])
         yield f"The noise that is left is mostly of {named}, as screened."
     decimals = degradation_decimals(results)
     unit = f" {results.unit}" if results.unit else ""
@@ -152,6 +157,49 @@ def path_chart(results: Results, done: Repair) -> Chart:
         lines,
         hollow="dropped",
         note="Steps in the order of the table, over the images that decide; bars are intervals.",
+        wide=True,
+    )
+
+
+def layers_chart(done: Repair) -> Chart:
+    """Noise of every layer before and after, as screened."""
+    return _before_and_after(
+        "Noise of every layer, before and after",
+        "noise",
+        {layer.name: layer.noise for layer in done.layers if min(layer.noise) > 0},
+        "What the screen expects each layer's grids to add to the network's noise.",
+    )
+
+
+def spread_chart(done: Repair) -> Iterator[Chart]:
+    """How unlike the channels of every weight are, where a transform changed it."""
+    spreads = {layer.name: layer.spread for layer in done.layers if layer.spread is not None}
+    if any(abs(after / before - 1) > _CHANGED for before, after in spreads.values()):
+        yield _before_and_after(
+            "Range of every weight over its median channel's, before and after",
+            "widest over median channel",
+            spreads,
+            "1 where all output channels use the grid of their tensor alike.",
+        )
+
+
+def _before_and_after(title: str, axis: str, values: Mapping[str, tuple[float, float]], note: str) -> Chart:
+    def points(which: int) -> tuple[Point, ...]:
+        return tuple(
+            Point(float(n), pair[which], title=f"{name}\n{significant(pair[0])} before, {significant(pair[1])} after")
+            for n, (name, pair) in enumerate(values.items())
+        )
+
+    return Chart(
+        title,
+        Axis("layer", names=tuple(str(n) for n in range(len(values)))),
+        Axis(axis, logarithmic=True),
+        (
+            Group("before", tuple(replace(point, hollow=True) for point in points(0)), Tone("muted")),
+            Group("after", points(1), Tone("accent")),
+        ),
+        hollow="before",
+        note=note,
         wide=True,
     )
 
