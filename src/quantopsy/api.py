@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from quantopsy.core.recipe import Recipe
+    from quantopsy.export.onnx.recipe import Delivered
     from quantopsy.remedy.applied import Applied
 
 REPORT = "report.html"
@@ -297,6 +298,28 @@ def apply(
     return run(recipe, model, data, progress=progress, **settings)
 
 
+def export_onnx(
+    recipe: str | Path | Recipe,
+    out: str | Path = "model.onnx",
+    model: Any = None,
+    data: Any = None,
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Delivered:
+    """What a recipe makes of ``model`` as an ONNX QDQ file, run beside the simulation on ``data``, and timed.
+
+    ``settings``: ``metric``, ``preprocess``, ``samples``, ``opset``, ``integer_convolutions``, ``threads``, as
+    :func:`quantopsy.export.onnx.recipe.export_recipe` takes them. Without model and data those of the study that the
+    recipe comes from are taken.
+    """
+    try:
+        from quantopsy.export.onnx.recipe import export_recipe as run
+    except ImportError as error:
+        raise QuantopsyError("ONNX", f"it cannot be imported ({error})", 'pip install "quantopsy[onnx]"') from error
+    return run(recipe, out, model, data, progress=progress, **settings)
+
+
 def check_calibration(
     model: Any,
     data: Any,
@@ -487,6 +510,7 @@ __all__ = [
     "check_calibration",
     "compare",
     "diagnose",
+    "export_onnx",
     "finish",
     "finish_schemes",
     "open_study",

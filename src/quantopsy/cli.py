@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from quantopsy.core import QuantopsyError
 
+_EXITS = ("onnx",)
+
 app = typer.Typer(
     help="A post-mortem for quantized convolutional networks.",
     no_args_is_help=True,
@@ -394,6 +396,60 @@ def apply_(
         return
     for sentence in applied_sentences(found):
         Console().print(sentence, highlight=False)
+
+
+@app.command()
+def export(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json, or the study that it is in")],
+    to: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="The file  [default: model.onnx beside the recipe]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="FILE.pt2 or package.module:callable  [default: the recipe's]")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Images to compare on  [default: the recipe's]")] = None,
+    metric: Annotated[str | None, typer.Option(help="As of analyze")] = None,
+    samples: Annotated[int, typer.Option(help="An evenly spaced subset of the images")] = 256,
+    preprocess: Annotated[
+        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="Of ONNX, 21 or higher")] = 21,
+    integer_convolutions: Annotated[
+        bool, typer.Option(help="ConvInteger where no activation's rounding follows at once: integers, but slow")
+    ] = False,
+    threads: Annotated[int, typer.Option(help="Of ONNX Runtime")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Write the network of a recipe as a file that runs, compared with the simulation layer by layer, and timed."""
+    from quantopsy.core import names
+    from quantopsy.report.exported import export_cautions, export_statements, times_table
+    from quantopsy.report.terminal import bullets, print_part
+
+    if to not in _EXITS:
+        raise names.unknown(to, _EXITS, "file format")
+    from quantopsy.api import export_onnx
+
+    folder = recipe if recipe.is_dir() else recipe.parent
+    with watched(as_json) as watch, _kept_clean(as_json):
+        found = export_onnx(
+            recipe,
+            out or folder / "model.onnx",
+            model,
+            data,
+            metric=metric,
+            preprocess=preprocess,
+            samples=samples,
+            opset=opset,
+            integer_convolutions=integer_convolutions,
+            threads=threads,
+            progress=watch,
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+        return
+    console = Console()
+    print_part(console, bullets(export_statements(found), export_cautions(found)))
+    print_part(console, times_table(found))
+    console.print(f"\nFile: {found.exported.path}", highlight=False)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from quantopsy.core import Plan, QuantopsyError
 
 FILE = "study.sqlite"
 FLOAT = 0  # the run of the float network
-_VERSION = 3
+_VERSION = 4
 
 _SCHEMA = """
 CREATE TABLE note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

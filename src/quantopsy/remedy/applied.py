@@ -21,6 +21,7 @@ from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.metrics import measure
 from quantopsy.remedy.apply import Simulated, realised
+from quantopsy.remedy.repair import RECIPE
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,8 @@ def apply(
     they have names. Raises :class:`QuantopsyError` for a recipe of another network and whatever else can be mended.
     """
     progress = progress or Silent()
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
-    noted: Mapping[str, Any] = recipe.provenance.get("given", {})
-    parts = {"model": model, "data": data, "metric": metric, "preprocess": preprocess}
-    parts = {name: noted.get(name) if value is None else value for name, value in parts.items()}
-    for name, value in parts.items():
-        if (value is None and name in ("model", "data")) or (isinstance(value, Mapping) and "object" in value):
-            raise QuantopsyError("recipe", f"it does not name its {name}", f"give --{name}, or {name}= in Python")
-    subject = make_ready(Given(**parts), Settings(samples=samples, device=device), progress)
+    settings = Settings(samples=samples, device=device)
+    recipe, subject = opened(recipe, settings, progress, model=model, data=data, metric=metric, preprocess=preprocess)
     network, calibration = realised(recipe, subject.network)
     module = Simulated(network, recipe.plan, calibration, device)
     exact, quantized = _statistics(subject, module, progress)
@@ -91,6 +86,25 @@ def apply(
         expected=recipe.expected,
         module=module,
     )
+
+
+def opened(recipe: Recipe | str | Path, settings: Settings, progress: Progress, **parts: Any) -> tuple[Recipe, Subject]:
+    """A recipe, its file or its study's folder, with what it is to be run on.
+
+    ``parts``: ``model``, ``data``, ``metric``, ``preprocess``; what is None is as the recipe's study had it. Raises
+    :class:`QuantopsyError` where that has no name.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(_file(Path(recipe)))
+    noted: Mapping[str, Any] = recipe.provenance.get("given", {})
+    parts = {name: noted.get(name) if value is None else value for name, value in parts.items()}
+    for name, value in parts.items():
+        if (value is None and name in ("model", "data")) or (isinstance(value, Mapping) and "object" in value):
+            raise QuantopsyError("recipe", f"it does not name its {name}", f"give --{name}, or {name}= in Python")
+    return recipe, make_ready(Given(**parts), settings, progress)
+
+
+def _file(path: Path) -> Path:
+    return path / RECIPE if path.is_dir() else path
 
 
 def _statistics(subject: Subject, module: Simulated, progress: Progress) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from quantopsy.calibrate import fit
 from quantopsy.core import Plan, QuantopsyError, Spec
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine, LayerQuantizers
@@ -235,7 +234,7 @@ class _Export:
             grid = self.coded[source.name][1] if source.name in self.coded else None
             input_scale = float(grid.scale) if grid is not None and grid.per_tensor else None
             if bias is not None and layer.op != "batch_norm":
-                stored, integers = with_integer_bias(stored, weight, bias, input_scale)
+                stored, integers = with_integer_bias(stored, bias, input_scale)
             written = (stored.transposed if turned else stored).write(self.graph, name)
         over[layer.weight] = Constant(layer.weight, weight, written)
         if bias is None or (integers is None and quantizers.shift is None):
@@ -269,9 +268,12 @@ class _Export:
         elif spec.correction == "mean_variance":
             self.float_weights[layer.name] = "corrected to the mean and variance of the float weight"
         else:
-            qparams = fit(spec, weight, axis=layer.weight_axis)
+            qparams = self.calibration.weight_qparams(layer, spec, weight)
             if isinstance(qparams, UniformQParams):
-                return StoredWeight.of(weight, qparams)
+                given = spec.rounding != "nearest"
+                return StoredWeight.of(
+                    self.calibration.quantized_weight(layer, spec, weight) if given else weight, qparams
+                )
             self.float_weights[layer.name] = f"levels of kind {spec.kind}"
         return None
 
@@ -460,7 +462,7 @@ def _has_integer_form(layer: Layer, stored: StoredWeight | None, coded: tuple[Va
 
 
 def with_integer_bias(
-    stored: StoredWeight, weight: Tensor, bias: Tensor, input_scale: float | None
+    stored: StoredWeight, bias: Tensor, input_scale: float | None
 ) -> tuple[StoredWeight, tuple[np.ndarray, np.ndarray] | None]:
     """The bias as int32 codes and their scale ``s_x s_w``, and the weight, whose scale it may have to enlarge.
 
@@ -481,7 +483,7 @@ def with_integer_bias(
         needed = needed.reshape(-1, len(stored.qparams.scale)).amax(0) if per_channel else needed.amax()
         if bool((needed > stored.qparams.scale).any()):
             scale = torch.maximum(stored.qparams.scale, needed)
-            stored = StoredWeight.of(weight, replace(stored.qparams, scale=scale))
+            stored = StoredWeight.of(stored.reals, replace(stored.qparams, scale=scale))
         scales = np.asarray(stored.qparams.scale.numpy() * np.float32(input_scale))
         if per_channel:
             scales = np.tile(scales, len(reals) // len(scales))

@@ -84,17 +84,18 @@ class ActivationGrid:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """Integer codes of a weight and the grid they are on."""
+    """Integer codes of a weight, the grid they are on, and the ``reals`` that were put on it."""
 
     qparams: UniformQParams
     codes: Tensor
+    reals: Tensor
 
     @classmethod
     def of(cls, weight: Tensor, qparams: UniformQParams) -> StoredWeight:
         """``weight`` on its grid. Groups of one input channel and more are one per channel."""
         if qparams.group_size is not None and qparams.scale.shape[1] == 1:
             qparams = qparams.map_grids(lambda grid: grid[:, 0], group_size=None)
-        return cls(qparams, qparams.encode(weight.float()))
+        return cls(qparams, qparams.encode(weight.float()), weight)
 
     @cached_property
     def bits(self) -> int:
@@ -106,8 +107,9 @@ class StoredWeight:
         """Of a matrix: turned."""
         axis = self.qparams.axis
         turned = self.qparams.map_grids(lambda grid: grid, axis=None if axis is None else 1 - axis % 2)
-        return StoredWeight(turned, self.codes.T)
+        return StoredWeight(turned, self.codes.T, self.reals.T)
 
+    @property
     def dtype(self) -> Any:
         """numpy's type of the smallest ONNX integers that hold the codes."""
         signed = self.qparams.qmin < 0
@@ -134,17 +136,11 @@ class StoredWeight:
         Those of 4 bits are stored so and widened to 8 in the graph: a runtime does that once, when it loads the file,
         and may then use its 8-bit kernels.
         """
-        signed = self.qparams.qmin < 0
-        if self.bits <= 4:
-            dtype = ml_dtypes.int4 if signed else ml_dtypes.uint4
-        elif self.bits <= 8:
-            dtype = np.int8 if signed else np.uint8
-        else:
-            dtype = np.int16 if signed else np.uint16
+        dtype = self.dtype
         stored = graph.initializer(f"{name}.codes", self.codes.numpy().astype(dtype))
         if self.bits > 4 or not self.has_kernels:
             return stored, dtype
-        wide = np.int8 if signed else np.uint8
+        wide = np.int8 if self.qparams.qmin < 0 else np.uint8
         return graph.add("Cast", stored, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(wide))), wide
 
     def write(self, graph: OnnxWriter, name: str) -> str:

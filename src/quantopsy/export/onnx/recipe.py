@@ -1,0 +1,143 @@
+"""A recipe as a file that runs: written, compared with the simulation on images, and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from quantopsy.analysis.phases import pieces
+from quantopsy.analysis.progress import Progress, Silent
+from quantopsy.analysis.settings import Settings
+from quantopsy.analysis.subject import Subject
+from quantopsy.core import Plan
+from quantopsy.core.recipe import Recipe
+from quantopsy.data import Batch, prefetch
+from quantopsy.export.onnx.export import Exported, export_onnx
+from quantopsy.export.onnx.graph import OPSET, to_onnx
+from quantopsy.export.onnx.runtime import Latency, latency, seconds_by_layer
+from quantopsy.remedy.applied import opened
+from quantopsy.remedy.apply import realised
+
+SAMPLES = 256
+"""Images that the file is compared on, where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Seconds that ONNX Runtime spends in the kernels of a layer, of one image; "" is what belongs to no layer."""
+
+    layer: str
+    exact: float
+    quantized: float
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A recipe's file: what comparing it showed, and how fast it is beside the float network, one image at a time.
+
+    ``same_model``: whether the network has the weights that the recipe was made for.
+    """
+
+    exported: Exported
+    same_model: bool
+    exact_latency: Latency
+    latency: Latency
+    by_layer: tuple[LayerTime, ...]
+    threads: int
+
+    @property
+    def faster(self) -> float:
+        """How many times as fast as in float, by first quartiles: other work on the machine only adds."""
+        return self.exact_latency.low / self.latency.low
+
+    def to_json(self) -> dict[str, Any]:
+        """One document; shares are of 1, sizes in bytes, times in seconds."""
+        done = self.exported
+        found = done.verified
+        return {
+            "file": str(done.path),
+            "metric": found.metric,
+            "unit": found.unit,
+            "samples": found.images,
+            "float": found.float_network,
+            "simulated": found.simulated,
+            "stored": found.stored,
+            "runtime": found.runtime,
+            "lost": list(found.lost),
+            "departs": list(found.departs),
+            "plain": asdict(found.plain),
+            "optimised": asdict(found.optimised),
+            "layers": [asdict(layer) for layer in found.by_layer],
+            "integer": {**asdict(done.kernels)},
+            "float_weights": done.float_weights,
+            "bytes": done.bytes,
+            "bytes_float": done.bytes_float,
+            "same_model": self.same_model,
+            "threads": self.threads,
+            "latency": {"float": asdict(self.exact_latency), "quantized": asdict(self.latency)},
+            "seconds_by_layer": [asdict(layer) for layer in self.by_layer],
+        }
+
+
+def export_recipe(
+    recipe: Recipe | str | Path,
+    out: str | Path = "model.onnx",
+    model: Any = None,
+    data: Any = None,
+    *,
+    metric: Any = None,
+    preprocess: Any = None,
+    samples: int = SAMPLES,
+    opset: int = OPSET,
+    integer_convolutions: bool = False,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Delivered:
+    """Write what ``recipe`` makes of ``model`` to ``out`` as ONNX QDQ, once it was run beside the simulation.
+
+    ``recipe`` may be a study's folder. Model, data, metric and preprocessing are those of the recipe's study where
+    none are given. ``samples``: images to compare on. ``threads`` of the runtime. Raises :class:`QuantopsyError` for
+    what ONNX has no form for, for a recipe of another network, and where the file cannot be written.
+    """
+    progress = progress or Silent()
+    settings = Settings(samples=samples)
+    recipe, subject = opened(recipe, settings, progress, model=model, data=data, metric=metric, preprocess=preprocess)
+    network, calibration = realised(recipe, subject.network)
+    progress.start("ONNX Runtime", len(subject.order))
+    done = export_onnx(
+        network,
+        recipe.plan,
+        calibration,
+        out,
+        _batches(subject, progress),
+        subject.metric,
+        opset=opset,
+        integer_convolutions=integer_convolutions,
+        threads=threads,
+    )
+    models: Mapping[str, onnx.ModelProto] = {
+        "float": to_onnx(subject.network, Plan(), calibration, opset=opset),
+        "quantized": onnx.load(done.path),
+    }
+    one = subject.images.batch(np.sort(subject.order)[:1]).inputs
+    times = latency(models, network, one, threads=threads)
+    layers = {name: seconds_by_layer(found, network, one, threads=threads) for name, found in models.items()}
+    return Delivered(
+        exported=done,
+        same_model=recipe.model.get("fingerprint") == subject.network.fingerprint,
+        exact_latency=times["float"],
+        latency=times["quantized"],
+        by_layer=tuple(LayerTime(name, layers["float"][name], layers["quantized"][name]) for name in layers["float"]),
+        threads=threads,
+    )
+
+
+def _batches(subject: Subject, progress: Progress) -> Iterator[Batch]:
+    for batch in prefetch(subject.images, pieces(np.sort(subject.order), subject.tile)):
+        yield batch
+        progress.advance(len(batch))

@@ -1,0 +1,91 @@
+"""A file that was exported, in words and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import floor
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from quantopsy.report.wording import count, fixed, percent, significant, with_interval
+
+if TYPE_CHECKING:
+    from quantopsy.export.onnx.recipe import Delivered
+
+_SLOWEST = 5
+_NAMED = 5
+
+
+def export_statements(found: Delivered) -> Iterator[str]:
+    """What the file is worth, how it was checked, and what it costs."""
+    done = found.exported
+    checked = done.verified
+    decimals, unit = (1, f" {checked.unit}") if checked.unit else (4, "")
+    yield (
+        f"{checked.metric} {fixed(checked.runtime, decimals)} in ONNX Runtime, {fixed(checked.simulated, decimals)} "
+        f"simulated, float {fixed(checked.float_network, decimals)} ({count(checked.images, 'image')}): it loses "
+        f"{with_interval(*checked.lost, decimals)}{unit} against float, "
+        f"{with_interval(*checked.departs, decimals)}{unit} against the simulation."
+    )
+    layers = checked.optimised.layers
+    yield (
+        f"Layer by layer, from the runtime's own inputs, {_share(layers.equal)} of the elements equal the "
+        f"simulation's, {_share(layers.within_step)} are within a step; {fixed(checked.optimised.decisions, 1)} % "
+        "of the decisions are the same."
+    )
+    yield (
+        f"{percent(done.kernels.macs_share)} of the MACs run in integer kernels. {_size(done.bytes)} against "
+        f"{_size(done.bytes_float)} in float ({percent(done.size_ratio)})."
+    )
+    own, exact = (significant(1e3 * latency.low) for latency in (found.latency, found.exact_latency))
+    yield (
+        f"One image takes {own} ms against {exact} ms in float ({significant(found.faster, 2)} times as fast, "
+        f"{count(found.threads, 'thread')}, first quartile of interleaved runs)."
+    )
+
+
+def export_cautions(found: Delivered) -> Iterator[str]:
+    """What limits the file."""
+    done = found.exported
+    apart = [layer.layer for layer in done.verified.by_layer if layer.optimised.within_step < 1]
+    if apart:
+        yield f"More than a step from the simulation: {_some(apart)}."
+    if done.kernels.real:
+        yield f"Computed in reals: {_some(done.kernels.real)}."
+    for layer, reason in list(done.float_weights.items())[:_NAMED]:
+        yield f"The weight of `{layer}` is stored as reals: {reason}."
+    if not found.same_model:
+        yield "The weights are not those that the recipe was made for; layers and shapes are."
+    slower = [x for x in found.by_layer if x.layer and x.quantized > x.exact]
+    if found.faster < 1 and slower:
+        worst = sorted(slower, key=lambda x: x.exact - x.quantized)[:_NAMED]
+        yield f"Slower than in float: {_some([x.layer for x in worst])}."
+
+
+def times_table(found: Delivered) -> Table:
+    """The layers that take longest in the file, beside float."""
+    table = Table(
+        box=None, pad_edge=False, header_style="dim", title="Slowest layers, ms an image", title_justify="left"
+    )
+    for position, heading in enumerate(("layer", "float", "file")):
+        table.add_column(heading, justify="right" if position else "left", overflow="fold")
+    for layer in sorted(found.by_layer, key=lambda x: -x.quantized)[:_SLOWEST]:
+        name = Text(layer.layer or "(changes of layout, quantizing)")
+        table.add_row(name, significant(1e3 * layer.exact), significant(1e3 * layer.quantized))
+    return table
+
+
+def _share(share: float) -> str:
+    """In percent, rounded down: 100 is all."""
+    return f"{fixed(floor(1e5 * share) / 1e3, 3)} %"
+
+
+def _some(names: list[str] | tuple[str, ...]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:_NAMED])
+    return shown + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.0f} KB"
