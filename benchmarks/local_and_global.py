@@ -20,7 +20,6 @@ from pathlib import Path
 
 from fault_search import LIST, open_subject
 from faults import Fault, plant
-from planted_faults import as_module
 from torch.utils.data import TensorDataset
 
 import quantopsy as qp
@@ -68,7 +67,7 @@ def rows(name: str, folder: Path, images: int | None) -> Iterator[tuple[str, flo
     )
     subject = plant(open_subject(name, images), fault).subject
     given = {
-        "model": as_module(subject.network),
+        "model": subject.network.module(),
         "data": TensorDataset(subject.images, subject.labels),
         "calibration": TensorDataset(subject.calibration),
     }

@@ -22,26 +22,17 @@ from typing import Any
 from fault_search import LIST, Journal, open_subject
 from faults import KINDS, Fault, Subject, plant
 from scipy.stats import binomtest
-from torch import fx, nn
 from torch.utils.data import TensorDataset
 
 from quantopsy.analysis.analyze import analyze
 from quantopsy.analysis.diagnose import diagnose
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.settings import Settings
-from quantopsy.graph.network import Network
 from quantopsy.report.tables import ranked
 
 BITS = 8
 SEVERE = "severe"
 QUICK = "resnet20"
-
-
-def as_module(network: Network) -> nn.Module:
-    """``network`` as a module that captures to the same layers: what a user would have with the fault in it."""
-    graph = fx.Graph()
-    graph.output(graph.graph_copy(network.graph, {}))
-    return fx.GraphModule(dict(network.tensors), graph).eval()
 
 
 def analysed(subject: Subject, folder: Path) -> Results:
@@ -61,7 +52,7 @@ def diagnosed(subject: Subject, folder: Path) -> list[tuple[str, str, str]]:
 
 def _given(subject: Subject) -> dict[str, Any]:
     return {
-        "model": as_module(subject.network),
+        "model": subject.network.module(),
         "data": TensorDataset(subject.images, subject.labels),
         "calibration": TensorDataset(subject.calibration),
     }

@@ -3,9 +3,8 @@
     PYTHONPATH=shared python examples/figure_3_4_profiles.py [--samples 500] [--bits 3,4,8] [--out profiles]
 
 Figure 3 puts networks of one architecture beside each other, each trained on its own (CIFAR ResNets of three
-depths), and two MobileNets of which no layer is the other's. Figure 4 holds a network against itself with other
-weights and the same float output: the paper equalizes, here the input channels that reach farthest are split in
-two (OCS). What is analyzed stays in ``--out``; a page for each figure is written there.
+depths), and two MobileNets of which no layer is the other's. Figure 4 holds a network against itself equalized:
+other weights, the same float output. What is analyzed stays in ``--out``; a page for each figure is written there.
 """
 
 from __future__ import annotations
@@ -15,27 +14,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
+from torch import nn
 
 import quantopsy as qp
 from quantopsy.cli import parse_bits
+from quantopsy.transforms.equalization import find_equalization
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the zoo, its images, and the share of input channels that are split."""
+    """A network of the zoo, its images, and whether its weights are equalized first."""
 
     name: str
     data: str
     calibration: str
-    split: float = 0.0
+    equalized: bool = False
 
 
 RESNETS = [Network(f"resnet{depth}", "cifar10_test", "cifar10_train") for depth in (20, 32, 56)]
 V1 = Network("mobilenet_v1_025", "imagenet_val", "imagenet_sample")
 V2 = Network("mobilenet_v2_10", "imagenette_val", "imagenette_train")
-SPLIT = Network("mobilenet_v2_10", "imagenette_val", "imagenette_train", split=0.05)
+EQUALIZED = Network("mobilenet_v2_10", "imagenette_val", "imagenette_train", equalized=True)
 
-FIGURES = {"figure_3_resnets": RESNETS, "figure_3_mobilenets": [V2, V1], "figure_4": [V2, SPLIT]}
+FIGURES = {"figure_3_resnets": RESNETS, "figure_3_mobilenets": [V2, V1], "figure_4": [V2, EQUALIZED]}
 
 
 def main() -> None:
@@ -63,18 +65,26 @@ def main() -> None:
 
 
 def _analyzed(network: Network, bits: tuple[int, ...], samples: int, out: Path) -> qp.Study:
-    print(f"{network.name}{' split' if network.split else ''} ...", flush=True)
+    print(f"{network.name}{' equalized' if network.equalized else ''} ...", flush=True)
     return qp.analyze(
-        f"zoo:{network.name}",
+        _equalized(network) if network.equalized else f"zoo:{network.name}",
         f"zoo:{network.name}_on_{network.data}",
         calibration=f"zoo:{network.name}_on_{network.calibration}",
         bits=bits,
         samples=samples,
         calibration_samples=128,
-        split_channels=network.split,
         mode="exact",
-        out=out / f"{network.name}{'_split' if network.split else ''}",
+        out=out / f"{network.name}{'_equalized' if network.equalized else ''}",
     )
+
+
+def _equalized(network: Network) -> nn.Module:
+    """The network with ten sweeps of cross-layer equalization."""
+    import zoo
+
+    images = zoo.images(network.name, network.data, 2)
+    captured = qp.capture(zoo.network(network.name), (torch.stack([images[0][0], images[1][0]]),))
+    return find_equalization(captured, sweeps=10).apply(captured).module()
 
 
 def _positions(study: qp.Study, bits: int) -> str:

@@ -11,7 +11,6 @@ import torch
 from compensated import RefusedError, channels_seen, rescaled, shifted
 from fault_search import layer_plans, measure, search, truth
 from faults import INT32, KINDS, Fault, Planted, Subject, plant
-from planted_faults import as_module
 from torch import Tensor, nn
 
 from quantopsy.calibrate import fit
@@ -241,6 +240,6 @@ def test_the_search_finds_a_strength_that_costs_what_was_aimed_at(subject) -> No
 
 def test_a_faulty_network_captures_again_to_the_same_layers(subject) -> None:
     network = planted_fault(subject, "branch_imbalance").subject.network
-    again = capture(as_module(network), (subject.images[:2],))
+    again = capture(network.module(), (subject.images[:2],))
     assert again.names == network.names
     assert torch.equal(outputs(again, subject.images), outputs(network, subject.images))

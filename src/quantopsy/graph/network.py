@@ -10,7 +10,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
@@ -97,6 +97,12 @@ class Network:
     def weight(self, layer: Layer) -> Tensor | None:
         """The layer's folded weight."""
         return None if layer.weight is None else self.tensors[layer.weight]
+
+    def module(self) -> nn.Module:
+        """An ordinary module of this graph; captured again it has the same layers, under the same names."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.graph, {}))
+        return fx.GraphModule(dict(self.tensors), graph).eval()
 
     def unflatten(self, outputs: Sequence[Any]) -> Any:
         """The module's output structure from the graph's flat outputs."""
