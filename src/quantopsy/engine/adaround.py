@@ -110,6 +110,58 @@ def _rounding(engine: ExactEngine, arrival: Arrival, spec: Spec, effort: Effort)
 
 
 @dataclass(frozen=True)
+class SoftRounding:
+    """A weight between its two neighbours on the grid, by ``v`` of its shape: the leaf that is learned.
+
+    ``down`` in steps, ``scale``, ``low`` and ``high`` (codes less their zero point) broadcast with it.
+    """
+
+    v: Tensor
+    down: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def of(cls, weight: Tensor, qparams: UniformQParams, now: Tensor | None = None) -> SoftRounding:
+        """h is where the weight lies between its neighbours; half way to the one that ``now`` is, where it is given."""
+        scale, zero_point = (aligned(grid, weight, qparams.axis, qparams.group_size) for grid in _grids(qparams))
+        down = torch.floor(weight / scale)
+        rest = weight / scale - down
+        if now is not None:
+            rest = (rest + (now / scale - down).round().clamp(0, 1)) / 2
+        rest = rest.clamp(0.01, 0.99)
+        v = torch.log((rest - GAMMA) / (ZETA - rest)).requires_grad_()
+        return cls(v, down, scale, qparams.qmin - zero_point, qparams.qmax - zero_point)
+
+    def weight(self) -> Tensor:
+        """s clamp(floor(W / s) + h(V))."""
+        return (self.down + self._h()).clamp(self.low, self.high) * self.scale
+
+    def hard(self) -> Tensor:
+        """The weight on the grid."""
+        return (self.down + self.up).clamp(self.low, self.high) * self.scale
+
+    @property
+    def up(self) -> Tensor:
+        """Which weights go up, bool."""
+        return self.v.detach() > 0
+
+    def undecided(self, beta: float) -> Tensor:
+        """sum(1 - |2 h(V) - 1|^beta)."""
+        return (1 - (2 * self._h() - 1).abs().pow(beta)).sum()
+
+    def _h(self) -> Tensor:
+        return (torch.sigmoid(self.v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def rounding_asked_for(share: float) -> float | None:
+    """beta when ``share`` of the steps are done; None as long as no rounding is asked for."""
+    annealed = (share - WARM_UP) / (1 - WARM_UP)
+    return BETAS[0] + (BETAS[1] - BETAS[0]) * annealed if annealed > 0 else None
+
+
+@dataclass(frozen=True)
 class _Problem:
     """One layer's reconstruction: ``x`` and ``x_hat`` (P, G, I) are its patches in both networks."""
 
@@ -123,31 +175,24 @@ class _Problem:
 
     def solved(self, qparams: UniformQParams, effort: Effort, generator: torch.Generator) -> Tensor:
         """Which weights go up, bool of the weight's shape."""
-        grids = (aligned(grid, self.weight, qparams.axis, qparams.group_size) for grid in _grids(qparams))
-        scale, zero_point = grids
-        low, high = qparams.qmin - zero_point, qparams.qmax - zero_point
-        down = torch.floor(self.weight / scale)
-        rest = (self.weight / scale - down).clamp(0.01, 0.99)
-        v = torch.log((rest - GAMMA) / (ZETA - rest)).requires_grad_()
+        soft = SoftRounding.of(self.weight, qparams)
         plain = self._product(self.x, self.weight)
         wanted = self._activated(plain)
         nearest = max(self.error(qparams.snap(self.weight))[0], 1e-30)
-        optimizer = torch.optim.Adam([v], lr=RATE)
+        optimizer = torch.optim.Adam([soft.v], lr=RATE)
         for number in range(effort.steps):
             rows = torch.randint(len(plain), (min(effort.batch, len(plain)),), generator=generator)
-            h = (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
-            y = self._product(self.x_hat[rows], (down + h).clamp(low, high) * scale)
+            y = self._product(self.x_hat[rows], soft.weight())
             y = y - (y.detach() - plain[rows]).mean(0)
             # In units of what rounding to the nearest costs: lambda then suits layers of any scale.
             loss = (self._activated(y) - wanted[rows]).square().sum() / (len(rows) * nearest)
-            annealed = (number / effort.steps - WARM_UP) / (1 - WARM_UP)
-            if annealed > 0:
-                beta = BETAS[0] + (BETAS[1] - BETAS[0]) * annealed
-                loss = loss + effort.weight * (1 - (2 * h - 1).abs().pow(beta)).mean()
+            beta = rounding_asked_for(number / effort.steps)
+            if beta is not None:
+                loss = loss + effort.weight * soft.undecided(beta) / soft.v.numel()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return v.detach() > 0
+        return soft.up
 
     def error(self, kernel: Tensor) -> tuple[float, Tensor]:
         """Mean squared l2 distance of what the layer gives with ``kernel``, the mean shift (O,) taken out."""

@@ -157,6 +157,7 @@ class Session:
             *everywhere,
             lambda: self._local("free", self._loud),
             lambda: self._correct("adaround", "weights rounded for their layer's output (AdaRound)"),
+            lambda: self._correct("blocks", "weights rounded for the output of blocks of layers (AdaRound)"),
             lambda: self._local("scales", self._loud),
             lambda: self._local("bits", self._loud),
             lambda: self._local("float", self._loud),
