@@ -434,6 +434,34 @@ def compare(
 
 
 @app.command()
+def gate(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="Folder of an analysis, or a recipe.json")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The same, of what is to replace it")],
+    rules: Annotated[
+        Path | None, typer.Option(help="TOML: max_drop, max_changed_layers, ...  [default: the study's tolerance]")
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="Of weights  [default: the rules', else 8]")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML, a test case for each rule: FILE.xml")] = None,
+    metric: StudyMetric = None,
+    as_json: Json = False,
+) -> None:
+    """Check that NEW may replace OLD, rule by rule: exit code 0 where all hold, 1 where one does not. Runs nothing."""
+    from quantopsy.api import gate as run
+    from quantopsy.report.gate.terminal import print_gate
+
+    changed = {} if bits is None else {"bits": bits}
+    found = run(old, new, rules, metric=metric, **changed)
+    if junit is not None:
+        found.junit(junit)
+    if as_json:
+        sys.stdout.write(json.dumps(found.document(), indent=2) + "\n")
+    else:
+        print_gate(found.judged, Console())
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def calibration(
     model: Model,
     data: Annotated[str, typer.Option(help="Images held out: those that the network is for, labelled where there are")],

@@ -124,7 +124,8 @@ class Given:
 class Recipe:
     """Transforms (as their ``to_json``) in order, then a plan with the encodings of its sites.
 
-    ``model``: the network that it was made for: ``name``, ``fingerprint``, and by layer the ``weights``' shapes.
+    ``model``: the network that it was made for: ``name``, ``fingerprint``, by layer the ``weights``' shapes and the
+    ``macs`` an image, and ``total_macs`` with those of what is no layer.
     ``provenance``: versions, data, settings.
     """
 

@@ -46,6 +46,8 @@ def model_of(network: Network, name: str) -> dict[str, Any]:
         "name": name,
         "fingerprint": network.fingerprint,
         "weights": {layer.name: list(layer.weight_shape) for layer in network.layers if layer.weight_shape is not None},
+        "macs": {layer.name: layer.macs for layer in network.layers},
+        "total_macs": network.total_macs,
     }
 
 
