@@ -8,7 +8,7 @@ pytest finds it once Quantopsy is installed. Nothing heavy is imported before a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,7 @@ def quantopsy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
 
         default = request.config.getini(RULES)
         chosen = default if rules is None and default else rules
-        if chosen is not None and not isinstance(chosen, Mapping):
-            chosen = _within(root, chosen)
-        found = run(_within(root, old), _within(root, new), chosen, **changed)
+        found = run(*(_within(root, given) for given in (old, new, chosen)), **changed)
         checks = found.document()["checks"]
         request.node.user_properties += [
             (f"quantopsy.{check['name']}", f"{check['status']}: {check['reason']}") for check in checks
