@@ -397,6 +397,28 @@ def apply_(
 
 
 @app.command()
+def encodings(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json of a repair or an allocation")],
+    out: Annotated[Path | None, typer.Option(help="The file  [default: RECIPE with .encodings behind]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a recipe's grids as AIMET does: encodings JSON 0.6.1, by module and parameter name."""
+    from quantopsy.core.recipe import Recipe
+    from quantopsy.export.encodings import aimet_encodings, not_carried, write_aimet_encodings
+
+    read = Recipe.load(recipe)
+    path = out or recipe.with_suffix(".encodings")
+    write_aimet_encodings(read, path)
+    if as_json:
+        sys.stdout.write(json.dumps(aimet_encodings(read), indent=2) + "\n")
+        return
+    console = Console()
+    console.print(f"Encodings: {path}", highlight=False)
+    for line in not_carried(read):
+        console.print(f"! Not in it: {line}.", highlight=False)
+
+
+@app.command()
 def compare(
     studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Folders of analyses")],
     bits: Annotated[

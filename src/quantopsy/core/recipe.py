@@ -125,7 +125,8 @@ class Recipe:
     """Transforms (as their ``to_json``) in order, then a plan with the encodings of its sites.
 
     ``model``: the network that it was made for: ``name``, ``fingerprint``, by layer the ``weights``' shapes and the
-    ``macs`` an image, and ``total_macs`` with those of what is no layer.
+    ``macs`` an image and the ``activations`` behind it (its name, and its module's path where it is one), and
+    ``total_macs`` with those of what is no layer.
     ``provenance``: versions, data, settings.
     """
 
