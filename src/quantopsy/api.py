@@ -491,12 +491,23 @@ def _rules(rules: str | Path | Mapping[str, Any] | Rules | None) -> Rules:
 
 def _source(given: str | Path | Recipe, label: str, metric: Any) -> Source:
     if isinstance(given, Recipe):
-        return RecipeSource(given, label)
+        return RecipeSource(given, label, _proven_metric(given, metric))
     path = Path(given)
     if path.is_file():
-        return RecipeSource(Recipe.load(path), label)
+        return _source(Recipe.load(path), label, metric)
     with _analysis(path) as store:
         return StudySource.of(store, _metric(store, metric), label)
+
+
+def _proven_metric(recipe: Recipe, metric: Any) -> Metric | None:
+    """The metric of a recipe's proof; None where it was a Python object that nobody gives."""
+    if recipe.expected is None:
+        return None
+    noted = recipe.provenance.get("given", {}).get("metric") if metric is None else metric
+    if isinstance(noted, Mapping):
+        return None
+    found = resolve_metric(recipe.expected.metric if noted is None else noted, has_labels=True)
+    return found if found.name == recipe.expected.metric else None
 
 
 def _recorded(folder: Path, label: str, metric: Any) -> Recorded:

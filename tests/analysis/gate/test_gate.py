@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def real(tmp_path_factory):
         qp.analyze(sample_models.network(), sample_models.many(), out=folder / name, **options, **changed)
     again = {"model": sample_models.network(), "data": sample_models.many()}
     for name in ("tensor", "channel"):
-        qp.repair(folder / name, bits=4, budget="1s", **again)
+        qp.repair(folder / name, bits=4, max_drop=100.0, **again)
     return folder
 
 
@@ -241,17 +242,26 @@ def test_another_metric_is_not_compared(study) -> None:
 # Recipes
 
 
-def test_recipes_are_held_against_each_other_by_their_proofs(real) -> None:
+def test_recipes_proven_on_the_same_images_are_held_against_each_other_in_pairs(real) -> None:
     old, new = real / "tensor" / RECIPE, real / "channel" / RECIPE
-    gate = qp.gate(old, new, max_scale_change=1.0, min_coverage=1.0, max_size_growth=0.0)
+    gate = qp.gate(old, new, paired=True, max_scale_change=1.0, min_coverage=1.0, max_size_growth=0.0)
     found, recipes = checks(gate), [qp.Recipe.load(path) for path in (old, new)]
-    lost = [recipe.expected.lost[0] for recipe in recipes]
-    assert found["max_drop"]["value"] == pytest.approx(lost[1] - lost[0])
-    assert found["max_drop"]["images"] == 0
+    after = [recipe.expected.after[0] for recipe in recipes]
+    assert found["max_drop"]["value"] == pytest.approx(after[0] - after[1])
+    assert found["max_drop"]["images"] == recipes[0].expected.samples
+    assert found["paired"]["status"] == "passed"
     assert found["max_loss"]["interval"] == pytest.approx(recipes[1].expected.lost[1:])
     assert found["min_coverage"]["value"] == 1.0
     assert found["max_scale_change"]["status"] == "failed"
     assert found["max_changed_layers"]["reason"].startswith("a recipe does not say what single layers lose")
+
+
+def test_recipes_without_their_proof_are_held_against_each_other_by_what_it_came_to(real) -> None:
+    old, new = (replace(qp.Recipe.load(real / name / RECIPE), proof=None) for name in ("tensor", "channel"))
+    gate = qp.gate(old, new, paired=True)
+    assert checks(gate)["max_drop"]["value"] == pytest.approx(new.expected.lost[0] - old.expected.lost[0])
+    assert checks(gate)["max_drop"]["images"] == 0
+    assert checks(gate)["paired"]["status"] == "failed"
     assert any("not paired image by image" in sentence for sentence in gate.words())
 
 
@@ -259,6 +269,7 @@ def test_a_study_and_a_recipe_can_be_mixed(real) -> None:
     recipe = qp.Recipe.load(real / "channel" / RECIPE)
     gate = qp.gate(real / "tensor", recipe, max_drop=50.0)
     assert statuses(gate) == {"max_drop": "passed"}
+    assert checks(gate)["max_drop"]["images"] == recipe.expected.samples  # those of the study that the proof was on
     assert gate.document()["old"]["bits"] == 4  # the study at the recipe's width
     assert gate.document()["new"]["label"] == "new"
     with open_existing(real / "tensor") as store:

@@ -14,11 +14,11 @@ from quantopsy.analysis.change import Evidence, degradation
 from quantopsy.analysis.comparison import Recorded
 from quantopsy.analysis.significance import Interval
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
-from quantopsy.core.recipe import Estimate, Expected, Recipe
+from quantopsy.core.recipe import Estimate, Expected, Given, Recipe
 from quantopsy.engine.calibration import ends_of
 from quantopsy.metrics import Metric
 from quantopsy.quant.encoding import qparams_from_json
-from quantopsy.study import Store
+from quantopsy.study import RunResult, Store
 
 FLOAT_BITS = 32
 
@@ -45,10 +45,24 @@ class StudySource:
 
 @dataclass(frozen=True)
 class RecipeSource:
-    """A recipe and what to call it."""
+    """A recipe, what to call it, and the metric of its proof; None where nobody has it at hand."""
 
     recipe: Recipe
     label: str
+    metric: Metric | None = None
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """Its proof, image by image, as a study holds its own; None where it was not kept. No noise is known."""
+        recipe, metric = self.recipe, self.metric
+        if recipe.proof is None or metric is None:
+            return None
+        images = _array(recipe.proof.images)
+        reference, result = (
+            RunResult(images, np.full(len(images), np.nan), np.full(len(images), np.nan), _array(statistics), 0.0)
+            for statistics in (recipe.proof.float, recipe.proof.after)
+        )
+        return Evidence(metric, str(recipe.provenance.get("data", self.label)), reference, result)
 
 
 Source = StudySource | RecipeSource
@@ -82,8 +96,8 @@ class Candidate:
 
     @property
     def evidence(self) -> Evidence | None:
-        """What its study holds of the whole network, image by image; None of a recipe."""
-        return evidence_at(self.source, self.bits)
+        """What is held of the whole network, image by image; None of a recipe that did not keep its proof."""
+        return self.source.evidence if isinstance(self.source, RecipeSource) else evidence_at(self.source, self.bits)
 
     @property
     def bytes(self) -> float:
@@ -193,6 +207,13 @@ def at_level(estimate: Estimate, level: float, wanted: float) -> Interval:
     value, low, high = estimate
     factor = float(norm.isf((1.0 - wanted) / 2.0) / norm.isf((1.0 - level) / 2.0))
     return Interval(value, value - factor * (value - low), value + factor * (high - value), wanted)
+
+
+def _array(given: Given) -> np.ndarray:
+    try:
+        return np.frombuffer(given.raw, dtype=np.dtype(given.dtype).newbyteorder("<")).reshape(given.shape)
+    except Exception as error:
+        raise QuantopsyError("recipe's proof", f"it does not decode ({error})", "write the recipe again") from None
 
 
 def _bits(spec: Spec | None) -> int:

@@ -223,7 +223,7 @@ def _loss(new: Candidate, rules: Rules) -> Check:
 def _noise(old: Candidate, new: Candidate, rules: Rules, level: float) -> Check:
     check = Check("max_noise_growth_db", "max_noise_growth_db", "skipped", "unavailable", rules.max_noise_growth_db)
     mine, other = old.evidence, new.evidence
-    if mine is None or other is None:
+    if mine is None or other is None or "recipe" in (old.kind, new.kind):
         return _lacking(check, rules, "a recipe does not keep noise")
     found = change(mine, other, level)
     if math.isnan(found.over_signal_db.value):

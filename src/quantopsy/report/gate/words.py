@@ -197,7 +197,8 @@ def _cautions(judged: Judged) -> Iterator[str]:
                 f"Layers of one alone are not compared: {_some(judged.only_old) or 'none'} of {old.label}, "
                 f"{_some(judged.only_new) or 'none'} of {new.label}."
             )
-        yield "Of a recipe only what its proof came to is known: the two were not paired image by image."
+        if not any(check.images for check in judged.checks if check.rule == "paired"):
+            yield "They were not paired image by image: a recipe says what its own proof came to, on its own images."
     if old.model != new.model and old.metric == new.metric and not math.isnan(old.float_value):
         write = _writer(judged.checks[0], judged)
         values = f"{write.value(old.float_value)} → {write.value(new.float_value)}"
