@@ -39,8 +39,9 @@ class Check:
     """One rule put to the two networks.
 
     ``value`` is what the rule limits, ``interval`` how sure it is where it was estimated from images, ``before`` what
-    the old network has (of a drop, a growth: nothing). ``lacking`` says what is not recorded where the finding is
-    ``unavailable``. ``names``: layers or sites that the value counts, worst first.
+    the old network has (of a drop, a growth: nothing). ``images``: over which the two were paired, 0 where they were
+    not; ``predicted``: a whole network was screened, not run. ``lacking`` says what is not recorded where the finding
+    is ``unavailable``. ``names``: layers or sites that the value counts, worst first.
     """
 
     rule: str
@@ -51,7 +52,8 @@ class Check:
     value: float | None = None
     before: float | None = None
     interval: Interval | None = None
-    images: int | None = None  # over which the two were paired; 0 where they were not
+    images: int | None = None
+    predicted: bool = False
     lacking: str = ""
     names: tuple[str, ...] = ()
 
@@ -188,7 +190,13 @@ def _drop(old: Candidate, new: Candidate, bits: int | None, limit: float | None,
         return _lacking(check, rules, f"{lacks} has no network at {bits} bits")
     if math.isnan(found.value):
         return _lacking(check, rules, _not_measured(old, new))
-    return _estimated(replace(check, images=images), found, limit, rules)
+    predicted = _is_screened(mine) or _is_screened(other)
+    return _estimated(replace(check, images=images, predicted=predicted), found, limit, rules)
+
+
+def _is_screened(evidence: Evidence | None) -> bool:
+    """Whether all that is known of a whole network is what the screen expects."""
+    return evidence is not None and evidence.result is None
 
 
 def _lost(side: Candidate, evidence: Evidence | None, level: float) -> Interval:
@@ -217,7 +225,7 @@ def _loss(new: Candidate, rules: Rules) -> Check:
     check = Check("max_loss", "max_loss", "skipped", "unavailable", rules.max_loss, images=new.samples)
     if math.isnan(new.lost.value):
         return _lacking(check, rules, f"{new.label} does not say what it loses against float")
-    return _estimated(check, new.lost, rules.max_loss, rules)
+    return _estimated(replace(check, predicted=_is_screened(new.evidence)), new.lost, rules.max_loss, rules)
 
 
 def _noise(old: Candidate, new: Candidate, rules: Rules, level: float) -> Check:
@@ -228,7 +236,8 @@ def _noise(old: Candidate, new: Candidate, rules: Rules, level: float) -> Check:
     found = change(mine, other, level)
     if math.isnan(found.over_signal_db.value):
         return _lacking(check, rules, "the whole network was run in one of the two at most")
-    return _estimated(replace(check, images=found.images), found.over_signal_db, rules.max_noise_growth_db, rules)
+    check = replace(check, images=found.images, predicted=_is_screened(mine) or _is_screened(other))
+    return _estimated(check, found.over_signal_db, rules.max_noise_growth_db, rules)
 
 
 def _paired(old: Candidate, new: Candidate, rules: Rules) -> Check:

@@ -52,6 +52,7 @@ def _check(check: Check, judged: Judged) -> dict[str, Any]:
         "level": None if check.interval is None else check.interval.level,
         "significant": None if check.interval is None else check.interval.low > 0 or check.interval.high < 0,
         "images": check.images,
+        "predicted": check.predicted,
         "names": list(check.names),
         "reason": sentence(check, judged),
     }

@@ -19,6 +19,7 @@ from quantopsy.report.wording import (
     fixed,
     interval_decimals,
     percent,
+    predicted,
     si,
     signed,
     significant,
@@ -54,7 +55,7 @@ def found(check: Check, judged: Judged) -> str:
     write = _writer(check, judged)
     if check.interval is not None:
         between = f"{write.number(check.interval.low)} to {write.number(check.interval.high)}"
-        return f"{signed(check.value, write.decimals)} ({between})"
+        return f"{predicted(signed(check.value, write.decimals), check.predicted)} ({between})"
     return _amount(check, check.value, write)
 
 
@@ -128,6 +129,7 @@ def _estimate(check: Check, judged: Judged) -> str:
     between = f"{100 * told.level:g} % interval {write.number(told.low)} to {write.number(told.high)}"
     images = check.images or 0
     over = f"paired over {count(images, 'image')}" if images else "each over its own images"
+    over = "predicted by a screen, not run" if check.predicted else over
     return f"{write.amount(told.value)} ({between}, {over}; {sure})"
 
 
