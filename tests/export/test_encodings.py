@@ -141,3 +141,13 @@ def test_the_command_writes_the_file(recipe, tmp_path, monkeypatch, capsys) -> N
         cli.main()
     written = json.loads((tmp_path / "mine.encodings").read_text())
     assert written == json.loads(capsys.readouterr().out) == read_back(aimet_encodings(recipe))
+    replace(recipe, transforms=({"name": "equalization"},)).save(tmp_path / "mine.json")
+    monkeypatch.setattr(
+        sys, "argv", ["quantopsy", "encodings", str(tmp_path / "mine.json"), "--out", "other.encodings"]
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "Encodings: other.encodings" in (out := capsys.readouterr().out)
+    assert "! Not in it: transforms of the float network (equalization)" in out
+    assert (tmp_path / "other.encodings").exists()

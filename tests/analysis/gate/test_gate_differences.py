@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantopsy.analysis.gate.differences import range_changes
@@ -19,6 +19,7 @@ def factor(old, new, partners=SAME) -> float:
     return found.factor
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(ENDS, ENDS), min_size=1, max_size=5))
 def test_a_change_and_its_undoing_are_as_great(pairs) -> None:
     old, new = zip(*pairs, strict=True)
@@ -26,6 +27,7 @@ def test_a_change_and_its_undoing_are_as_great(pairs) -> None:
     assert factor(old, old) == 1.0
 
 
+@settings(deadline=None)
 @given(st.lists(ENDS, min_size=1, max_size=5), st.integers(0, 4), st.integers(-3, 3))
 def test_the_channel_that_was_scaled_is_found(ends, channel, power) -> None:
     channel %= len(ends)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import quantopsy as qp
 from quantopsy.report.gate.terminal import print_gate
+from quantopsy.study import open_existing
 
 pytest_plugins = "pytester"
 LAYERS = layer_table(20)
@@ -24,6 +25,9 @@ def gate(tmp_path_factory) -> qp.api.Gate:
     folder = tmp_path_factory.mktemp("studies")
     write_study(folder / "before", LAYERS)
     write_study(folder / "after", LAYERS, seed=1, lost={5: 0.4}, noise={9: 4e-3}, whole_lost=0.3)
+    for name, width in (("before", 1.234e-5), ("after", 5.678e-5)):
+        with open_existing(folder / name) as store:
+            store.note("grids", {layer: {"weight": [[[-width, width]]]} for layer in LAYERS["name"]})
     return qp.gate(folder / "before", folder / "after", max_drop=1.0, max_loss=31.0, max_changed_layers=1)
 
 
@@ -41,7 +45,15 @@ def test_it_fits_and_says_what_failed_and_why(gate, width) -> None:
     assert text.lstrip().startswith("after in the place of before, weights at 8 bits")
     assert "max_drop: top1 of after is worse than that of before by" in text
     assert "at most 1 point is broken" in " ".join(text.split())
+    assert "\u22121.23e\u22125 \u2192 \u22125.68e\u22125   1.23e\u22125 \u2192 5.68e\u22125     4.60" in text
     assert text.rstrip().endswith("FAILED: 1 passed, 2 failed, 6 skipped")
+
+
+def test_what_is_undecided_is_marked_and_explained(tmp_path) -> None:
+    studies = [write_study(tmp_path / f"study{seed}", LAYERS, seed=seed) for seed in (0, 1)]
+    text = printed(qp.gate(*studies, max_drop=0.5), 80)
+    assert "passed?" in text
+    assert "? undecided: the limit lies inside the interval" in text
 
 
 def test_a_terminal_of_ascii_gets_ascii(gate) -> None:

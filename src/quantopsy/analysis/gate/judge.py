@@ -93,7 +93,8 @@ class Judged:
 def judge(old: Source, new: Source, rules: Rules) -> Judged:
     """Put ``rules`` to ``new`` in the place of ``old``.
 
-    Raises :class:`QuantopsyError` for bits that a study lacks.
+    Raises :class:`QuantopsyError` for bits that a study lacks, and where not a single rule can be judged: a gate that
+    looks at nothing must not be taken for one that lets through.
     """
     level = rules.level or _level(old)
     bits = _bits(old, new, rules.bits)
@@ -117,6 +118,9 @@ def judge(old: Source, new: Source, rules: Rules) -> Judged:
         _coverage(before, after, rules),
         _size(before, after, rules),
     )
+    if all(check.status == "skipped" for check in checks):
+        why = next((check.lacking for check in checks if check.finding == "unavailable"), "no limit is set")
+        raise QuantopsyError("gate", f"no rule can be judged ({why})", "set rules that these two can be held to")
     return Judged(
         old=before,
         new=after,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -27,7 +27,7 @@ def print_gate(judged: Judged, console: Console) -> None:
     print_part(console, Text(outcome(judged), style=_STYLES["passed" if judged.passed else "failed"]))
 
 
-def check_table(judged: Judged) -> Table:
+def check_table(judged: Judged) -> RenderableType:
     """A row for each check."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("check", no_wrap=True)
@@ -41,6 +41,8 @@ def check_table(judged: Judged) -> Table:
             found(check, judged),
             limit(check, judged),
         )
+    if any(check.finding == "undecided" for check in judged.checks):
+        return Group(table, Text("? undecided: the limit lies inside the interval", style="dim"))
     return table
 
 
