@@ -126,7 +126,7 @@ def _estimate(check: Check, judged: Judged) -> str:
     write = _writer(check, judged)
     told = check.interval
     sure = "significant" if told.low > 0 or told.high < 0 else "not significant"
-    between = f"{100 * told.level:g} % interval {write.number(told.low)} to {write.number(told.high)}"
+    between = f"{100 * told.level:.4g} % interval {write.number(told.low)} to {write.number(told.high)}"
     images = check.images or 0
     over = f"paired over {count(images, 'image')}" if images else "each over its own images"
     over = "predicted by a screen, not run" if check.predicted else over
@@ -152,7 +152,8 @@ def _layer_facts(check: Check, judged: Judged) -> str:
     better = ((layers["verdict"] == "better") | (layers["noise_verdict"] == "better")) & ~layers["name"].isin(
         list(check.names)
     )
-    worse = f"{count(len(check.names), 'layer')} certainly lose more or are noisier" if check.names else ""
+    verbs = "loses more or is" if len(check.names) == 1 else "lose more or are"
+    worse = f"{count(len(check.names), 'layer')} certainly {verbs} noisier" if check.names else ""
     listed = f": {_some(check.names)}" if check.names else "no layer certainly loses more or is noisier"
     return f"{worse}{listed} ({told}), {int(better.sum())} better, of {len(layers)}"
 
