@@ -231,7 +231,9 @@ def _amount(check: Check, value: float, write: Writer, *, of_limit: bool = False
         return count(int(value), "image")
     if not of_limit:
         return write.amount(value)
-    return f"{value:g} {write.unit.removesuffix('s') if value == 1 and write.unit == 'points' else write.unit}".rstrip()
+    return (
+        f"{value:.4g} {write.unit.removesuffix('s') if value == 1 and write.unit == 'points' else write.unit}".rstrip()
+    )
 
 
 def _share(value: float | None) -> str:
