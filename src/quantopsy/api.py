@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,9 @@ from quantopsy.analysis import scheme_table as _scheme_table
 from quantopsy.analysis.calibration.result import CalibrationStudy
 from quantopsy.analysis.calibration.study import Choices, study_calibration
 from quantopsy.analysis.comparison import Compared, Recorded
+from quantopsy.analysis.gate.candidate import RecipeSource, Source, StudySource
+from quantopsy.analysis.gate.judge import Judged, judge
+from quantopsy.analysis.gate.rules import Rules
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.scheme_table import SchemeTable
@@ -27,13 +30,13 @@ from quantopsy.analysis.settings import DEFAULT_BITS, Settings
 from quantopsy.analysis.subject import Given
 from quantopsy.analysis.summary import summarise
 from quantopsy.core import QuantopsyError
+from quantopsy.core.recipe import Recipe
 from quantopsy.metrics import Metric, resolve_metric
 from quantopsy.study import FILE, Store, open_existing
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from quantopsy.core.recipe import Recipe
     from quantopsy.export.onnx.recipe import Delivered
     from quantopsy.remedy.applied import Applied
 
@@ -144,6 +147,48 @@ class Comparison:
         from quantopsy.report.compared.page import write
 
         return write(self.compared, path)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Whether a new network may replace an old one: a check for each rule."""
+
+    judged: Judged
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return self.judged.passed
+
+    def frame(self) -> pd.DataFrame:
+        """A row per check: rule, status, finding, limit, value with its interval, and the reason in words."""
+        columns = ["name", "status", "finding", "limit", "value", "low", "high", "images", "reason"]
+        rows = [
+            {**check, "low": low, "high": high}
+            for check in self.document()["checks"]
+            for low, high in [check["interval"] or (None, None)]
+        ]
+        return pd.DataFrame(rows, columns=columns)
+
+    def words(self) -> list[str]:
+        """The outcome, every check that was judged, and what limits it, in sentences."""
+        from quantopsy.report.gate.words import cautions, outcome, sentence
+
+        judged = self.judged
+        told = [f"{check.name} {check.status}: {sentence(check, judged)}" for check in judged.checks]
+        return [outcome(judged), *told, *cautions(judged)]
+
+    def document(self) -> dict[str, Any]:
+        """Plain JSON values: what ``quantopsy gate --json`` prints."""
+        from quantopsy.report.gate.document import gate_document
+
+        return gate_document(self.judged)
+
+    def junit(self, path: str | Path) -> Path:
+        """Write JUnit XML to ``path``, a test case for each check."""
+        from quantopsy.report.gate.junit import write_junit
+
+        return write_junit(self.judged, path)
 
 
 @dataclass(frozen=True)
@@ -425,8 +470,67 @@ def compare(
     """
     folders = [study.folder if isinstance(study, Study) else Path(study) for study in studies]
     widths = (bits,) if isinstance(bits, int) else bits
+    if not folders:
+        raise QuantopsyError("compare", "no study was given", "give the folders of two analyses or more")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise QuantopsyError("compare", "a study was given twice", "give each once; one alone compares its bit-widths")
     recorded = [_recorded(folder, label, metric) for folder, label in zip(folders, _labels(folders), strict=True)]
     return Comparison(_comparison.compare(recorded, widths, level=level, tolerance=tolerance))
+
+
+def gate(
+    old: str | Path | Study | Recipe,
+    new: str | Path | Study | Recipe,
+    rules: str | Path | Mapping[str, Any] | Rules | None = None,
+    *,
+    metric: Any = None,
+    **changed: Any,
+) -> Gate:
+    """Whether ``new`` may replace ``old``, each the folder of a study or a recipe; from what they hold, nothing is run.
+
+    ``rules``: a TOML file, a mapping, or :class:`quantopsy.analysis.gate.rules.Rules`; ``changed`` replaces single ones
+    of them (``max_drop=1.0``). ``metric`` is needed where an analysis was given a Python object as its metric. Raises
+    :class:`QuantopsyError` for what is neither study nor recipe, and for rules that are none.
+    """
+    chosen = _rules(rules)
+    if changed:
+        chosen = Rules.from_mapping({**{f.name: getattr(chosen, f.name) for f in fields(Rules)}, **changed})
+    given = [side.folder if isinstance(side, Study) else side for side in (old, new)]
+    labels = iter(_labels([Path(side) for side in given if not isinstance(side, Recipe)]))
+    names = [
+        role if isinstance(side, Recipe) else next(labels) for role, side in zip(("old", "new"), given, strict=True)
+    ]
+    first, second = (_source(side, name, metric) for side, name in zip(given, names, strict=True))
+    return Gate(judge(first, second, chosen))
+
+
+def _rules(rules: str | Path | Mapping[str, Any] | Rules | None) -> Rules:
+    if isinstance(rules, Rules):
+        return rules
+    if rules is None:
+        return Rules()
+    return Rules.from_mapping(rules) if isinstance(rules, Mapping) else Rules.read(rules)
+
+
+def _source(given: str | Path | Recipe, label: str, metric: Any) -> Source:
+    if isinstance(given, Recipe):
+        return RecipeSource(given, label, _proven_metric(given, metric))
+    path = Path(given)
+    if path.is_file():
+        return _source(Recipe.load(path), label, metric)
+    with _analysis(path) as store:
+        return StudySource.of(store, _metric(store, metric), label)
+
+
+def _proven_metric(recipe: Recipe, metric: Any) -> Metric | None:
+    """The metric of a recipe's proof; None where it was a Python object that nobody gives."""
+    if recipe.expected is None:
+        return None
+    noted = recipe.provenance.get("given", {}).get("metric") if metric is None else metric
+    if isinstance(noted, Mapping):
+        return None
+    found = resolve_metric(recipe.expected.metric if noted is None else noted, has_labels=True)
+    return found if found.name == recipe.expected.metric else None
 
 
 def _recorded(folder: Path, label: str, metric: Any) -> Recorded:
@@ -434,18 +538,14 @@ def _recorded(folder: Path, label: str, metric: Any) -> Recorded:
         return Recorded.of(store, _metric(store, metric), label)
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the folders' paths that tell them apart."""
-    whole = [folder.resolve().parts for folder in folders]
-    if not folders:
-        raise QuantopsyError("compare", "no study was given", "give the folders of two analyses or more")
-    if len(set(whole)) < len(whole):
-        raise QuantopsyError("compare", "a study was given twice", "give each once; one alone compares its bit-widths")
-    for length in range(1, max(map(len, whole)) + 1):
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    whole = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, whole), default=0) + 1):
         labels = ["/".join(parts[-length:]) for parts in whole]
-        if len(set(labels)) == len(labels):
-            break
-    return labels
+        if len(set(labels)) == len(set(whole)):
+            return labels
+    return []
 
 
 def schemes(
@@ -502,6 +602,7 @@ __all__ = [
     "SELECTED",
     "CalibrationStudy",
     "Comparison",
+    "Gate",
     "Schemes",
     "Study",
     "additivity",
@@ -513,6 +614,7 @@ __all__ = [
     "export_onnx",
     "finish",
     "finish_schemes",
+    "gate",
     "open_study",
     "schemes",
 ]

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from quantopsy.core import QuantopsyError
 
-_EXITS = ("onnx",)
+_EXITS = ("onnx", "encodings")
 
 app = typer.Typer(
     help="A post-mortem for quantized convolutional networks.",
@@ -401,8 +401,10 @@ def apply_(
 @app.command()
 def export(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json, or the study that it is in")],
-    to: Annotated[str, typer.Option(help="onnx")] = "onnx",
-    out: Annotated[Path | None, typer.Option(help="The file  [default: model.onnx beside the recipe]")] = None,
+    to: Annotated[str, typer.Option(help="onnx, or encodings: AIMET's JSON, version 0.6.1")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="The file  [default: model.onnx, recipe.encodings beside the recipe]")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="FILE.pt2 or package.module:callable  [default: the recipe's]")
     ] = None,
@@ -420,15 +422,17 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write the network of a recipe as a file that runs, compared with the simulation layer by layer, and timed."""
+    from quantopsy.api import export_onnx
     from quantopsy.core import names
     from quantopsy.report.exported import export_cautions, export_statements, times_table
     from quantopsy.report.terminal import bullets, print_part
 
     if to not in _EXITS:
         raise names.unknown(to, _EXITS, "file format")
-    from quantopsy.api import export_onnx
-
     folder = recipe if recipe.is_dir() else recipe.parent
+    if to == "encodings":
+        _write_encodings(recipe, out, as_json)
+        return
     with watched(as_json) as watch, _kept_clean(as_json):
         found = export_onnx(
             recipe,
@@ -450,6 +454,23 @@ def export(
     print_part(console, bullets(export_statements(found), export_cautions(found)))
     print_part(console, times_table(found))
     console.print(f"\nFile: {found.exported.path}", highlight=False)
+
+
+def _write_encodings(recipe: Path, out: Path | None, as_json: bool) -> None:
+    from quantopsy.core.recipe import Recipe
+    from quantopsy.export.encodings import aimet_encodings, not_carried, write_aimet_encodings
+    from quantopsy.remedy.applied import recipe_file
+
+    file = recipe_file(recipe)
+    read, path = Recipe.load(file), out or file.with_suffix(".encodings")
+    write_aimet_encodings(read, path)
+    if as_json:
+        sys.stdout.write(json.dumps(aimet_encodings(read), indent=2) + "\n")
+        return
+    console = Console()
+    console.print(f"Encodings: {path}", highlight=False)
+    for line in not_carried(read):
+        console.print(f"! Not in it: {line}.", highlight=False)
 
 
 @app.command()
@@ -487,6 +508,34 @@ def compare(
     print_compared(found.compared, console)
     if out is not None:
         console.print(f"\nReport: {out}", highlight=False)
+
+
+@app.command()
+def gate(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="Folder of an analysis, or a recipe.json")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The same, of what is to replace it")],
+    rules: Annotated[
+        Path | None, typer.Option(help="TOML: max_drop, max_changed_layers, ...  [default: the study's tolerance]")
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="Of weights  [default: the rules', else 8]")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML, a test case for each rule: FILE.xml")] = None,
+    metric: StudyMetric = None,
+    as_json: Json = False,
+) -> None:
+    """Check that NEW may replace OLD, rule by rule: exit code 0 where all hold, 1 where one does not. Runs nothing."""
+    from quantopsy.api import gate as run
+    from quantopsy.report.gate.terminal import print_gate
+
+    changed = {} if bits is None else {"bits": bits}
+    found = run(old, new, rules, metric=metric, **changed)
+    if junit is not None:
+        found.junit(junit)
+    if as_json:
+        sys.stdout.write(json.dumps(found.document(), indent=2) + "\n")
+    else:
+        print_gate(found.judged, Console())
+    if not found.passed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
-from quantopsy.core.recipe import Expected, Given, Mended, Recipe, Repair, Step
+from quantopsy.core.recipe import Expected, Given, Mended, Proof, Recipe, Repair, Step
 
 STEP = Step("a: clipped", ("a",), "free", True, "noise -3 %", (-1.0, -2.0, 0.5), (0.9, 0.8, 1.0), (3.0, 2.0, 4.0), 0.5)
 EXPECTED = Expected("top1", "points", 30, 0.95, *[(1.0, 0.5, 1.5)] * 6)
@@ -25,6 +25,7 @@ def recipe() -> Recipe:
         given={"given:0123456789ab": Given.of("bool", (3,), b"\x05")},
         model={"name": "net", "weights": {"a": [2, 2]}},
         expected=EXPECTED,
+        proof=Proof(*(Given.of("float64", (1, 1), bytes(8)),) * 3),
         steps=(STEP,),
         provenance={"seed": 1},
     )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from quantopsy.calibrate import fit
 from quantopsy.core import QuantopsyError, Spec
 from quantopsy.quant import dequantize, fake_quantize, fake_quantize_ste, quantize
+from quantopsy.quant.grouping import aligned
 from quantopsy.quant.pwlq import bits_per_piece
 from quantopsy.quant.registry import QUANTIZERS
 
@@ -67,6 +68,16 @@ def test_no_level_is_nearer_inside_the_range(base: Spec, data: st.DataObject) ->
     nearest = (line[:, None] - levels).abs().amin(1)
     error = (fake_quantize(line, qparams) - line).abs()
     assert (error <= nearest + 1e-6 * x.abs().max()).all()
+
+
+@few
+@given(data=st.data())
+def test_ends_are_where_everything_saturates(base: Spec, data: st.DataObject) -> None:
+    spec, x = data.draw(specs(base)), data.draw(tensors())
+    qparams = fit(spec, x)
+    for end, infinite in zip(qparams.ends, (-torch.inf, torch.inf), strict=True):
+        saturated = fake_quantize(torch.full_like(x, infinite), qparams)
+        assert torch.equal(aligned(end, x, qparams.axis, qparams.group_size).expand_as(x), saturated)
 
 
 @few

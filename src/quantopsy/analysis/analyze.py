@@ -26,7 +26,7 @@ from quantopsy.analysis.subject import Given, Subject, calibrated, make_ready, m
 from quantopsy.analysis.summary import distribution_json, summarise
 from quantopsy.calibrate import quantized_weight
 from quantopsy.core import Plan, QuantopsyError, Site
-from quantopsy.engine.calibration import Calibration
+from quantopsy.engine.calibration import Calibration, grid_ends
 from quantopsy.engine.memory import bytes_per_image, screen_bytes_per_image
 from quantopsy.graph.network import Layer
 from quantopsy.study import FLOAT, Store, open_or_create
@@ -194,6 +194,7 @@ def _describe(store: Store, subject: Subject, ranges: Calibration) -> None:
     store.note("layers", [asdict(layer) for layer in network.layers])
     store.note("unquantized", [asdict(item) for item in network.unquantized])
     store.note("coverage", network.coverage)
+    store.note("grids", grid_ends(network, subject.full, ranges))
     store.note("labelled", subject.images.has_labels)
     store.note("bad", list(map(str, subject.images.bad)))
     store.note(

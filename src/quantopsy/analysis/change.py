@@ -67,7 +67,7 @@ def change(before: Evidence, after: Evidence, level: float) -> Change:
     of the two was drawn by risk or only screened, from the interval of each
     (:func:`quantopsy.analysis.significance.difference`). NaN where that cannot be told.
     """
-    images = _common_images(before, after)
+    images = common_images(before, after)
     return Change(
         _degradation_change(before, after, images, level),
         _noise_change(before, after, images, level, over_signal=False),
@@ -83,7 +83,24 @@ def verdict_on(change: Interval, tolerance: float) -> ChangeVerdict:
     return "worse" if change.low > 0.0 else "better" if change.high < 0.0 else "undecided"
 
 
-def _common_images(before: Evidence, after: Evidence) -> np.ndarray:
+def drop(before: Evidence, after: Evidence, level: float) -> Interval:
+    """By how much the metric is worse under the plan ``after`` than under ``before``; positive is worse.
+
+    Over the images that both were measured on, image by image, whatever the float networks are. Else what the
+    degradations against float differ by (:func:`quantopsy.analysis.significance.difference`). NaN where that cannot
+    be told.
+    """
+    images = common_images(before, after)
+    if before.metric.name != after.metric.name or not len(images):
+        return _degradation_change(before, after, images, level)
+    assert before.result is not None
+    assert after.result is not None
+    old, new = before.result.on(images).statistics, after.result.on(images).statistics
+    return significance.degradation(before.metric, old, new, level=level)
+
+
+def common_images(before: Evidence, after: Evidence) -> np.ndarray:
+    """Images, ascending, over which the two can be paired; none where either was drawn by risk or only screened."""
     if before.data != after.data or before.result is None or after.result is None or before.drawn or after.drawn:
         return np.empty(0, dtype=np.int64)
     return np.intersect1d(before.result.images, after.result.images)
@@ -93,7 +110,7 @@ def _degradation_change(before: Evidence, after: Evidence, images: np.ndarray, l
     if before.metric.name != after.metric.name:
         return _unknown(level)
     if not len(images):
-        return significance.difference(_degradation(after, level), _degradation(before, level))
+        return significance.difference(degradation(after, level), degradation(before, level))
 
     def statistics(evidence: Evidence) -> tuple[np.ndarray, np.ndarray]:
         assert evidence.result is not None
@@ -102,7 +119,8 @@ def _degradation_change(before: Evidence, after: Evidence, images: np.ndarray, l
     return significance.change_of_degradation(before.metric, statistics(before), statistics(after), level=level)
 
 
-def _degradation(evidence: Evidence, level: float) -> Interval:
+def degradation(evidence: Evidence, level: float) -> Interval:
+    """metric(float) - metric(quantized) by what is known of a plan, measured or screened; NaN where it is not."""
     metric, reference, result = evidence.metric, evidence.reference, evidence.result
     if result is None:
         expected, error = evidence.expected, evidence.error

@@ -121,8 +121,8 @@ class Repair:
 
 @dataclass(frozen=True)
 class Given:
-    """A tensor that a spec means by ``given:HASH``: ``dtype`` is ``float32`` or ``bool``, ``data`` its bytes
-    (bits where bool, eight to a byte, the first in the lowest bit), compressed, in base64."""
+    """A tensor, such as a spec means by ``given:HASH``: ``dtype`` is numpy's name of it, ``data`` its bytes
+    (little-endian; bits where bool, eight to a byte, the first in the lowest bit), compressed, in base64."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -140,11 +140,26 @@ class Given:
 
 
 @dataclass(frozen=True)
+class Proof:
+    """What an expectation was computed from, so that recipes proven on the same images can be compared in pairs.
+
+    ``images``: (n,) int32, ascending positions in the data. ``float`` and ``after``: (n, K) float64, the metric's
+    statistics of the float network and of the recipe's.
+    """
+
+    images: Given
+    float: Given
+    after: Given
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Transforms (as their ``to_json``) in order, then a plan with the encodings of its sites.
 
-    ``model``: the network that it was made for: ``name``, ``fingerprint``, and by layer the ``weights``' shapes.
-    ``provenance``: versions, data, settings.
+    ``model``: the network that it was made for: ``name``, ``fingerprint``, by layer the ``weights``' shapes and the
+    ``macs`` an image and the ``activations`` behind it (its name, and its module's path where it is one), and
+    ``total_macs`` with those of what is no layer.
+    ``proof``: ``expected`` image by image. ``provenance``: versions, data, settings.
     """
 
     plan: Plan
@@ -153,6 +168,7 @@ class Recipe:
     given: Mapping[str, Given] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     expected: Expected | None = None
+    proof: Proof | None = None
     steps: tuple[Step, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -162,6 +178,7 @@ class Recipe:
             "format": FORMAT,
             "model": dict(self.model),
             "expected": self.expected and asdict(self.expected),
+            "proof": self.proof and asdict(self.proof),
             "transforms": [dict(transform) for transform in self.transforms],
             "plan": self.plan.to_json(),
             "encodings": {layer: dict(roles) for layer, roles in self.encodings.items()},
@@ -180,17 +197,15 @@ class Recipe:
                 "recipe", f"it is of format {data.get('format')!r}, not {FORMAT}", "write it again with this version"
             )
         try:
-            expected = data.get("expected")
+            expected, proof = data.get("expected"), data.get("proof")
             return cls(
                 plan=Plan.recorded(data["plan"]),
                 transforms=tuple(data.get("transforms", ())),
                 encodings=data.get("encodings", {}),
-                given={
-                    name: Given(value["dtype"], tuple(value["shape"]), value["data"])
-                    for name, value in data.get("given", {}).items()
-                },
+                given={name: Given(**_tuples(value)) for name, value in data.get("given", {}).items()},
                 model=data.get("model", {}),
                 expected=Expected(**_tuples(expected)) if expected else None,
+                proof=Proof(**{name: Given(**_tuples(value)) for name, value in proof.items()}) if proof else None,
                 steps=tuple(Step(**_tuples(step)) for step in data.get("steps", ())),
                 provenance=data.get("provenance", {}),
             )

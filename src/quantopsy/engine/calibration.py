@@ -140,6 +140,34 @@ def edges(layer: Layer, role: str) -> tuple[str, ...]:
     return layer.inputs if role == "input" else (layer.output,)
 
 
+def grid_ends(network: Network, plan: Plan, calibration: Calibration) -> dict[str, dict[str, list[list[list[float]]]]]:
+    """Lowest and highest level of the grids of every site of ``plan``: ``{layer: {role: [[[low, high], ...], ...]}}``.
+
+    For each value of a site a pair for each of its grids, groups of a channel together, to six significant digits.
+    A weight that is the sum of several tensors is on no grid of its own and left out.
+    """
+    found: dict[str, dict[str, list[list[list[float]]]]] = {}
+    for site, spec in plan.sites:
+        layer = network.layer(site.layer)
+        if site.role != "weight":
+            grids = [calibration.qparams(value, spec) for value in edges(layer, site.role)]
+        elif layer.weight is None or spec.tensors > 1:
+            continue
+        else:
+            grids = [calibration.weight_qparams(layer, spec, network.tensors[layer.weight])]
+        found.setdefault(site.layer, {})[site.role] = [ends_of(grid) for grid in grids]
+    return found
+
+
+def ends_of(grid: QParams) -> list[list[float]]:
+    """``[[low, high], ...]`` of one grid, or of the grids of every channel, to six significant digits."""
+    low, high = (end.double().cpu() for end in grid.ends)
+    if low.ndim == 2:
+        low, high = low.amin(1), high.amax(1)
+    pairs = zip(low.reshape(-1).tolist(), high.reshape(-1).tolist(), strict=True)
+    return [[float(f"{end:.6g}") for end in pair] for pair in pairs]
+
+
 def wanted_statistics(network: Network, plans: Iterable[Plan]) -> Wanted:
     """What the activations of ``plans`` need."""
     statistics: dict[tuple[str, Hashable], Spec] = {}

@@ -428,6 +428,17 @@ def _module_path(node: fx.Node) -> str:
     return ""
 
 
+def activation_module(network: Network, layer: Layer) -> str:
+    """Path of the module that is the activation function of ``layer``.
+
+    Empty where there is none, where it is a function, and in a network that has been pickled.
+    """
+    if layer.activation is None:
+        return ""
+    node = next(node for node in network.graph.nodes if node.name == layer.output)
+    return _module_path(node) if _is_leaf_module(node) else ""
+
+
 def _is_leaf_module(node: fx.Node) -> bool:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     if not stack:

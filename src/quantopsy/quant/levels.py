@@ -50,6 +50,10 @@ class LevelsQParams(QParams):
         low, high = (self._aligned(self.levels[..., end] * self.scale, x) for end in (0, -1))
         return (x >= low) & (x <= high)
 
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        return self.levels[..., 0] * self.scale, self.levels[..., -1] * self.scale
+
     def map_grids(self, change: Callable[[Tensor], Tensor], **layout: Any) -> LevelsQParams:
         levels = self.levels if self.levels.ndim == 1 else change(self.levels)
         return replace(self, levels=levels, scale=change(self.scale), **layout)

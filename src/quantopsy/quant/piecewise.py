@@ -67,6 +67,11 @@ class PiecewiseQParams(QParams):
         end = self._aligned(self.maximum + self.outer_scale / 2, x)
         return (x <= end) & (x >= (-end if self.signed else -self._aligned(self.inner_scale / 2, x)))
 
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        highest = self.maximum
+        return -highest if self.signed else torch.zeros_like(highest), highest
+
     def map_grids(self, change: Callable[[Tensor], Tensor], **layout: Any) -> PiecewiseQParams:
         inner, outer = change(self.inner_scale), change(self.outer_scale)
         return replace(self, inner_scale=inner, outer_scale=outer, **layout)

@@ -40,6 +40,11 @@ class QParams(ABC):
     def covers(self, x: Tensor) -> Tensor:
         """True where ``x`` is rounded, False where it is clipped."""
 
+    @property
+    @abstractmethod
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest real of every grid: two tensors (float32) of the grid shape."""
+
     @abstractmethod
     def map_grids(self, change: Callable[[Tensor], Tensor], **layout: Any) -> Self:
         """The same grids with ``change`` applied to every tensor of the grid shape (levels: its leading

@@ -64,6 +64,10 @@ class UniformQParams(QParams):
         codes = torch.round(x / self._aligned(self.scale, x)) + self._aligned(self.zero_point, x)
         return (codes >= self.qmin) & (codes <= self.qmax)
 
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        return (self.qmin - self.zero_point) * self.scale, (self.qmax - self.zero_point) * self.scale
+
     def map_grids(self, change: Callable[[Tensor], Tensor], **layout: Any) -> UniformQParams:
         return replace(self, scale=change(self.scale), zero_point=change(self.zero_point), **layout)
 

@@ -94,7 +94,7 @@ def opened(recipe: Recipe | str | Path, settings: Settings, progress: Progress, 
     ``parts``: ``model``, ``data``, ``metric``, ``preprocess``; what is None is as the recipe's study had it. Raises
     :class:`QuantopsyError` where that has no name.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(_file(Path(recipe)))
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe_file(Path(recipe)))
     noted: Mapping[str, Any] = recipe.provenance.get("given", {})
     parts = {name: noted.get(name) if value is None else value for name, value in parts.items()}
     for name, value in parts.items():
@@ -103,7 +103,8 @@ def opened(recipe: Recipe | str | Path, settings: Settings, progress: Progress, 
     return recipe, make_ready(Given(**parts), settings, progress)
 
 
-def _file(path: Path) -> Path:
+def recipe_file(path: Path) -> Path:
+    """``path``, or the recipe of the study that it is."""
     return path / RECIPE if path.is_dir() else path
 
 

@@ -14,6 +14,7 @@ from quantopsy.core import Plan, QuantopsyError, Site, names
 from quantopsy.core.recipe import Encodings, Given, Recipe
 from quantopsy.engine.calibration import Calibration, edges
 from quantopsy.engine.exact import ExactEngine
+from quantopsy.graph.capture import activation_module
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.quant.encoding import qparams_from_json, qparams_to_json
@@ -59,6 +60,13 @@ def model_of(network: Network, name: str) -> dict[str, Any]:
         "name": name,
         "fingerprint": network.fingerprint,
         "weights": {layer.name: list(layer.weight_shape) for layer in network.layers if layer.weight_shape is not None},
+        "macs": {layer.name: layer.macs for layer in network.layers},
+        "total_macs": network.total_macs,
+        "activations": {
+            layer.name: [layer.activation, activation_module(network, layer)]
+            for layer in network.layers
+            if layer.activation is not None
+        },
     }
 
 

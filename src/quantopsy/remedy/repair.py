@@ -25,7 +25,7 @@ from quantopsy.analysis.significance import Interval
 from quantopsy.analysis.subject import Subject, reopen
 from quantopsy.analysis.summary import summarise
 from quantopsy.core import Cause, Plan, QuantopsyError, Site
-from quantopsy.core.recipe import Estimate, Expected, Mended, Recipe, Repair, Step
+from quantopsy.core.recipe import Estimate, Expected, Given, Mended, Proof, Recipe, Repair, Step
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.network import Layer, Network
 from quantopsy.quant.grouping import rows_per_channel
@@ -47,6 +47,7 @@ LAYERS = 8  # that a round of local fixes looks at
 EFFECT_WHOLE, EFFECT_ALONE = 0.95, 0.7
 """Noise after over before from which less of it is worth a step: of the whole network, of a layer alone."""
 
+PROOF_VALUES = 100_000  # that a recipe keeps of its proof, image by image
 TRIED = 2  # fixes of a layer that are run, of those that the screen likes best
 
 
@@ -364,7 +365,8 @@ class Session:
         expected = proof(clinic, self.before, self.now, self.parts.report, level)
         lost = expected.lost[0]
         provenance = {**provenance_of(self.results, self.subject, self.parts), "bits": self.bits}
-        recipe = written(clinic, self.now, expected, tuple(self.steps), {**provenance, "target": self.profile.name})
+        provenance["target"] = self.profile.name
+        recipe = written(clinic, self.now, expected, self.parts.report, tuple(self.steps), provenance)
         wide = Treatment(Plan.of({site: replace(spec, bits=16) for site, spec in self.before.plan.sites}))
         unbounded = estimate(clinic.degradation(wide, self.parts.confirm, level))
         done = Repair(
@@ -403,9 +405,14 @@ def proof(clinic: Clinic, before: Treatment, after: Treatment, images: np.ndarra
 
 
 def written(
-    clinic: Clinic, treatment: Treatment, expected: Expected, steps: tuple[Step, ...], provenance: Mapping[str, Any]
+    clinic: Clinic,
+    treatment: Treatment,
+    expected: Expected,
+    images: np.ndarray,
+    steps: tuple[Step, ...],
+    provenance: Mapping[str, Any],
 ) -> Recipe:
-    """The recipe of ``treatment``."""
+    """The recipe of ``treatment``, which ``images`` have proven to be worth ``expected``."""
     ward = clinic.ward(treatment.transforms)
     plan = portable(ward.network, clinic.plan(treatment), ward.calibration)
     return Recipe(
@@ -415,9 +422,22 @@ def written(
         given=given_of(plan, ward.calibration),
         model=model_of(clinic.subject.network, clinic.subject.model_name),
         expected=expected,
+        proof=_by_image(clinic, treatment, images),
         steps=steps,
         provenance=provenance,
     )
+
+
+def _by_image(clinic: Clinic, treatment: Treatment, images: np.ndarray) -> Proof | None:
+    """What ``images`` gave, one by one; None where that would be more than the rest of a recipe."""
+    exact, quantized = (clinic.result(plan, images).statistics for plan in (None, treatment))
+    if exact.size > PROOF_VALUES:
+        return None
+    positions, *statistics = (
+        Given.of(str(array.dtype), array.shape, array.astype(array.dtype.newbyteorder("<")).tobytes())
+        for array in (images.astype(np.int32), exact.astype(np.float64), quantized.astype(np.float64))
+    )
+    return Proof(positions, *statistics)
 
 
 def provenance_of(results: Results, subject: Subject, parts: Parts) -> dict[str, Any]:

@@ -172,7 +172,7 @@ class Session:
             "limits": dict(self.wanted),
             "criterion": best,
         }
-        return written(self.clinic, now, expected, (), provenance), done
+        return written(self.clinic, now, expected, self.parts.report, (), provenance), done
 
     # What is proposed ---------------------------------------------------------------------------
 
