@@ -3,10 +3,10 @@
     python benchmarks/four_bits.py [NETWORK ...] [--out FOLDER]
 
 Weights at 4 bits per output channel, symmetric; activations at 8 bits per tensor. Ranges, roundings and biases are
-found on images that nothing is measured on. Rows: uniform; biases corrected layer after layer (IBC); AdaRound layer by
-layer, then by blocks of layers; piecewise linear with searched breakpoints (PWLQ), with the mean and variance of weights
-corrected, per group. Top-1, what is lost against float with its 95 % interval, the noise of the outputs over that of the
-first row, and the seconds it took to find and to measure.
+found on images that nothing is measured on. Rows: uniform; biases corrected layer after layer (IBC); AdaRound layer
+by layer, then by blocks of layers; piecewise linear with searched breakpoints (PWLQ), with the mean and variance of
+weights corrected, per group. Top-1, what is lost against float with its 95 % interval, the noise of the outputs over
+that of the first row, and the seconds it took to find and to measure.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
             out=arguments.out / name,
         )
         with reopen(arguments.out / name, Silent()) as (store, subject):
-            clinic = Clinic(subject, store, [spec for _, spec, _ in ROWS], Effort(), Silent())
+            clinic = Clinic(subject, store, (), Effort(), Silent())
             order, first = subject.order, None
             top1 = metric_interval(subject.metric, clinic.result(None, order).statistics).value
             print(f"| {name}, {len(order)} images, float {top1:.1f} | top-1 | lost | noise | s |")
