@@ -155,7 +155,6 @@ def path_chart(results: Results, done: Repair) -> Chart:
         Axis(f"degradation{unit}"),
         (Group("kept", tuple(points), Tone("accent")), Group("dropped", tuple(dropped), Tone("muted"))),
         lines,
-        hollow="dropped",
         note="Steps in the order of the table, over the images that decide; bars are intervals.",
         wide=True,
     )
@@ -198,7 +197,6 @@ def _before_and_after(title: str, axis: str, values: Mapping[str, tuple[float, f
             Group("before", tuple(replace(point, hollow=True) for point in points(0)), Tone("muted")),
             Group("after", points(1), Tone("accent")),
         ),
-        hollow="before",
         note=note,
         wide=True,
     )

@@ -137,11 +137,18 @@ def print_repair(results: Results, console: Console) -> None:
         console.print("No repair has been tried.")
         return
     table = steps_table(results, done)
+    # On a narrow terminal what a step is takes the room of where it runs and of its interval.
+    kept = [n for n in range(len(table.headings)) if console.width >= _WIDE or n not in (2, 4)]
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    for position, heading in enumerate(table.headings):
-        shown.add_column(heading, justify="left" if position < 3 else "right", overflow="fold")
+    for position in kept:
+        shown.add_column(
+            table.headings[position].replace(" (", "\n("),
+            justify="left" if position < 3 else "right",
+            overflow="fold",
+            min_width=None if position else min(30, max((len(row[0]) for row in table.rows), default=0)),
+        )
     for row in table.rows:
-        shown.add_row(*row, style="" if row[1] == "kept" else "dim")
+        shown.add_row(*(row[n] for n in kept), style="" if row[1] == "kept" else "dim")
     parts: list[tuple[str, RenderableType]] = [("", bullets(repair_statements(results), []))]
     if table.rows:
         parts.append((table.caption, shown))
