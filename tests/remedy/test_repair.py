@@ -135,6 +135,19 @@ def test_the_recipe_reads_back_to_the_identical_network(outcome) -> None:
     assert found.lost[0] < results.repaired.expected.lost_before[0]
 
 
+def test_the_recipe_applies_to_the_same_model_as_a_file(outcome, tmp_path) -> None:
+    folder, _ = outcome
+    images, module = data(), net()
+    size = {0: torch.export.Dim("images", min=1, max=512)}
+    torch.export.save(
+        torch.export.export(module, (images.tensors[0][:2],), dynamic_shapes=(size,)), tmp_path / "net.pt2"
+    )
+    x = images.tensors[0][:16]
+    found = [qp.apply(folder, model, images) for model in (module, str(tmp_path / "net.pt2"))]
+    assert [each.same_model for each in found] == [True, True]
+    assert torch.equal(*(each.module(x) for each in found))
+
+
 def _order(folder: Path) -> list[int]:
     from quantopsy.study import open_existing
 
