@@ -68,4 +68,4 @@ class Accumulator:
 
 def bits_for(low: int, high: int) -> int:
     """The narrowest two's complement that holds all from ``low`` to ``high``."""
-    return max(high.bit_length(), (-low - 1).bit_length() if low < 0 else 0) + 1
+    return max(max(high, 0).bit_length(), (-low - 1).bit_length() if low < 0 else 0) + 1
