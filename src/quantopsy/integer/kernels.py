@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -182,24 +183,19 @@ class Added(Kernel):
 
 
 class Multiplied(Kernel):
-    """Products of two values, or of one and a constant, which the multiplier takes in."""
+    """Products of two values, or of one and a constant, which the multiplier takes in. ``factors``: the values."""
 
-    def __init__(self, step: Step, grids: Grids, constants: Lookup) -> None:
+    def __init__(self, step: Step, grids: Grids, constants: Lookup, factors: Sequence[str]) -> None:
         super().__init__(step, grids, constants)
-        self.inputs = tuple(dict.fromkeys(self.layer.inputs))
-
-    @property
-    def _pair(self) -> bool:
-        return len(self.layer.inputs) > 1
+        self.factors = tuple(factors)
 
     def sums(self, operands: Operands) -> Sums:
-        if self._pair:
-            values = self.call({name: operands[name].double() for name in self.inputs})
-            scales = [self.scale(name) for name in self.layer.inputs]
-            return Sums((values.round().long(),), (scales[0] * scales[1],))
-        (name,) = self.inputs
-        factor = self.call({name: torch.ones_like(operands[name], dtype=torch.float64)})
-        return Sums((operands[name].expand_as(factor),), (self.scale(name) * factor,))
+        if len(self.factors) > 1:
+            values = self.call({name: x.double() for name, x in operands.items()})
+            return Sums((values.round().long(),), (self._scale,))
+        (name,) = self.factors
+        constant = self.call({name: torch.ones_like(operands[name], dtype=torch.float64)})
+        return Sums((operands[name].expand_as(constant),), (self._scale * constant,))
 
     def magnitude(self, operands: Operands) -> Tensor:
         return self.sums(operands).real.abs()
@@ -209,30 +205,35 @@ class Multiplied(Kernel):
 
     def reach(self) -> float:
         shape = (1,) * (len(self.layer.output_shape) + 1)
-        ends = {name: torch.full(shape, self.furthest(name)) for name in self.inputs}
-        return float(self.call(ends).abs().max())
+        return float(self.call({name: torch.full(shape, self.furthest(name)) for name in self.factors}).abs().max())
+
+    @property
+    def _scale(self) -> Tensor:
+        total = torch.ones((), dtype=torch.float64)
+        for name in self.factors:
+            total = total * self.scale(name)
+        return total
 
 
 class MatrixProduct(Multiplied):
     """Matrix products of two values."""
 
     def sums(self, operands: Operands) -> Sums:
-        left, right = self.layer.inputs
-
-        def product(a: Tensor, b: Tensor) -> Tensor:
-            return self.call({left: a, right: b})
-
-        values = exact_product(product, operands[left], operands[right], None)
-        return Sums((values,), (self.scale(left) * self.scale(right),))
+        left, right = self.factors
+        if left == right:
+            values = self.call({left: operands[left].double()}).round().long()  # two codes of 16 bits and 2^20 terms
+        else:
+            values = exact_product(lambda a, b: self.call({left: a, right: b}), operands[left], operands[right], None)
+        return Sums((values,), (self._scale,))
 
     def magnitude(self, operands: Operands) -> Tensor:
         return self.sums({name: values.abs() for name, values in operands.items()}).real
 
     def operations(self) -> int:
-        return self.layer.macs // max(1, _count(self.layer.output_shape)) + 4
+        return self.layer.macs // max(1, prod(self.layer.output_shape)) + 4
 
     def reach(self) -> float:
-        left, right = self.layer.inputs
+        left, right = self.factors
         return self.furthest(left) * self.furthest(right) * self.operations()
 
 
@@ -270,13 +271,6 @@ class Averaged(Kernel):
 
     def _arguments(self, x: Tensor) -> Sequence[Any]:
         return self.step.arguments(Overlay({self.input: x}, self.constants))[1:]
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def weighted(layer: Layer) -> bool:

@@ -324,9 +324,9 @@ class IntegerNetwork:
         elif layer.op == "mul":
             if "div" in str(node.target) and not _divides_by_constant(node):
                 return "it divides by a value"
-            kernel = Multiplied(step, grids, constants)
+            kernel = Multiplied(step, grids, constants, _operands(node))
         elif layer.op == "matmul":
-            kernel = MatrixProduct(step, grids, constants)
+            kernel = MatrixProduct(step, grids, constants, _operands(node))
         elif layer.op in ("mean", "avg_pool", "adaptive_avg_pool"):
             if layer.op == "avg_pool" and "avg_pool2d" not in str(node.target):
                 return f"integers have no form for {node.target}"
@@ -452,6 +452,11 @@ def _moved(step: Step, values: Mapping[str, Any], constants: Lookup) -> Any:
     zero_point = int(grid.zero_point)
     result = step.compute(Overlay(over, constants))
     return pytree.tree_map(lambda tensor: Codes((tensor.long() + zero_point).to(torch.int32), grid), result)
+
+
+def _operands(node: fx.Node) -> list[str]:
+    """Names of the values among the first two arguments, a value twice where it is both."""
+    return [operand.name for operand in node.args[:2] if isinstance(operand, fx.Node) and operand.op != "get_attr"]
 
 
 def _divides_by_constant(node: fx.Node) -> bool:

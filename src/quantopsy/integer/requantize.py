@@ -160,7 +160,7 @@ class Requantization:
         if len(sums) > 1 or self.rounding != "gemmlowp":
             return error
         # The first of two roundings is by half of what the second one then shifts out.
-        return error + torch.ldexp(torch.tensor(0.5, dtype=torch.float64), multiplier.shift.clamp(max=0))
+        return error + 2.0 ** (multiplier.shift.clamp(max=0).double() - 1)
 
     @property
     def _single(self) -> Rounding:

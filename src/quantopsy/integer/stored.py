@@ -71,8 +71,7 @@ def store(
     if bool(small.any()):
         qparams = calibration.weight_qparams(layer, spec, weight)
         assert isinstance(qparams, UniformQParams)
-        # Rounded up, so that the bias fits.
-        wider = torch.where(small, needed * (1 + 2.0**-20), scale).float()
+        wider = torch.where(small, needed, scale).float()
         grid = replace(qparams, scale=wider.reshape(qparams.scale.shape))
         parts = terms(grid.encode(weight.float()), grid)
         w_hat, scale = decoded(parts, axis).float(), parts[0].multiplier
@@ -83,7 +82,8 @@ def store(
 def _with_bias(
     parts: tuple[Term, ...], w_hat: Tensor, reals: Tensor, unit: Tensor, in_accumulator: bool, enlarged: int
 ) -> StoredLayer:
-    codes = (reals / unit).round().to(torch.int32)
+    # Scales are stored in float32, also that of a bias.
+    codes = (reals / unit.float().double()).round().to(torch.int32)
     b_hat = codes * unit
     return StoredLayer(parts, w_hat, codes, unit, b_hat.float(), b_hat - reals, in_accumulator, enlarged)
 

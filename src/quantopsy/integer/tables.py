@@ -61,4 +61,7 @@ def table_input(function: Function, target: UniformQParams, reach: float, bits: 
             break
         step = (high - low) / (_SAMPLES - 1)
         low, high = max(low, float(x[changes[0]]) - step), min(high, float(x[changes[-1] + 1]) + step)
+    # The zero point is rounded, which moves the ends by up to half a step: what is clipped must still be right.
+    step = (high - low) / (2**bits - 1)
+    low, high = low - step, high + step
     return from_range(Spec(bits=bits, signed=True), torch.tensor(low).double(), torch.tensor(high).double())
