@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from functools import cache
 
+import gemmlowp
 import pytest
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,25 @@ def test_every_arithmetic_departs_by_no_more_than_its_own_error(name: str) -> No
     # gemmlowp rounds twice: of a mean of four values the first rounding is to half a step.
     share = 0.7 if name == "tflite" else 0.98
     assert_equal_within_ties(integers(network, everywhere(network, PER_CHANNEL, Spec()), x, arithmetic(name)), x, share)
+
+
+def test_tflites_addition_is_its_own() -> None:
+    network, x = small()
+    found = integers(network, everywhere(network, PER_CHANNEL, Spec()), x, arithmetic("tflite"))
+    seen = []
+
+    def look(kernel, operands, result) -> None:
+        if kernel.layer.op == "add":
+            a, b = (operand.centred.flatten()[:200].tolist() for operand in operands.values())
+            scales = [float(operand.grid.scale) for operand in operands.values()]
+            expected = [gemmlowp.add(i, j, *scales, float(kernel.target.scale)) for i, j in zip(a, b, strict=True)]
+            zero_point = int(kernel.target.zero_point)
+            clipped = [min(max(step, 0) + zero_point, kernel.target.qmax) for step in expected]  # a ReLU follows
+            assert result.value.codes.flatten()[:200].tolist() == clipped
+            seen.append(kernel.layer.name)
+
+    found.run((x,), look)
+    assert seen == ["add"]
 
 
 @pytest.mark.parametrize("bits", [8, 12])
@@ -184,6 +204,16 @@ def test_every_layer_with_a_weight_gives_what_the_simulation_gives(name: str, we
     found = integers(network, everywhere(network, WEIGHTS[weight], Spec()), x)
     assert found.reasons == {}
     assert_equal_within_ties(found, x)
+
+
+@pytest.mark.parametrize("how", ["tflite", "tflite_single_rounding", "onnxruntime"])
+def test_slopes_are_second_multipliers_in_every_arithmetic(how: str) -> None:
+    torch.manual_seed(0)
+    x = pictures(8)
+    modules = [nn.Conv2d(3, 4, 3), nn.PReLU(4, init=0.3), nn.Conv2d(4, 4, 1), nn.LeakyReLU(0.017)]
+    network = network_of(nn.Sequential(*modules), x)
+    found = integers(network, everywhere(network, PER_CHANNEL, Spec()), x, arithmetic(how))
+    assert_equal_within_ties(found, x, 0.95)
 
 
 def test_the_outputs_are_those_of_the_simulation_up_to_flipped_ties() -> None:

@@ -14,6 +14,7 @@ from quantopsy.integer.requantize import (
     FixedPointMultiplier,
     Requantization,
     add_tflite,
+    add_tflite_error,
     average,
     high_product,
     multiply,
@@ -81,8 +82,11 @@ def test_multipliers_above_one_are_tflites_too(x: int, value: float) -> None:
 
 @given(st.integers(-128, 127), st.integers(-128, 127), scales, scales, scales)
 def test_an_addition_is_tflites(a: int, b: int, scale_a: float, scale_b: float, scale: float) -> None:
-    found = add_tflite(torch.tensor(a), torch.tensor(b), (scale_a, scale_b), scale)
+    found = add_tflite([torch.tensor(a), torch.tensor(b)], [real(scale_a), real(scale_b)], real(scale))
     assert int(found) == gemmlowp.add(a, b, scale_a, scale_b, scale)
+    exact = (a * scale_a + b * scale_b) / scale
+    error = add_tflite_error([torch.tensor(a), torch.tensor(b)], [real(scale_a), real(scale_b)], real(scale))
+    assert abs(int(found) - exact) <= 0.5 + float(error) + 1e-9
 
 
 @given(sums, multipliers)

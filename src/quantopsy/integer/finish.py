@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quantopsy.graph.execute import Lookup, Step
 from quantopsy.integer.kernels import Sums
-from quantopsy.integer.requantize import Requantization, Saturated, saturate
+from quantopsy.integer.requantize import Requantization, Saturated, add_tflite, add_tflite_error, saturate
 from quantopsy.integer.tables import table, table_input
 from quantopsy.quant import UniformQParams
 from quantopsy.quant.grouping import aligned
@@ -46,7 +46,11 @@ class Interval:
 
 
 class Finish:
-    """What is behind the accumulators of one layer whose result has the grid ``target``."""
+    """What is behind the accumulators of one layer whose result has the grid ``target``.
+
+    ``reach``: the largest real that they stand for. ``pair``: they are two tensors of 8-bit codes to be added, for
+    which TFLite has an operator of its own.
+    """
 
     def __init__(
         self,
@@ -56,10 +60,11 @@ class Finish:
         requantization: Requantization,
         table_bits: int,
         reach: float,
+        pair: bool,
     ) -> None:
         assert step.layer is not None
         self.step, self.constants, self.target, self.requantization = step, constants, target, requantization
-        self.kind = step.layer.activation
+        self.kind, self.pair = step.layer.activation, pair
         self.source: UniformQParams | None = None
         self.entries: Tensor | None = None
         if self.kind is not None and self.kind not in CLIPS | SLOPES:
@@ -90,21 +95,25 @@ class Finish:
         if self.kind in CLIPS:
             low, high = (self._in_steps(self._bound(like, end)) for end in (-_FAR, _FAR))
         elif self.kind in SLOPES:
-            slope = -self._bound(like, -1.0).double()
-            tilted = Sums(sums.values, tuple(unit * slope for unit in sums.units))
-            steps = torch.where(sums.real < 0, self._steps(tilted, target), steps)
+            steps = torch.where(sums.real < 0, self._steps(self._tilted(sums), target), steps)
         return saturate(steps, self._laid(target.zero_point, like), target.qmin, target.qmax, low, high)
 
     def ideal(self, sums: Sums) -> Tensor:
         """Codes (int64) by exact multiplication and function, rounded half to even: what a device approximates."""
-        steps = torch.round(self.in_steps(sums.real)).clamp(-_STEPS, _STEPS).long()
-        return steps.clamp(self.target.qmin, self.target.qmax)
+        real = self._of_double(sums.real)
+        steps = torch.round(real / self.scale_of(real)).clamp(-_STEPS, _STEPS).long()
+        return (steps + self._laid(self.target.zero_point, real)).clamp(self.target.qmin, self.target.qmax)
 
     def device_error(self, sums: Sums) -> Tensor:
         """How far, in reals in front of the activation function, the device may be from the sums."""
         target = self.source or self.target
         scale = self._laid(target.scale, sums.values[0]).double()
-        error = self.requantization.error(sums.values, sums.units, scale) * scale
+        bound = add_tflite_error if self._adds_as_tflite else self.requantization.error
+        error = bound(sums.values, sums.units, scale) * scale
+        if self.kind in SLOPES:
+            slope = self._slope(sums.values[0]).abs()
+            below = bound(sums.values, self._tilted(sums).units, scale) * scale / slope.clamp(min=2.0**-40)
+            error = torch.where(sums.real < 0, torch.maximum(error, below), error)
         return error if self.source is None else error + scale / 2  # of being rounded to the table's grid
 
     def interval(self, real: Tensor, error: Tensor) -> Interval:
@@ -133,10 +142,25 @@ class Finish:
         return self.step.activate(self.constants, x).double() if self.kind != "prelu" else self._prelu(x)
 
     def _prelu(self, x: Tensor) -> Tensor:
-        return torch.where(x < 0, x * -self._bound(x, -1.0).double(), x)
+        return torch.where(x < 0, x * self._slope(x), x)
+
+    def _slope(self, like: Tensor) -> Tensor:
+        """What a leaky ReLU or PReLU multiplies negative values by."""
+        return -self._bound(like, -1.0).double()
+
+    def _tilted(self, sums: Sums) -> Sums:
+        """The sums as if all were negative."""
+        slope = self._slope(sums.values[0])
+        return Sums(sums.values, tuple(unit * slope for unit in sums.units))
 
     def _steps(self, sums: Sums, grid: UniformQParams) -> Tensor:
+        if self._adds_as_tflite:
+            return add_tflite(sums.values, sums.units, self._laid(grid.scale, sums.values[0]))
         return self.requantization.steps(sums.values, sums.units, self._laid(grid.scale, sums.values[0]))
+
+    @property
+    def _adds_as_tflite(self) -> bool:
+        return self.pair and self.requantization == Requantization("fixed_point", "gemmlowp")
 
     def _bound(self, like: Tensor, value: float) -> Tensor:
         """The activation function at ``value``, (1, ...) of the result's shape."""

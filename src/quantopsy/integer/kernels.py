@@ -54,6 +54,11 @@ class Kernel(ABC):
         assert step.layer is not None
         self.step, self.layer, self.grids, self.constants = step, step.layer, grids, constants
 
+    @property
+    def pair(self) -> bool:
+        """Whether the sums are two tensors of 8-bit codes."""
+        return False
+
     @abstractmethod
     def sums(self, operands: Operands) -> Sums:
         """Exact sums of the layer's operation."""
@@ -148,9 +153,14 @@ class Weighted(Kernel):
 class Added(Kernel):
     """Sums and differences of values, ``alpha`` a whole number; an operand that is no value is int32 of its own."""
 
-    def __init__(self, step: Step, grids: Grids, constants: Lookup) -> None:
+    def __init__(self, step: Step, grids: Grids, constants: Lookup, alpha: int) -> None:
         super().__init__(step, grids, constants)
         self.inputs = tuple(dict.fromkeys(self.layer.inputs))
+        self.alpha = alpha
+
+    @property
+    def pair(self) -> bool:
+        return len(self.inputs) == 2 and self.alpha == 1 and all(g.qmax - g.qmin < 256 for g in self.grids.values())
 
     def sums(self, operands: Operands) -> Sums:
         zeros = {name: torch.zeros_like(operands[name], dtype=torch.float64) for name in self.inputs}

@@ -123,6 +123,7 @@ class SummedLayer(IntegerLayer):
                 arithmetic.requantization,
                 arithmetic.table_bits,
                 kernel.reach() if self.layer.activation is not None else 0.0,
+                kernel.pair,
             )
         )
 
@@ -186,7 +187,7 @@ class TableLayer(IntegerLayer):
 
 
 class IntegerNetwork:
-    """``network`` under ``plan`` in a device's integer arithmetic.
+    """``network`` under ``plan`` in a device's integer arithmetic, computed on a CPU.
 
     ``layers`` by step index, ``reasons`` of those in float by name, ``counts`` of all layers in order, added up over
     :meth:`run` until :meth:`reset`.
@@ -196,6 +197,10 @@ class IntegerNetwork:
         self, network: Network | Program, plan: Plan, calibration: Calibration, arithmetic: Arithmetic | None = None
     ) -> None:
         self.program = network if isinstance(network, Program) else compile_network(network)
+        if self.program.device.type != "cpu":
+            raise QuantopsyError(
+                f"integer network on {self.program.device}", "it is computed on a CPU", "compile the network for a CPU"
+            )
         self.network = self.program.network
         self.arithmetic = arithmetic or ARITHMETICS["exact"]
         self.engine = ExactEngine(self.program, calibration)
@@ -318,9 +323,10 @@ class IntegerNetwork:
         node = self._nodes[layer.node]
         kernel: Kernel
         if layer.op == "add":
-            if not float(node.kwargs.get("alpha", 1)).is_integer():
+            alpha = float(node.kwargs.get("alpha", 1))
+            if not alpha.is_integer():
                 return "one operand is multiplied by a fraction"
-            kernel = Added(step, grids, constants)
+            kernel = Added(step, grids, constants, int(alpha))
         elif layer.op == "mul":
             if "div" in str(node.target) and not _divides_by_constant(node):
                 return "it divides by a value"

@@ -223,29 +223,37 @@ def saturate(
     return Saturated(codes.clamp(qmin, qmax).to(torch.int32), saturated)
 
 
-def add_tflite(
-    a: Tensor, b: Tensor, scales: tuple[float, float], scale: float, rounding: FixedPointRounding = "gemmlowp"
-) -> Tensor:
-    """``round((s_a a + s_b b) / s)`` (int64) of codes less their zero points, as TFLite's ADD of 8 bits.
+RAISED = 20  # places by which TFLite's ADD of 8 bits raises its operands
 
-    Both are raised by 20 places and brought to twice the larger scale, added, and brought to the output's (reference
-    kernel ``add.h``, prepared in ``add.cc``): three multiplications, each rounding.
+
+def add_tflite(
+    sums: Sequence[Tensor], units: Sequence[Tensor], scale: Tensor, rounding: FixedPointRounding = "gemmlowp"
+) -> Tensor:
+    """``round(sum_i units_i sums_i / scale)`` (int64) as TFLite's ADD of 8 bits, of codes less their zero points.
+
+    Operands are raised by 20 places and brought to twice the larger scale, added, and brought to the output's
+    (kernels/internal/reference/add.h, prepared in kernels/add.cc): three multiplications, each rounding.
     """
-    raised, twice = 20, 2 * max(scales)
-    total = reduce(
-        add,
-        (
-            multiply(x << raised, FixedPointMultiplier.of(_real(own / twice)), rounding)
-            for x, own in zip((a, b), scales, strict=True)
-        ),
+    twice = 2 * _largest(units)
+    parts = (
+        multiply(values << RAISED, FixedPointMultiplier.of(unit.double() / twice), rounding)
+        for values, unit in zip(sums, units, strict=True)
     )
-    return multiply(total, FixedPointMultiplier.of(_real(twice / (2**raised * scale))), rounding)
+    return multiply(reduce(add, parts), FixedPointMultiplier.of(twice / (2**RAISED * scale.double())), rounding)
+
+
+def add_tflite_error(sums: Sequence[Tensor], units: Sequence[Tensor], scale: Tensor) -> Tensor:
+    """As :meth:`Requantization.error` for :func:`add_tflite`: a raised place for each operand, then as gemmlowp."""
+    place = 2 * _largest(units) / 2**RAISED
+    total = (real_steps(sums, units, scale) * scale.double() / place).round()
+    last = Requantization("fixed_point", "gemmlowp").error([total], [place], scale)
+    return last + (len(sums) + 1) * place / scale.double()
+
+
+def _largest(units: Sequence[Tensor]) -> Tensor:
+    return reduce(torch.maximum, (unit.double().abs() for unit in units))
 
 
 def average(sums: Tensor, counts: Tensor | int, rounding: Rounding = "half_away") -> Tensor:
     """``round(sums / counts)`` (int64): pooling whose input and output share a grid; ``half_away`` is TFLite's."""
     return divide(sums, counts, rounding)
-
-
-def _real(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float64)
