@@ -331,6 +331,16 @@ def test_a_narrow_accumulator_overflows_and_no_tie_explains_that() -> None:
     assert torch.equal(enough.run((x,))[0], wide.run((x,))[0])
 
 
+def test_uniform_weights_take_one_accumulator_piecewise_three_learned_one_a_level() -> None:
+    network, x = small()
+    for name, count in (("int8 per channel", 1), ("piecewise", 3), ("learned", 8), ("sum of two tensors", 2)):
+        found = integers(network, everywhere(network, WEIGHTS[name], Spec()), x)
+        found.run((x,))
+        assert found.counts["right.0"].accumulators == count
+        # A bias that has a scale of its own is no accumulator: products of few bits need few.
+        assert found.counts["right.0"].bits < 22
+
+
 def test_a_wrong_weight_is_not_explained() -> None:
     network, x = small()
     found = integers(network, everywhere(network, PER_CHANNEL, Spec()), x)

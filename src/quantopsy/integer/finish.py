@@ -151,7 +151,7 @@ class Finish:
     def _tilted(self, sums: Sums) -> Sums:
         """The sums as if all were negative."""
         slope = self._slope(sums.values[0])
-        return Sums(sums.values, tuple(unit * slope for unit in sums.units))
+        return Sums(sums.values, tuple(unit * slope for unit in sums.units), sums.constants)
 
     def _steps(self, sums: Sums, grid: UniformQParams) -> Tensor:
         if self._adds_as_tflite:

@@ -30,10 +30,19 @@ Operands = Mapping[str, Tensor]  # by value: codes less their zero point, int64
 
 @dataclass(frozen=True)
 class Sums:
-    """Accumulators (int64) and the real that one of each stands for (float64, broadcast to it)."""
+    """Accumulators (int64) and the real that one of each stands for (float64, broadcast to it).
+
+    The last ``constants`` of the values are not accumulated but int32 constants, such as a bias that has its own scale.
+    """
 
     values: tuple[Tensor, ...]
     units: tuple[Tensor, ...]
+    constants: int = 0
+
+    @property
+    def accumulators(self) -> tuple[Tensor, ...]:
+        """The values that are sums."""
+        return self.values[: len(self.values) - self.constants]
 
     @property
     def real(self) -> Tensor:
@@ -43,8 +52,9 @@ class Sums:
 
     def held(self, accumulator: Accumulator) -> tuple[Sums, tuple[Accumulated, ...]]:
         """What ``accumulator`` keeps of each."""
-        found = tuple(accumulator.hold(values) for values in self.values)
-        return Sums(tuple(one.sums for one in found), self.units), found
+        found = tuple(accumulator.hold(values) for values in self.accumulators)
+        rest = self.values[len(found) :]
+        return Sums((*(one.sums for one in found), *rest), self.units, self.constants), found
 
 
 class Kernel(ABC):
@@ -109,7 +119,8 @@ class Weighted(Kernel):
         if stored.in_accumulator:
             return Sums((values[0] + bias,), self.units)
         assert stored.bias_unit is not None
-        return Sums((*values, bias.expand_as(values[0])), (*self.units, by_channel(stored.bias_unit, self.layer)))
+        units = *self.units, by_channel(stored.bias_unit, self.layer)
+        return Sums((*values, bias.expand_as(values[0])), units, 1)
 
     def magnitude(self, operands: Operands) -> Tensor:
         x = operands[self.input].abs()
@@ -174,7 +185,7 @@ class Added(Kernel):
             unit = torch.tensor(largest / 2**30, dtype=torch.float64)
             values.append((constant / unit).round().long())
             units.append(unit)
-        return Sums(tuple(values), tuple(units))
+        return Sums(tuple(values), tuple(units), int(bool(largest)))
 
     def magnitude(self, operands: Operands) -> Tensor:
         sums = self.sums(operands)

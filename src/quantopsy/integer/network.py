@@ -405,7 +405,7 @@ class IntegerNetwork:
         counts = self.counts[layer]
         value = result.value.codes if isinstance(result.value, Codes) else result.value
         counts.elements += value.numel()
-        counts.accumulators = 0 if result.sums is None else len(result.sums.values)
+        counts.accumulators = 0 if result.sums is None else len(result.sums.accumulators)
         counts.overflows += result.overflows
         counts.saturated += result.saturated
         counts.bits = max(counts.bits, result.bits)

@@ -29,6 +29,7 @@ Multiplication = Literal["exact", "float32", "fixed_point"]
 FixedPointRounding = Literal["gemmlowp", "half_even", "half_up", "half_away"]
 
 _INT32 = Accumulator(32, "saturate")
+RAISED = 20  # places below the point of what is added before it is rounded, as in TFLite's ADD of 8 bits
 _UNIT = 2.0**-24  # of float32: the relative error of one operation
 
 
@@ -148,16 +149,15 @@ class Requantization:
         if self.multiplication == "float32":
             # The sum as float32, s_x s_w, the division, the product; then the additions.
             return whole * (4 + len(parts)) * _UNIT
-        reals = [unit.double() / scale.double() for unit in units]
-        if len(sums) > 1:
-            mantissas, places = _shared(reals, self.mantissa_bits)
-            multipliers = [torch.ldexp(mantissa.double(), -places) for mantissa in mantissas]
-        else:
-            multiplier = FixedPointMultiplier.of(reals[0], self.mantissa_bits)
-            multipliers = [multiplier.value]
-        off = [values.abs() * (m - real).abs() for values, m, real in zip(sums, multipliers, reals, strict=True)]
-        error = reduce(add, off) + whole * 2.0**-50
-        if len(sums) > 1 or self.rounding != "gemmlowp":
+        raised = RAISED if len(sums) > 1 else 0
+        error = whole * 2.0**-50
+        for values, unit in zip(sums, units, strict=True):
+            real = unit.double() / scale.double()
+            multiplier = FixedPointMultiplier.of(real * 2.0**raised, self.mantissa_bits)
+            error = error + values.abs() * (multiplier.value * 2.0**-raised - real).abs()
+        if raised:
+            return error + len(sums) * 2.0 ** -(raised + 1)
+        if self.rounding != "gemmlowp":
             return error
         # The first of two roundings is by half of what the second one then shifts out.
         return error + 2.0 ** (multiplier.shift.clamp(max=0).double() - 1)
@@ -173,24 +173,13 @@ def real_steps(sums: Sequence[Tensor], units: Sequence[Tensor], scale: Tensor) -
     return reduce(add, (values * (unit.double() / scale.double()) for values, unit in zip(sums, units, strict=True)))
 
 
-def _shared(reals: Sequence[Tensor], bits: int) -> tuple[list[Tensor], Tensor]:
-    """Mantissas (int64) with one number of binary places, the largest of them having ``bits``."""
-    largest = reduce(torch.maximum, torch.broadcast_tensors(*(real.abs() for real in reals)))
-    places = (bits - torch.frexp(largest).exponent.to(torch.int64)).clamp(0, 62)
-    return [round_real(torch.ldexp(real, places), "half_away").to(torch.int64) for real in reals], places
-
-
 def _added(sums: Sequence[Tensor], reals: Sequence[Tensor], bits: int, rounding: Rounding) -> Tensor:
-    """Several accumulators: their products are added in 64 bits and rounded once."""
-    mantissas, places = _shared(reals, bits)
-    reach = sum(
-        int(values.abs().max()) * int(mantissa.abs().max()) if values.numel() else 0
-        for values, mantissa in zip(sums, mantissas, strict=True)
+    """Several accumulators: products are rounded 20 places below the point, added in 64 bits, and rounded."""
+    parts = (
+        multiply(values, FixedPointMultiplier.of(real * 2.0**RAISED, bits), "half_up")
+        for values, real in zip(sums, reals, strict=True)
     )
-    if reach >= 2**62:
-        raise QuantopsyError("fixed-point sum", "it may leave 64 bits", "take mantissas of fewer bits")
-    total = reduce(add, (values * mantissa for values, mantissa in zip(sums, mantissas, strict=True)))
-    return shift_right(total, places, rounding)
+    return shift_right(reduce(add, parts), RAISED, rounding)
 
 
 @dataclass(frozen=True)
@@ -221,9 +210,6 @@ def saturate(
     codes = steps + zero_point
     saturated = int(((codes < qmin) | (codes > qmax)).sum())
     return Saturated(codes.clamp(qmin, qmax).to(torch.int32), saturated)
-
-
-RAISED = 20  # places by which TFLite's ADD of 8 bits raises its operands
 
 
 def add_tflite(
