@@ -7,6 +7,7 @@ on dequantized values, and are listed with the reason.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -93,7 +94,7 @@ class Result:
     saturated: int = 0
 
 
-class IntegerLayer:
+class IntegerLayer(ABC):
     """One layer in integers. ``grids``: the input grids by value; ``target``: the output's, None for real results."""
 
     def __init__(
@@ -102,9 +103,9 @@ class IntegerLayer:
         assert step.layer is not None
         self.step, self.layer, self.grids, self.target, self.constants = step, step.layer, grids, target, constants
 
+    @abstractmethod
     def run(self, operands: Mapping[str, Codes]) -> Result:
         """The layer of codes that are on ``grids``."""
-        raise NotImplementedError
 
 
 class SummedLayer(IntegerLayer):
