@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 from onnx_kernels import by_runtime, one_operator
@@ -115,6 +115,7 @@ def test_products_that_float64_cannot_count_are_refused() -> None:
         linear(x, torch.full((1, 2**12), 2**15, dtype=torch.int64))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=5), st.sampled_from([8, 16, 24, 32]))
 def test_a_register_wraps_as_twos_complement_and_saturates_at_its_ends(values: list[int], bits: int) -> None:
     x = torch.tensor(values)
@@ -127,6 +128,7 @@ def test_a_register_wraps_as_twos_complement_and_saturates_at_its_ends(values: l
         assert wrapped.sums.tolist() == np.array(values).astype(np.int32).tolist()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=5))
 def test_the_width_that_is_reported_is_the_narrowest_that_holds_all(values: list[int]) -> None:
     bits = bits_for(min(values), max(values))

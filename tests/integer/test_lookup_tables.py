@@ -52,7 +52,7 @@ def test_a_change_of_grids_is_a_table_too() -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("bits", [8, 12, 16])
-@settings(max_examples=15)
+@settings(max_examples=15, deadline=None)
 @given(st.floats(-1, 1), st.sampled_from([(-0.3, 0.9), (-0.4, 6.0), (-1.0, 1.0)]), st.sampled_from([3.0, 40.0, 5000.0]))
 def test_looking_up_a_real_costs_no_more_than_half_a_step_of_the_tables_grid(name, bits, at, ends, reach) -> None:
     function, target = FUNCTIONS[name], grid(*ends)

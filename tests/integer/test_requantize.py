@@ -6,7 +6,7 @@ import gemmlowp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantopsy.core import QuantopsyError
@@ -43,6 +43,7 @@ def real(value: float) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
+@settings(deadline=None)
 @given(int32, int32)
 def test_the_high_product_is_gemmlowps(a: int, b: int) -> None:
     for x, y in ((a, b), (-(2**31), -(2**31)), (2**31 - 1, b), (a, -(2**31))):
@@ -50,6 +51,7 @@ def test_the_high_product_is_gemmlowps(a: int, b: int) -> None:
         assert int(high_product(torch.tensor(x), torch.tensor(y))) == expected
 
 
+@settings(deadline=None)
 @given(st.floats(1e-12, 1e3) | st.floats(-30, 3).map(lambda exponent: 2.0**exponent))
 def test_a_multiplier_is_stored_as_tflite_stores_it(value: float) -> None:
     found = FixedPointMultiplier.of(real(value))
@@ -58,6 +60,7 @@ def test_a_multiplier_is_stored_as_tflite_stores_it(value: float) -> None:
         assert float(found.value) == pytest.approx(value, rel=2.0**-31)
 
 
+@settings(deadline=None)
 @given(int32, st.floats(1e-9, 0.999))
 def test_a_product_is_tflites_with_two_roundings_and_with_one(x: int, value: float) -> None:
     multiplier = FixedPointMultiplier.of(real(value))
@@ -69,6 +72,7 @@ def test_a_product_is_tflites_with_two_roundings_and_with_one(x: int, value: flo
     )
 
 
+@settings(deadline=None)
 @given(st.integers(-(2**20), 2**20), st.floats(1.0, 500.0))
 def test_multipliers_above_one_are_tflites_too(x: int, value: float) -> None:
     multiplier = FixedPointMultiplier.of(real(value))
@@ -80,6 +84,7 @@ def test_multipliers_above_one_are_tflites_too(x: int, value: float) -> None:
     )
 
 
+@settings(deadline=None)
 @given(st.integers(-128, 127), st.integers(-128, 127), scales, scales, scales)
 def test_an_addition_is_tflites(a: int, b: int, scale_a: float, scale_b: float, scale: float) -> None:
     found = add_tflite([torch.tensor(a), torch.tensor(b)], [real(scale_a), real(scale_b)], real(scale))
@@ -89,6 +94,7 @@ def test_an_addition_is_tflites(a: int, b: int, scale_a: float, scale_b: float, 
     assert abs(int(found) - exact) <= 0.5 + float(error) + 1e-9
 
 
+@settings(deadline=None)
 @given(sums, multipliers)
 def test_a_fixed_point_multiplier_is_within_a_step_of_the_real_one(x: int, value: float) -> None:
     exact = Requantization("exact").steps([torch.tensor(x)], [real(value)], torch.tensor(1.0))
@@ -97,6 +103,7 @@ def test_a_fixed_point_multiplier_is_within_a_step_of_the_real_one(x: int, value
         assert abs(int(found) - int(exact)) <= 1
 
 
+@settings(deadline=None)
 @given(sums, multipliers)
 def test_half_up_and_half_even_differ_at_ties_only(x: int, value: float) -> None:
     for x_, value_ in ((x, value), (2 * x + 1, 0.5), (4 * x + 2, 0.25)):
@@ -112,6 +119,7 @@ def test_half_up_and_half_even_differ_at_ties_only(x: int, value: float) -> None
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@settings(deadline=None)
 @given(st.lists(sums, min_size=1, max_size=3), st.lists(multipliers, min_size=3, max_size=3))
 def test_what_is_rounded_is_as_near_the_real_value_as_is_said(kind, values, reals) -> None:
     parts = [torch.tensor(value) for value in values]

@@ -8,7 +8,7 @@ from math import floor
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantopsy.core import QuantopsyError
@@ -27,18 +27,21 @@ def expected(numerator: int, denominator: int, rounding: str) -> int:
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
+@settings(deadline=None)
 @given(st.integers(-(2**61), 2**61), st.integers(1, 2**20))
 def test_a_quotient_is_rounded_as_the_fraction_is(rounding, numerator: int, denominator: int) -> None:
     assert int(divide(torch.tensor(numerator), denominator, rounding)) == expected(numerator, denominator, rounding)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
+@settings(deadline=None)
 @given(st.integers(-(2**62), 2**62 - 1), st.integers(0, 62))
 def test_a_shift_is_a_rounded_division(rounding, x: int, bits: int) -> None:
     assert int(shift_right(torch.tensor(x), bits, rounding)) == expected(x, 2**bits, rounding)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
+@settings(deadline=None)
 @given(st.floats(-(2.0**40), 2.0**40) | st.integers(-(2**20), 2**20).map(lambda n: n + 0.5))
 def test_a_real_is_rounded_as_the_number_it_is(rounding, x: float) -> None:
     # Also the float64 just below a half, which added to a half would give one.
