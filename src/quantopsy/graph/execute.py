@@ -32,8 +32,8 @@ Compute = Callable[[Lookup], Any]
 class Step:
     """Computes the value ``writes`` from the values ``reads``.
 
-    ``weight`` is the name under which ``compute`` looks the layer's weight up, so that a caller can
-    lay a quantized one over it. ``operation`` and ``activate`` are the two halves of a layer, out of
+    ``weight`` and ``bias`` are the names under which ``compute`` looks those of the layer up, so that a caller can
+    lay quantized ones over them. ``operation`` and ``activate`` are the two halves of a layer, out of
     place, for whoever differentiates them; ``target`` and ``arguments`` are what the operation calls.
     ``clip`` is the activation where it is one that its result can be differentiated from.
     """
@@ -48,6 +48,7 @@ class Step:
     arguments: Callable[[Lookup], Sequence[Any]]
     layer: Layer | None = None
     weight: str | None = None
+    bias: str | None = None
     clip: Clip | None = None
 
 
@@ -151,11 +152,10 @@ def compile_network(network: Network, device: torch.device | str = "cpu") -> Pro
             clip = _clip(layer, activation, constants)
             compute = _then(operation, _call(activation, operand=node, in_place=node.target not in MOVEMENTS))
             writes = activation.name
-        weight = _constant(layer.weight) if layer is not None and layer.weight is not None else None
+        weight, bias = (None, None) if layer is None else (_named(layer.weight), _named(layer.bias))
         arguments = _resolver(tuple(node.args))
-        steps.append(
-            Step(len(steps), writes, reads, compute, operation, activate, node.target, arguments, layer, weight, clip)
-        )
+        place = len(steps), writes, reads
+        steps.append(Step(*place, compute, operation, activate, node.target, arguments, layer, weight, bias, clip))
     output = next(node for node in network.graph.nodes if node.op == "output")
     outputs = tuple(leaf.name for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node))
     last_reader = {name: step.index for step in steps for name in step.reads}
@@ -173,6 +173,10 @@ def _clip(layer: Layer, activation: fx.Node, constants: Mapping[str, Tensor]) ->
 
 def _constant(name: str) -> str:
     return f"tensor.{name}"
+
+
+def _named(tensor: str | None) -> str | None:
+    return None if tensor is None else _constant(tensor)
 
 
 def _key(node: fx.Node) -> str:

@@ -1,0 +1,115 @@
+"""A layer's weight and bias as a device stores them: integers, and the reals that one of each stands for.
+
+C output channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from quantopsy.calibrate import fit_several, weight_correction
+from quantopsy.core import Spec
+from quantopsy.engine.calibration import Calibration
+from quantopsy.graph.network import Layer
+from quantopsy.integer.terms import Term, decoded, terms
+from quantopsy.quant import UniformQParams, fake_quantize
+
+LARGEST_BIAS = 2**30
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """``weight``: its terms. ``bias``: (C,) int32 codes, or None, each worth ``bias_unit`` (C,) float64.
+
+    ``in_accumulator``: the bias is on the scale s_x s_w of the only accumulator and starts it. ``weight_hat`` and
+    ``bias_hat`` are the reals that they stand for (float32), for the simulation; ``bias_error`` (C,) float64 is what
+    the rounding of the bias added. ``enlarged`` counts the channels whose scale had to grow for their bias.
+    """
+
+    weight: tuple[Term, ...]
+    weight_hat: Tensor
+    bias: Tensor | None
+    bias_unit: Tensor | None
+    bias_hat: Tensor | None
+    bias_error: Tensor | None
+    in_accumulator: bool
+    enlarged: int
+
+
+def store(
+    calibration: Calibration,
+    layer: Layer,
+    spec: Spec,
+    weight: Tensor,
+    bias: Tensor | None,
+    input_scale: float,
+) -> StoredLayer:
+    """The layer's ``weight`` on the grid of ``spec``, and its ``bias`` (C,), real, with any correction in it.
+
+    A bias is int32 on ``s_x s_w``. A channel whose weights are next to nothing has a scale so small that its bias
+    leaves int32: its scale grows until the bias takes 2^30, as the ONNX export does. Weights of several terms have
+    several scales: there a bias has the finest scale of its own that holds it.
+    """
+    axis = layer.weight_axis
+    parts, w_hat = _terms(calibration, layer, spec, weight)
+    single = len(parts) == 1
+    if bias is None:
+        return StoredLayer(parts, w_hat, None, None, None, None, single, 0)
+    reals = bias.detach().double()
+    if not single:
+        largest = float(reals.abs().max()) or 1.0
+        unit = torch.full_like(reals, largest / LARGEST_BIAS)
+        return _with_bias(parts, w_hat, reals, unit, False, 0)
+    scale = parts[0].multiplier
+    needed = reals.abs() / LARGEST_BIAS / input_scale
+    # The groups of a transposed convolution share their scales.
+    needed = needed.reshape(-1, len(scale)).amax(0) if scale.dim() else needed.max()
+    small = needed > scale
+    if bool(small.any()):
+        qparams = calibration.weight_qparams(layer, spec, weight)
+        assert isinstance(qparams, UniformQParams)
+        wider = torch.where(small, needed, scale).float()
+        grid = replace(qparams, scale=wider.reshape(qparams.scale.shape))
+        parts = terms(grid.encode(weight.float()), grid)
+        w_hat, scale = decoded(parts, axis).float(), parts[0].multiplier
+    unit = by_output(scale, len(reals)) * input_scale
+    return _with_bias(parts, w_hat, reals, unit, True, int(small.sum()))
+
+
+def _with_bias(
+    parts: tuple[Term, ...], w_hat: Tensor, reals: Tensor, unit: Tensor, in_accumulator: bool, enlarged: int
+) -> StoredLayer:
+    # Scales are stored in float32, also that of a bias.
+    codes = (reals / unit.float().double()).round().to(torch.int32)
+    b_hat = codes * unit
+    return StoredLayer(parts, w_hat, codes, unit, b_hat.float(), b_hat - reals, in_accumulator, enlarged)
+
+
+def by_output(multiplier: Tensor, channels: int) -> Tensor:
+    """() or (C / groups,) as (C,): groups of a transposed convolution repeat theirs."""
+    return multiplier.expand(channels) if not multiplier.dim() else multiplier.repeat(channels // len(multiplier))
+
+
+def _terms(calibration: Calibration, layer: Layer, spec: Spec, weight: Tensor) -> tuple[tuple[Term, ...], Tensor]:
+    """Terms of the weight, and the reals of the simulation."""
+    axis = layer.weight_axis
+    plain = replace(spec, correction="none")
+    w_hat = calibration.quantized_weight(layer, plain, weight)
+    if spec.tensors > 1:
+        parts: tuple[Term, ...] = ()
+        left = weight.detach()
+        for grid in fit_several(plain, weight, spec.tensors, axis=axis):
+            parts += terms(grid.encode(left.float()), grid)
+            left = left - fake_quantize(left, grid)
+    else:
+        grid = calibration.weight_qparams(layer, plain, weight)
+        parts = terms(grid.encode(w_hat.float()), grid)
+    if spec.correction != "mean_variance":
+        return parts, w_hat
+    correction = weight_correction(weight, w_hat, axis)
+    gain, offset = correction.gain.double(), correction.offset.double()
+    ones = Term(torch.ones_like(weight, dtype=torch.int64), offset)
+    return (*(Term(part.weight, part.multiplier * gain) for part in parts), ones), correction.apply(w_hat)
