@@ -18,6 +18,7 @@ from quantopsy.core import QuantopsyError
 from quantopsy.core.imports import called
 from quantopsy.graph.fold import fold_batch_norms
 from quantopsy.graph.network import Layer, Network, Unquantized
+from quantopsy.graph.onnx import OnnxModule, load_onnx
 from quantopsy.graph.operators import (
     ACTIVATIONS,
     CONVOLUTIONS,
@@ -36,7 +37,7 @@ Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
 
 
 def load(model: str | Path | nn.Module | torch.export.ExportedProgram) -> nn.Module:
-    """The module behind a MODEL argument: a ``.pt2`` file, ``package.module:callable`` or a module."""
+    """The module behind a MODEL argument: ``.onnx`` or ``.pt2`` file, ``package.module:callable`` or a module."""
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, torch.export.ExportedProgram):
@@ -46,7 +47,9 @@ def load(model: str | Path | nn.Module | torch.export.ExportedProgram) -> nn.Mod
         return _call(text)
     path = Path(text)
     if not path.exists():
-        raise QuantopsyError(f"model {text!r}", "no such file", "give FILE.pt2 or package.module:callable")
+        raise QuantopsyError(f"model {text!r}", "no such file", "give FILE.pt2, FILE.onnx or package.module:callable")
+    if path.suffix == ".onnx":
+        return load_onnx(path)
     if path.suffix != ".pt2":
         raise QuantopsyError(
             f"model {text!r}",
@@ -88,6 +91,8 @@ def capture(model: nn.Module, example: Inputs) -> Network:
     graph = fx.Graph()  # a copy that no module owns: tensors are looked up in ``tensors``
     graph.output(graph.graph_copy(module.graph, {}))
     tensors = _collect_tensors(module)
+    if isinstance(model, OnnxModule):
+        model.label(graph, tensors)
     _normalise(graph)
     _fold_constants(graph, tensors)
     recompose(graph)
@@ -127,13 +132,16 @@ def capture(model: nn.Module, example: Inputs) -> Network:
 
 def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
-    free = {0: torch.export.Dim.AUTO}
-    shapes: Any = dict.fromkeys(kwargs, free) if kwargs else tuple(free for _ in args)
+    shapes = torch.export.ShapesCollection()  # by tensor: also where ``forward`` takes any number of them
+    for x in (*args, *kwargs.values()):
+        shapes[x] = {0: torch.export.Dim.AUTO}
     if _can_evaluate(model):
         model.eval()
     try:
         with torch.no_grad():
             outputs = model(*args, **kwargs)
+    except QuantopsyError:
+        raise
     except Exception as error:
         where = _user_frame(error)
         raise QuantopsyError(
@@ -147,6 +155,8 @@ def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
         )
     try:
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except QuantopsyError:
+        raise
     except Exception as error:
         raise QuantopsyError(
             "model",
@@ -340,6 +350,7 @@ def _layer(
         op=operation.name,
         activation=activation_name(activation.target, activation.args) if activation else None,
         source=_source(node),
+        onnx_node=node.meta.get("onnx_node"),
         node=node.name,
         output=output.name,
         inputs=tuple(dict.fromkeys(inputs)),
@@ -390,10 +401,13 @@ def _frames(text: str) -> list[tuple[str, str]]:
 
 
 def _source(node: fx.Node) -> str | None:
-    """``file:line`` of the user's code that made the node, relative to the current folder if below it."""
+    """``file:line`` of the user's code that made the node, relative to the current folder if below it.
+
+    Of a node from an ONNX file that does not tell, the node's name.
+    """
     frames = _frames(node.meta.get("stack_trace") or "")
     if not frames:
-        return None
+        return node.meta.get("onnx_node")
     file, line = frames[-1]
     path = Path(file)
     if "site-packages" in path.parts:
