@@ -31,9 +31,13 @@ from quantopsy.graph.operators import (
     activation_name,
     aten,
 )
+from quantopsy.graph.outputs import output_tensors
 from quantopsy.graph.recompose import recompose
 
 Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
+
+SAME_ALONE = 1e-3
+"""Distance, as a share of its length, that an image's output may have from what it is in a batch: rounding is below."""
 
 
 def load(model: str | Path | nn.Module | torch.export.ExportedProgram) -> nn.Module:
@@ -104,8 +108,8 @@ def capture(model: nn.Module, example: Inputs) -> Network:
     _check_finite(tensors)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     with FlopCounterMode(display=False) as counter:
-        shapes, images = _shapes(graph, tensors, example, [node.name for node in placeholders])
-    _check_batch_is_free(graph, tensors, example, [node.name for node in placeholders])
+        shapes, images, outputs = _run(graph, tensors, example, [node.name for node in placeholders])
+    _check_batch_is_free(graph, tensors, example, [node.name for node in placeholders], outputs)
     layers, unquantized = _layers(graph, tensors, shapes)
     if not layers:
         found = sorted({str(node.target) for node in graph.nodes if node.op == "call_function"})
@@ -208,18 +212,29 @@ def _normalise(graph: fx.Graph) -> None:
 
 
 def _check_batch_is_free(
-    graph: fx.Graph, tensors: Mapping[str, Tensor], example: Inputs, placeholders: Sequence[str]
+    graph: fx.Graph, tensors: Mapping[str, Tensor], example: Inputs, placeholders: Sequence[str], outputs: Sequence[Any]
 ) -> None:
-    """One image must pass where the example's batch did."""
+    """One image must pass where the example's batch did, and give what it gave there."""
     single = {name: x[:1] for name, x in example.items()} if isinstance(example, Mapping) else [x[:1] for x in example]
     try:
-        _shapes(graph, tensors, single, placeholders)  # type: ignore[arg-type]
+        _, _, alone = _run(graph, tensors, single, placeholders)  # type: ignore[arg-type]
     except Exception as error:
         raise QuantopsyError(
             "model",
             f"its batch size is fixed in the graph ({_first_line(error)})",
             "write shapes with -1 or x.shape[0], or export with a dynamic first dimension",
         ) from error
+    for one, many in zip(output_tensors(alone), output_tensors(outputs), strict=True):
+        if one.shape[:1] != (1,) or one.shape[1:] != many.shape[1:]:
+            continue
+        distance, length = (float(x.float().norm()) for x in (one - many[:1], one))
+        if distance > SAME_ALONE * max(length, 1e-12):
+            raise QuantopsyError(
+                "model",
+                f"an image alone gives other outputs than in a batch (by {distance / max(length, 1e-12):.2g} of their "
+                "length)",
+                "keep images apart in every operator, and put the model into evaluation mode",
+            )
 
 
 def _fold_constants(graph: fx.Graph, tensors: MutableMapping[str, Tensor]) -> None:
@@ -251,10 +266,10 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _shapes(
+def _run(
     graph: fx.Graph, tensors: Mapping[str, Tensor], example: Inputs, placeholders: Sequence[str]
-) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Shape of every value without its batch dimension, by running the example; and its images."""
+) -> tuple[dict[str, tuple[int, ...]], int, list[Any]]:
+    """Shape of every value without its batch dimension, by running the example; its images; the flat outputs."""
     flat = [example[name] for name in placeholders] if isinstance(example, Mapping) else list(example)
     values = iter(flat)
     env: dict[fx.Node, Any] = {}
@@ -271,7 +286,9 @@ def _shapes(
                 )
             if isinstance(env.get(node), Tensor):
                 shapes[node.name] = tuple(env[node].shape[1:]) if node.op != "get_attr" else tuple(env[node].shape)
-    return shapes, flat[0].shape[0]
+    last = next(node for node in graph.nodes if node.op == "output")
+    outputs = [env.get(leaf) for leaf in pytree.tree_leaves(last.args[0]) if isinstance(leaf, fx.Node)]
+    return shapes, flat[0].shape[0], outputs
 
 
 def _layers(

@@ -20,14 +20,14 @@ from quantopsy.data import prefetch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.metrics import measure
-from quantopsy.remedy.apply import Simulated, realised
+from quantopsy.remedy.apply import Simulated, named_as, realised, same_weights
 
 
 @dataclass(frozen=True)
 class Applied:
     """What a recipe's network gave on ``samples`` images; ``same_model``: whether it has the weights it was made for.
 
-    ``float`` and ``after``: the metric; ``lost``: the degradation.
+    ``renamed``: the recipe's names of layers by the model's own, where they are not the same. ``float`` and ``after``: the metric; ``lost``: the degradation.
     """
 
     metric: str
@@ -38,6 +38,7 @@ class Applied:
     after: Estimate
     lost: Estimate
     same_model: bool
+    renamed: Mapping[str, str]
     expected: Expected | None
     module: Simulated
 
@@ -73,7 +74,8 @@ def apply(
         if (value is None and name in ("model", "data")) or (isinstance(value, Mapping) and "object" in value):
             raise QuantopsyError("recipe", f"it does not name its {name}", f"give --{name}, or {name}= in Python")
     subject = make_ready(Given(**parts), Settings(samples=samples, device=device), progress)
-    network, calibration = realised(recipe, subject.network)
+    named = named_as(recipe, subject.network)
+    network, calibration = realised(recipe, named)
     module = Simulated(network, recipe.plan, calibration, device)
     exact, quantized = _statistics(subject, module, progress)
     interval = significance.metric_interval
@@ -87,7 +89,12 @@ def apply(
         float=(values[0].value, values[0].low, values[0].high),
         after=(values[1].value, values[1].low, values[1].high),
         lost=(lost.value, lost.low, lost.high),
-        same_model=recipe.model.get("fingerprint") == subject.network.fingerprint,
+        same_model=same_weights(recipe, named),
+        renamed={
+            own.name: layer.name
+            for own, layer in zip(subject.network.layers, named.layers, strict=True)
+            if own.name != layer.name
+        },
         expected=recipe.expected,
         module=module,
     )

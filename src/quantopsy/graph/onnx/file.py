@@ -74,16 +74,19 @@ def read(path: str | Path) -> OnnxGraph:
     _check_operators(thing, model.graph.node, opset)
     if model.graph.sparse_initializer:
         raise QuantopsyError(thing, "it has sparse weights", "save them dense")
-    constants = {}
+    constants: dict[str, np.ndarray] = {}
     for tensor in model.graph.initializer:
-        if tensor.name in constants:
-            raise QuantopsyError(thing, f"two weights are called {tensor.name!r}", _SAVE_AGAIN)
-        constants[tensor.name] = _array(thing, tensor, path.parent)
+        name = _text(tensor.name)
+        if not name or name in constants:
+            raise QuantopsyError(thing, f"two weights are called {_shown(name)!r}, or one nothing", _SAVE_AGAIN)
+        constants[name] = _array(thing, tensor, path.parent)
     nodes = [_node(node, opset, path.parent) for node in model.graph.node]
-    inputs = tuple(_input(thing, value) for value in model.graph.input if value.name not in constants)
+    inputs = tuple(_input(thing, value) for value in model.graph.input if _text(value.name) not in constants)
+    if len({value.name for value in inputs}) < len(inputs):
+        raise QuantopsyError(thing, "two inputs have one name", _SAVE_AGAIN)
     if not inputs:
         raise QuantopsyError(thing, "it has no input", _SAVE_AGAIN)
-    outputs = tuple(value.name for value in model.graph.output)
+    outputs = tuple(_text(value.name) for value in model.graph.output)
     if not outputs:
         raise QuantopsyError(thing, "it has no output", _SAVE_AGAIN)
     order = _sorted(thing, nodes, [*constants, *(value.name for value in inputs)], outputs)
@@ -97,13 +100,18 @@ def read(path: str | Path) -> OnnxGraph:
     )
 
 
-def _shown(text: str) -> str:
+def _text(value: str | bytes) -> str:
+    """A string of the file; one that is no UTF-8 comes as bytes."""
+    return value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+
+
+def _shown(value: str | bytes) -> str:
     """A name that can be printed."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:200]
+    return "".join(c if c.isprintable() else "?" for c in _text(value))[:200]
 
 
 def _opset(thing: str, model: onnx.ModelProto) -> int:
-    versions = {entry.domain: entry.version for entry in model.opset_import}
+    versions = {_text(entry.domain): entry.version for entry in model.opset_import}
     opset = versions.get("", versions.get("ai.onnx"))
     if opset is None:
         raise QuantopsyError(thing, "it names no opset of ONNX's own operators", _SAVE_AGAIN)
@@ -120,13 +128,14 @@ def _check_operators(thing: str, nodes: Iterable[onnx.NodeProto], opset: int) ->
     """Raise one line that names every operator that is not read, with a node of each."""
     missing: dict[str, str] = {}
     for node in nodes:
-        own = node.domain in ("", "ai.onnx")
+        domain, op_type = _text(node.domain), _text(node.op_type)
+        own = domain in ("", "ai.onnx")
         called = _shown(node.name or next(iter(node.output), ""))
-        if own and node.op_type in _QUANTIZED:
-            raise QuantopsyError(thing, f"it is quantized already ({node.op_type} at node {called!r})", _FLOAT_FILE)
-        schema = _schema(node.op_type, opset) if own else None
-        if schema is None or node.op_type not in READERS:
-            operator = node.op_type if own else f"{node.domain}.{node.op_type}"
+        if op_type in _QUANTIZED:
+            raise QuantopsyError(thing, f"it is quantized already ({op_type} at node {called!r})", _FLOAT_FILE)
+        schema = _schema(op_type, opset) if own else None
+        if schema is None or op_type not in READERS:
+            operator = op_type if own else f"{domain}.{op_type}"
             missing.setdefault(_shown(operator if schema is None else f"{operator}-{schema.since_version}"), called)
     if missing:
         named = ", ".join(f"{operator} at node {called!r}" for operator, called in list(missing.items())[:8])
@@ -147,15 +156,15 @@ def _schema(op_type: str, opset: int) -> Any:
 
 def _node(node: onnx.NodeProto, opset: int, folder: Path) -> Node:
     schema = _schema(node.op_type, opset)
-    notes = {entry.key.removeprefix("pkg.torch.onnx."): entry.value for entry in node.metadata_props}
+    notes = {_text(entry.key).removeprefix("pkg.torch.onnx."): _text(entry.value) for entry in node.metadata_props}
     found = Node(
         name=_shown(node.name),
         op_type=node.op_type,
         version=schema.since_version,
         opset=opset,
         attributes={},
-        inputs=tuple(node.input),
-        outputs=tuple(node.output),
+        inputs=tuple(map(_text, node.input)),
+        outputs=tuple(map(_text, node.output)),
         scopes=_listed(notes.get("name_scopes", "")),
         classes=_listed(notes.get("class_hierarchy", "")),
         trace=notes.get("stack_trace", ""),
@@ -165,17 +174,16 @@ def _node(node: onnx.NodeProto, opset: int, folder: Path) -> Node:
         default = described.default_value
         attributes[name] = onnx.helper.get_attribute_value(default) if default.type else None
     for attribute in node.attribute:
-        described = schema.attributes.get(attribute.name)
+        name = _text(attribute.name)
+        described = schema.attributes.get(name)
         if described is None:
-            raise found.error(f"it has no attribute {_shown(attribute.name)!r}", _SAVE_AGAIN)
-        if int(attribute.type) != int(described.type.value):
-            raise found.error(f"its attribute {attribute.name!r} is of another type", _SAVE_AGAIN)
-        if attribute.ref_attr_name:
-            raise found.error(f"its attribute {attribute.name!r} belongs to a function", _SAVE_AGAIN)
+            raise found.error(f"it has no attribute {_shown(name)!r}", _SAVE_AGAIN)
+        if int(attribute.type) != int(described.type.value) or attribute.ref_attr_name:
+            raise found.error(f"its attribute {name!r} is of another type", _SAVE_AGAIN)
         if attribute.type == AttributeProto.TENSOR:
-            attributes[attribute.name] = _array(found.label, attribute.t, folder)
+            attributes[name] = _array(found.label, attribute.t, folder)
         else:
-            attributes[attribute.name] = onnx.helper.get_attribute_value(attribute)
+            attributes[name] = onnx.helper.get_attribute_value(attribute)
     for name, described in schema.attributes.items():
         if described.required and attributes[name] is None:
             raise found.error(f"it lacks its attribute {name!r}", _SAVE_AGAIN)
@@ -205,7 +213,7 @@ def _listed(text: str) -> tuple[str, ...]:
 def _input(thing: str, value: onnx.ValueInfoProto) -> Input:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type") or kind.elem_type not in _TYPES:
-        raise QuantopsyError(thing, f"its input {value.name!r} is no tensor of numbers", "give a network of images")
+        raise QuantopsyError(thing, f"its input {_shown(value.name)!r} is no tensor of numbers", "give a network of images")
     shape = None
     if kind.HasField("shape"):
         shape = tuple(
@@ -213,9 +221,9 @@ def _input(thing: str, value: onnx.ValueInfoProto) -> Input:
         )
         if not shape:
             raise QuantopsyError(
-                thing, f"its input {value.name!r} has no dimension for the images", "export it with batches of images"
+                thing, f"its input {_shown(value.name)!r} has no dimension for the images", "export it with batches of images"
             )
-    return Input(value.name, np.dtype(_TYPES[kind.elem_type]).name, shape)
+    return Input(_text(value.name), np.dtype(_TYPES[kind.elem_type]).name, shape)
 
 
 def _array(thing: str, tensor: TensorProto, folder: Path) -> np.ndarray:
@@ -252,7 +260,7 @@ def _array(thing: str, tensor: TensorProto, folder: Path) -> np.ndarray:
 
 def _external(thing: str, tensor: TensorProto, folder: Path, size: int) -> bytes:
     """``size`` bytes of a file beside the model."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
+    entries = {_text(entry.key): _text(entry.value) for entry in tensor.external_data}
     location = entries.get("location", "")
     root = folder.resolve()
     file = Path(location)
@@ -282,8 +290,9 @@ def _external(thing: str, tensor: TensorProto, folder: Path, size: int) -> bytes
             stream.seek(offset)
             return stream.read(size)
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its offset or length is no number"
         raise QuantopsyError(
-            thing, f"its data in {_shown(location)!r} cannot be read ({error})", "copy the files again"
+            thing, f"its data in {_shown(location)!r} cannot be read ({reason})", "copy the files again"
         ) from error
 
 

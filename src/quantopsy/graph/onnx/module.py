@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
@@ -117,6 +118,11 @@ class OnnxModule(nn.Module):
 
     def _look(self, shapes: tuple[tuple[int, ...], ...]) -> None:
         """Walk through with shapes alone: what would be too large is refused, what counts images is found."""
+        for value, shape in zip(self.inputs, shapes, strict=True):
+            if math.prod(shape) > LARGEST_VALUE:
+                raise QuantopsyError(
+                    f"input {value.name!r} of {self.file!r}", f"its images have shape {list(shape)}", "check the file"
+                )
         with torch.device("meta"), torch.no_grad():
             given: dict[str, Value] = {
                 value.name: torch.empty(_MANY, *shape, dtype=getattr(torch, value.dtype))

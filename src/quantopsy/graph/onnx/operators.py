@@ -202,8 +202,8 @@ def _clip(node: Node, x: Value, low: Value | None = None, high: Value | None = N
 def _prelu(node: Node, x: Value, slope: Value) -> Tensor:
     data, factor = tensor(x), tensor(slope)
     channels = data.shape[1] if data.dim() > 1 else 1
-    by_channel = factor.numel() == channels and factor.dim() == data.dim() - 1 and factor.shape[0] == channels
-    if factor.numel() == 1 or by_channel:
+    laid = (1,) * (data.dim() - factor.dim()) + tuple(factor.shape)
+    if factor.numel() == 1 or laid == (1, channels, *[1] * (data.dim() - 2)):
         return F.prelu(data, factor.reshape(-1))
     return torch.where(data < 0, data * factor, data)
 
@@ -344,8 +344,11 @@ def _reduce(node: Node, x: Value, axes: Value | None = None) -> Tensor:
         if node.attributes.get("noop_with_empty_axes"):
             return data
         given = range(data.dim())
+    keep = bool(node.attributes["keepdims"])
+    if node.op_type == "ReduceMean" and keep and data.dim() == 4 and list(given) == [-1, -2]:
+        return F.adaptive_avg_pool2d(data, [1, 1])  # torch's exporter writes that one so
     over = [_axis(axis, data.dim()) for axis in given]
-    return _REDUCTIONS[node.op_type](data, over, bool(node.attributes["keepdims"]))
+    return _REDUCTIONS[node.op_type](data, over, keep)
 
 
 @_reads("ReduceProd")
