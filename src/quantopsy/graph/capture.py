@@ -135,8 +135,10 @@ def capture(model: nn.Module, example: Inputs) -> Network:
 
 
 def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
+    if isinstance(example, Mapping) and isinstance(model, OnnxModule):
+        example = model.in_order(example)
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
-    shapes = torch.export.ShapesCollection()  # by tensor: also where ``forward`` takes any number of them
+    shapes: Any = torch.export.ShapesCollection()  # by tensor: also where ``forward`` takes any number of them
     for x in (*args, *kwargs.values()):
         shapes[x] = {0: torch.export.Dim.AUTO}
     if _can_evaluate(model):

@@ -27,7 +27,8 @@ from quantopsy.remedy.apply import Simulated, named_as, realised, same_weights
 class Applied:
     """What a recipe's network gave on ``samples`` images; ``same_model``: whether it has the weights it was made for.
 
-    ``renamed``: the recipe's names of layers by the model's own, where they are not the same. ``float`` and ``after``: the metric; ``lost``: the degradation.
+    ``renamed``: the recipe's names of layers by the model's own, where they are not the same. ``float`` and
+    ``after``: the metric; ``lost``: the degradation.
     """
 
     metric: str

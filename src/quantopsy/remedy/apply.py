@@ -70,8 +70,10 @@ def same_weights(recipe: Recipe, network: Network) -> bool:
     if recipe.model.get("fingerprint") == network.fingerprint:
         return True
     noted, found = recipe.model.get("norms", {}), _norms(network)
-    return bool(noted) and noted.keys() == found.keys() and all(
-        math.isclose(noted[name], norm, rel_tol=SAME_NORM) for name, norm in found.items()
+    return (
+        bool(noted)
+        and noted.keys() == found.keys()
+        and all(math.isclose(noted[name], norm, rel_tol=SAME_NORM) for name, norm in found.items())
     )
 
 
@@ -79,8 +81,8 @@ def named_as(recipe: Recipe, network: Network) -> Network:
     """``network`` with the recipe's names for its layers: a network from ONNX may have others than from PyTorch.
 
     Names that are the network's own stay; one that is the name of an ONNX node names that node's layer. Else layers
-    are taken by order, where their number, the shapes of their weights and the sizes of their outputs are the recipe's. Whatever
-    does not fit stays as it is, for :func:`check_model` to refuse.
+    are taken by order, where their number, the shapes of their weights and the sizes of their outputs are the recipe's.
+    Whatever does not fit stays as it is, for :func:`check_model` to refuse.
     """
     wanted = recipe.plan.layers | set(recipe.model.get("weights", {}))
     if wanted <= set(network.names):
@@ -105,7 +107,8 @@ def named_as(recipe: Recipe, network: Network) -> Network:
 def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
     """``network`` (float, folded) with the recipe's transforms, and its grids; the plan is the recipe's own.
 
-    Layers have the recipe's names then (:func:`named_as`). Raises :class:`QuantopsyError` for a recipe of another network, naming the layer and the nearest names.
+    Layers have the recipe's names then (:func:`named_as`). Raises :class:`QuantopsyError` for a recipe of another
+    network, naming the layer and the nearest names.
     """
     network = named_as(recipe, network)
     check_model(recipe, network)

@@ -201,8 +201,8 @@ def applied_sentences(found: Applied) -> list[str]:
     if found.renamed:
         own, theirs = next(iter(found.renamed.items()))
         lines.append(
-            f"{count(len(found.renamed), 'layer')} matched by order and shapes, not by name: the model's {own!r} is the "
-            f"recipe's {theirs!r}."
+            f"{count(len(found.renamed), 'layer')} matched by order and shapes, not by name: the model's {own!r} is "
+            f"the recipe's {theirs!r}."
         )
     if not found.same_model:
         lines.append("The weights are not those that the recipe was made for; layers and shapes are.")

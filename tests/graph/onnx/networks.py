@@ -78,7 +78,7 @@ class Tokens(nn.Module):
 
 
 class Shuffled(nn.Module):
-    """Groups shuffled by reshapes, PReLU, asymmetric padding, upsampling and a transposed convolution: a picture out."""
+    """Groups shuffled by reshapes, PReLU, asymmetric padding, upsampling and a transposed convolution."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
-from mutations import damaged_bytes, damaged_graphs, seed_model
+from mutations import damaged_bytes, damaged_graphs
 
 from quantopsy.core import QuantopsyError
 from quantopsy.graph.capture import capture
@@ -17,8 +16,8 @@ PATIENCE = 5.0
 """Seconds for one file; the sound one takes a hundredth."""
 
 BATCHES = {
-    **{f"graphs {seed}": damaged_graphs(seed, 400) for seed in range(5)},
-    **{f"bytes {seed}": damaged_bytes(seed, 400) for seed in range(3)},
+    **{f"graphs {seed}": damaged_graphs(seed, 250) for seed in range(6)},
+    **{f"bytes {seed}": damaged_bytes(seed, 250) for seed in range(2)},
 }
 
 
@@ -32,19 +31,19 @@ def test_a_damaged_file_is_refused_in_a_line_or_read(name: str, tmp_path, monkey
         path = tmp_path / "model.onnx"
         path.write_bytes(content)
         begin = time.perf_counter()
+        line = ""
         try:
             found = load_onnx(path)
             with torch.no_grad():
                 found(x)
-            if index % 40 == 0:
+            if index % 50 == 0:
                 capture(found, (x,))
-            outcomes["read"] += 1
         except QuantopsyError as error:
-            assert "\n" not in str(error)
-            assert str(error).isprintable(), str(error)
-            assert len(str(error)) < 3000
-            outcomes["refused"] += 1
+            line = str(error)
         except Exception as error:
             raise AssertionError(f"file {index} of {name!r}: {type(error).__name__}: {error}") from error
+        outcomes["refused" if line else "read"] += 1
+        assert not line or line.isprintable()
+        assert len(line) < 3000
         assert time.perf_counter() - begin < PATIENCE
-    assert outcomes["refused"] > 40
+    assert min(outcomes.values()) > 5

@@ -21,7 +21,7 @@ OLDEST_OPSET = 13
 NEWEST_OPSET = onnx.defs.onnx_opset_version()
 
 # All real types are computed in float32.
-_TYPES = {
+_TYPES: dict[int, type] = {
     TensorProto.FLOAT: np.float32,
     TensorProto.FLOAT16: np.float32,
     TensorProto.BFLOAT16: np.float32,
@@ -37,7 +37,7 @@ _QUANTIZED = {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger",
     "MatMulInteger",
 }  # fmt: skip
-_TYPED_FIELDS = {
+_TYPED_FIELDS: dict[int, str] = {
     TensorProto.FLOAT: "float_data",
     TensorProto.DOUBLE: "double_data",
     TensorProto.INT64: "int64_data",
@@ -213,15 +213,17 @@ def _listed(text: str) -> tuple[str, ...]:
 def _input(thing: str, value: onnx.ValueInfoProto) -> Input:
     kind = value.type.tensor_type
     if not value.type.HasField("tensor_type") or kind.elem_type not in _TYPES:
-        raise QuantopsyError(thing, f"its input {_shown(value.name)!r} is no tensor of numbers", "give a network of images")
+        raise QuantopsyError(
+            thing, f"its input {_shown(value.name)!r} is no tensor of numbers", "give a network of images"
+        )
     shape = None
     if kind.HasField("shape"):
-        shape = tuple(
-            d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim
-        )
+        shape = tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim)
         if not shape:
             raise QuantopsyError(
-                thing, f"its input {_shown(value.name)!r} has no dimension for the images", "export it with batches of images"
+                thing,
+                f"its input {_shown(value.name)!r} has no dimension for the images",
+                "export it with batches of images",
             )
     return Input(_text(value.name), np.dtype(_TYPES[kind.elem_type]).name, shape)
 
@@ -335,7 +337,9 @@ def _sorted(thing: str, nodes: Sequence[Node], given: Iterable[str], outputs: Se
         raise nodes[stuck].error("it depends on its own result: the graph has a circle", _SAVE_AGAIN)
     # The file's own order where it is one, so that layers come as they were written.
     place = {index: position for position, index in enumerate(sorted(needed))}
-    in_order = all(place[producer] < place[index] for index in needed for producer in _producers(nodes[index], producers))
+    in_order = all(
+        place[producer] < place[index] for index in needed for producer in _producers(nodes[index], producers)
+    )
     return tuple(nodes[index] for index in (sorted(needed) if in_order else order))
 
 

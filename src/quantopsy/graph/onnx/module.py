@@ -53,6 +53,7 @@ class OnnxModule(nn.Module):
         for index, array in enumerate(self._constants.values()):
             self.tensors.register_buffer(f"t{index}", torch.from_numpy(array))
         self.nodes = nn.ModuleList(_NodeModule(node) for node in nodes)
+        self._nodes = nodes
         self._last_reader = {name: index for index, node in enumerate(nodes) for name in node.inputs}
         firsts = {value.shape[0] for value in graph.inputs if value.shape}
         self._fixed = firsts.pop() if len(firsts) == 1 else None
@@ -65,7 +66,7 @@ class OnnxModule(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """The file's output, or a tuple of them."""
-        given = [*inputs, *(named[name] for name in map(_identifier, self._names) if name in named)]
+        given = [*inputs, *self.in_order(named)]
         if not torch.compiler.is_exporting():
             self._check(given)
         constants = {
@@ -75,6 +76,10 @@ class OnnxModule(nn.Module):
         found = self._walk(dict(zip(self._names, given, strict=True)), constants)
         outputs = tuple(value.tensor if isinstance(value, Constant) else value for value in found)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def in_order(self, named: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Inputs by name, in the file's order; a name that is no identifier has ``_`` for what is none of one."""
+        return tuple(named[name] for name in map(_identifier, self._names) if name in named)
 
     def label(self, graph: fx.Graph, tensors: MutableMapping[str, Tensor]) -> None:
         """Give the file's names to what ``torch.export`` made of this module: module paths, nodes, weights, inputs."""
@@ -88,7 +93,7 @@ class OnnxModule(nn.Module):
             part = str(stack[-1][0]).split(".") if stack else []
             if len(part) == 2 and part[0] == "nodes":
                 index = int(part[1])
-                made, origin = self.nodes[index].node, self._origins[index]
+                made, origin = self._nodes[index], self._origins[index]
                 kind = _LEAF if origin.leaf else _INNER
                 node.meta["nn_module_stack"] = {"": (origin.path, kind)} if origin.path else {}
                 node.meta["stack_trace"] = made.trace
@@ -132,7 +137,7 @@ class OnnxModule(nn.Module):
             self._walk(given, constants, self._inspect)
         self._looked_at.add(shapes)
 
-    def _inspect(self, index: int, node: Node, operands: Sequence[Value | None], results: Sequence[Value]) -> None:
+    def _inspect(self, node: Node, results: Sequence[Value]) -> None:
         for value in results:
             if isinstance(value, Tensor):
                 count = value.numel() // _MANY if value.shape[:1] == (_MANY,) else value.numel()
@@ -146,11 +151,10 @@ class OnnxModule(nn.Module):
         self,
         env: dict[str, Value],
         constants: Mapping[str, Constant],
-        inspect: Callable[[int, Node, Sequence[Value | None], Sequence[Value]], None] | None = None,
+        inspect: Callable[[Node, Sequence[Value]], None] | None = None,
     ) -> list[Any]:
-        """The outputs; ``inspect`` sees every node with its operands and results."""
-        for index, module in enumerate(self.nodes):
-            node = module.node
+        """The outputs; ``inspect`` sees every node with its results, and notes which Reshape counts images."""
+        for index, (node, module) in enumerate(zip(self._nodes, self.nodes, strict=True)):
             operands = [constants.get(name, env.get(name)) if name else None for name in node.inputs]
             if inspect is not None and _counts_images(node, operands, self._fixed):
                 self._free.add(index)
@@ -159,7 +163,7 @@ class OnnxModule(nn.Module):
                 operands[1] = sizes.sizes([x.shape[0], *shape.array.tolist()[1:]])  # type: ignore[union-attr]
             results = module(*operands)
             if inspect is not None:
-                inspect(index, node, operands, results)
+                inspect(node, results)
             env.update((name, value) for name, value in zip(node.outputs, results, strict=False) if name)
             for name in node.inputs:
                 if self._last_reader[name] == index and name not in self.outputs:
@@ -189,8 +193,7 @@ def _computed(node: Node, operands: Sequence[Value | None]) -> tuple[Value, ...]
     try:
         result = NotImplemented
         if any(isinstance(x, np.ndarray) for x in operands) and not any(isinstance(x, Tensor) for x in operands):
-            arrays = [x.array.astype(object) if isinstance(x, Constant) else x for x in operands]
-            result = sizes.compute(node, arrays)
+            result = sizes.compute(node, [_as_sizes(x) for x in operands])
         if result is NotImplemented:
             result = READERS[node.op_type](node, *operands)
         results = result if isinstance(result, tuple) else (result,)
@@ -204,8 +207,14 @@ def _computed(node: Node, operands: Sequence[Value | None]) -> tuple[Value, ...]
     except Exception as error:
         if torch.compiler.is_exporting():
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise node.error(f"it does not run ({reason})", "check the shapes of its operands in the file") from error
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise node.error(f"it does not run ({first})", "check the shapes of its operands in the file") from error
+
+
+def _as_sizes(operand: Value | None) -> np.ndarray | None:
+    if isinstance(operand, Constant):
+        return operand.array.astype(object)
+    return operand if isinstance(operand, np.ndarray) else None
 
 
 def _counts_images(node: Node, operands: Sequence[Value | None], fixed: int | None) -> bool:

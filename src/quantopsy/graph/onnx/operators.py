@@ -154,9 +154,7 @@ def _layer_norm(node: Node, x: Value, weight: Value, bias: Value | None = None) 
     _alone(node)
     data = tensor(x)
     shape = static(data.shape[_axis(node.attributes["axis"], data.dim()) :], "axes")
-    scale, shift = (
-        None if given is None else tensor(given).expand(shape) for given in (weight, bias)
-    )
+    scale, shift = (None if given is None else tensor(given).expand(shape) for given in (weight, bias))
     return F.layer_norm(data, shape, scale, shift, node.attributes["epsilon"])
 
 
@@ -346,7 +344,7 @@ def _reduce(node: Node, x: Value, axes: Value | None = None) -> Tensor:
         given = range(data.dim())
     keep = bool(node.attributes["keepdims"])
     if node.op_type == "ReduceMean" and keep and data.dim() == 4 and list(given) == [-1, -2]:
-        return F.adaptive_avg_pool2d(data, [1, 1])  # torch's exporter writes that one so
+        return F.adaptive_avg_pool2d(data, (1, 1))  # torch's exporter writes that one so
     over = [_axis(axis, data.dim()) for axis in given]
     return _REDUCTIONS[node.op_type](data, over, keep)
 
@@ -515,9 +513,7 @@ def _expand(node: Node, x: Value, shape: Value) -> Tensor:
     wanted = [1] * (data.dim() - len(wanted)) + wanted
     grown = len(wanted) - data.dim()
     # Either side may be the 1 that is repeated.
-    dims = [
-        -1 if i >= grown and isinstance(dim, int) and dim == 1 else dim for i, dim in enumerate(wanted)
-    ]
+    dims = [-1 if i >= grown and isinstance(dim, int) and dim == 1 else dim for i, dim in enumerate(wanted)]
     return data.expand(dims)
 
 
@@ -527,9 +523,7 @@ def _tile(node: Node, x: Value, repeats: Value) -> Tensor:
 
 
 @_reads("Pad")
-def _pad(
-    node: Node, x: Value, pads: Value, value: Value | None = None, axes: Value | None = None
-) -> Tensor:
+def _pad(node: Node, x: Value, pads: Value, value: Value | None = None, axes: Value | None = None) -> Tensor:
     data = tensor(x)
     amounts = static(integers(pads, "pads"), "pads")
     over = _axes(axes, data.dim()) or list(range(data.dim()))

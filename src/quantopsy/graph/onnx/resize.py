@@ -20,9 +20,10 @@ _LINEAR = {3: "linear", 4: "bilinear", 5: "trilinear"}
 LARGEST_SIDE = 2**20
 
 
-def resize(node: Node, x: Tensor, roi: Value | None = None, scales: Value | None = None, to: Value | None = None) -> Tensor:
+def resize(
+    node: Node, x: Tensor, roi: Value | None = None, scales: Value | None = None, to: Value | None = None
+) -> Tensor:
     """ONNX Resize: without a region of interest."""
-    del roi
     attributes = node.attributes
     mode, kind = attributes["mode"], attributes["coordinate_transformation_mode"]
     if kind == "tf_crop_and_resize":
@@ -35,8 +36,8 @@ def resize(node: Node, x: Tensor, roi: Value | None = None, scales: Value | None
     size = static(x.shape[2:], "sizes")
     out = list(size)
     scale = [1.0] * len(size)
-    for axis, factor, side in zip(axes, factors, sides, strict=True):
-        out[axis - 2], scale[axis - 2] = side, factor
+    for axis, ratio, side in zip(axes, factors, sides, strict=True):
+        out[axis - 2], scale[axis - 2] = side, ratio
     if any(not 1 <= side <= LARGEST_SIDE for side in out):
         raise UnsupportedError(f"a result of {out} pixels")
     if mode == "nearest":
@@ -107,9 +108,7 @@ def _coordinates(size: int, out: int, scale: float, kind: str) -> np.ndarray:
     raise UnsupportedError(f"coordinate_transformation_mode {kind!r}")
 
 
-def _nearest(
-    x: Tensor, size: list[int], out: list[int], scale: list[float], kind: str, rounding: str
-) -> Tensor:
+def _nearest(x: Tensor, size: list[int], out: list[int], scale: list[float], kind: str, rounding: str) -> Tensor:
     indices = []
     for n, m, s in zip(size, out, scale, strict=True):
         place = _coordinates(n, m, s, kind)

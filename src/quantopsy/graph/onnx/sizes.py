@@ -33,7 +33,6 @@ def _reads(names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _each(function: Callable[..., Any]) -> Callable[..., Sizes]:
     def apply(node: Node, *operands: Sizes) -> Sizes:
-        del node
         return sizes(reduce(lambda a, b: np.asarray(np.frompyfunc(function, 2, 1)(a, b), object), operands))
 
     return apply

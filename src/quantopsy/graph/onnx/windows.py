@@ -22,6 +22,9 @@ _MAX_POOLS: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE_POOLS: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _GLOBAL_AVERAGES: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
+LARGEST_KERNEL = 2**26
+"""Elements: a pooling over a whole image of 8192 x 8192; torch walks through them, also where they are padding."""
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -46,15 +49,15 @@ class Windows:
             raise UnsupportedError(f"attributes that are not of {count} axes")
         if min([*kernel, *strides, *dilations]) < 1:
             raise UnsupportedError("a kernel, stride or dilation below 1")
+        if math.prod(kernel) > LARGEST_KERNEL:
+            raise UnsupportedError(f"a kernel of {kernel}")
         spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
         begin, end = list(pads[:count]), list(pads[count:])
         automatic = attributes.get("auto_pad") or "NOTSET"
         if automatic == "VALID":
             begin, end = [0] * count, [0] * count
         elif automatic in ("SAME_UPPER", "SAME_LOWER"):
-            total = [
-                max((-(-n // s) - 1) * s + span - n, 0) for n, s, span in zip(size, strides, spans, strict=True)
-            ]
+            total = [max((-(-n // s) - 1) * s + span - n, 0) for n, s, span in zip(size, strides, spans, strict=True)]
             less, more = [t // 2 for t in total], [t - t // 2 for t in total]
             begin, end = (less, more) if automatic == "SAME_UPPER" else (more, less)
         elif automatic != "NOTSET":
@@ -82,8 +85,7 @@ class Windows:
     def reaches(self, size: list[int]) -> bool | None:
         """The ceil_mode with which torch's pool, padded by ``begin`` at both ends, covers ``out``; None for neither."""
         if any(
-            b < 0 or b > (d * (k - 1) + 1) // 2
-            for b, k, d in zip(self.begin, self.kernel, self.dilations, strict=True)
+            b < 0 or b > (d * (k - 1) + 1) // 2 for b, k, d in zip(self.begin, self.kernel, self.dilations, strict=True)
         ):
             return None
         rooms = [
@@ -178,7 +180,9 @@ def max_pool(node: Node, x: Tensor) -> Tensor:
         raise UnsupportedError("pads that torch's pooling has no form for")
     # A window that reads a border value repeated outside reads the value itself too: the greatest is the same.
     padded = F.pad(x, win.pads, mode="replicate")
-    return _cut(_MAX_POOLS[rank](padded, win.kernel, win.strides, ceil_mode=bool(node.attributes["ceil_mode"])), win.out)
+    return _cut(
+        _MAX_POOLS[rank](padded, win.kernel, win.strides, ceil_mode=bool(node.attributes["ceil_mode"])), win.out
+    )
 
 
 def average_pool(node: Node, x: Tensor) -> Tensor:
@@ -202,14 +206,12 @@ def average_pool(node: Node, x: Tensor) -> Tensor:
 
 def global_average_pool(node: Node, x: Tensor) -> Tensor:
     """GlobalAveragePool."""
-    del node
     rank = _rank(x)
     return _GLOBAL_AVERAGES[rank](x, [1] * rank)
 
 
 def global_max_pool(node: Node, x: Tensor) -> Tensor:
     """GlobalMaxPool."""
-    del node
     return x.amax(list(range(2, 2 + _rank(x))), True)
 
 
