@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx_models import (
     NEWEST,
     NEWEST_OF_RUNTIME,
@@ -16,10 +18,14 @@ from onnx_models import (
     integers,
     model_of,
     node,
+    opened,
     read_as,
     values,
 )
 
+from quantopsy.core import QuantopsyError
+from quantopsy.graph.capture import capture, load
+from quantopsy.graph.execute import compile_network
 from quantopsy.graph.onnx.operators import READERS
 
 OPSETS = (13, 17, 18, 21, NEWEST_OF_RUNTIME, NEWEST)
@@ -341,3 +347,88 @@ def test_every_operator_that_is_read_is_tested() -> None:
     elsewhere = {"Resize", "And", "Or", "Not", "Constant", "ConstantOfShape", "Range"}
     assert {case.op_type for case in CASES.values()} | elsewhere == set(READERS)
     assert len(READERS) > 60
+
+
+def test_sizes_are_computed_from_shapes_for_any_number_of_images(tmp_path) -> None:
+    """What exporters write around Reshape, Expand and Resize: floors, minima, masks, products of dimensions."""
+    constants = {
+        "w": values(4, 3, 1, 1),
+        "i0": integers(0),
+        "i1": integers(1),
+        "two": integers(2),
+        "minus": integers(-1),
+        "cut": integers(2),
+        "rest": integers(2**62),
+        "half": np.array([1.5], np.float32),
+        "axes": integers(0),
+        "three": integers(3),
+    }
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]),
+        node("Shape", ["c"], ["s"]),
+        node("Gather", ["s", "i0"], ["images"], axis=0),
+        node("Gather", ["s", "i1"], ["channels"], axis=0),
+        node("Slice", ["s", "cut", "rest", "axes"], ["sides"]),
+        node("Cast", ["sides"], ["real"], to=1),
+        node("Mul", ["real", "half"], ["grown"]),
+        node("Floor", ["grown"], ["floor"]),
+        node("Cast", ["floor"], ["new"], to=7),
+        node("Concat", ["images", "channels", "new"], ["to"], axis=0),
+        node("Resize", ["c", "", "", "to"], ["r"], coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+        node("ReduceProd", ["new"], ["area"], keepdims=1),
+        node("Div", ["channels", "two"], ["halved"]),
+        node("Mul", ["area", "halved"], ["columns"]),
+        node("Sub", ["columns", "area"], ["difference"]),
+        node("Max", ["columns", "difference"], ["most"]),
+        node("Equal", ["most", "minus"], ["unknown"]),
+        node("Where", ["unknown", "three", "most"], ["last"]),
+        node("Concat", ["images", "two", "last"], ["shape"], axis=0),
+        node("Reshape", ["r", "shape"], ["y"]),
+    ]
+    for index, made in enumerate(nodes):
+        made.name = f"n{index}"
+    model = model_of(nodes, ("n", 3, 4, 6), constants, opset=18)
+    x = values(5, 3, 4, 6)
+    same(read_as(model, tmp_path, x), by_runtime(model, x))
+    program = compile_network(capture(opened(model, tmp_path), (torch.from_numpy(x[:2]),)))
+    with torch.no_grad():
+        found = program.forward(program.place((torch.from_numpy(x),)))[0]
+    same([found.numpy()], by_runtime(model, x))
+
+
+def test_constants_are_computed_when_a_file_is_read(tmp_path) -> None:
+    """Ranges, filled tensors, masks and arithmetic on weights leave nothing to run."""
+    nodes = [
+        node("Constant", [], ["four"], value_ints=[4, 1, 1]),
+        node("Constant", [], ["start"], value_int=0),
+        node("Constant", [], ["end"], value_int=4),
+        node("Constant", [], ["step"], value_int=1),
+        node("Constant", [], ["third"], value_float=1 / 3),
+        node("Range", ["start", "end", "step"], ["r"]),
+        node("Cast", ["r"], ["f"], to=1),
+        node("Mul", ["f", "third"], ["g"]),
+        node("Reshape", ["g", "four"], ["slope"]),
+        node("ConstantOfShape", ["four"], ["full"], value=onnx.helper.make_tensor("v", 1, [1], [0.25])),
+        node("Greater", ["slope", "full"], ["large"]),
+        node("Not", ["large"], ["small"]),
+        node("And", ["large", "small"], ["never"]),
+        node("Or", ["large", "never"], ["mask"]),
+        node("Where", ["mask", "slope", "full"], ["factor"]),
+        node("Mul", ["x", "factor"]),
+    ]
+    for index, made in enumerate(nodes):
+        made.name = f"n{index}"
+    model = model_of(nodes)
+    x = values(2, 4, 6, 6)
+    same(read_as(model, tmp_path, x), by_runtime(model, x))
+    assert len(opened(model, tmp_path).nodes) == 1
+
+
+def test_a_missing_package_is_a_line(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(case_model(CASES["Relu"], 21).SerializeToString())
+    for name in [name for name in sys.modules if name == "quantopsy.graph.onnx.file"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(QuantopsyError, match=r'ONNX cannot be imported .*; pip install "quantopsy\[onnx\]"'):
+        load(path)
