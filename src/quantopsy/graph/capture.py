@@ -109,7 +109,9 @@ def capture(model: nn.Module, example: Inputs) -> Network:
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     with FlopCounterMode(display=False) as counter:
         shapes, images, outputs = _run(graph, tensors, example, [node.name for node in placeholders])
-    _check_batch_is_free(graph, tensors, example, [node.name for node in placeholders], outputs)
+    # Only of a file: there the number of images may have been fixed and freed.
+    together = outputs if isinstance(model, OnnxModule) else None
+    _check_batch_is_free(graph, tensors, example, [node.name for node in placeholders], together)
     layers, unquantized = _layers(graph, tensors, shapes)
     if not layers:
         found = sorted({str(node.target) for node in graph.nodes if node.op == "call_function"})
@@ -214,9 +216,13 @@ def _normalise(graph: fx.Graph) -> None:
 
 
 def _check_batch_is_free(
-    graph: fx.Graph, tensors: Mapping[str, Tensor], example: Inputs, placeholders: Sequence[str], outputs: Sequence[Any]
+    graph: fx.Graph,
+    tensors: Mapping[str, Tensor],
+    example: Inputs,
+    placeholders: Sequence[str],
+    together: Sequence[Any] | None,
 ) -> None:
-    """One image must pass where the example's batch did, and give what it gave there."""
+    """One image must pass where the example's batch did, and give what it gave there (``together``)."""
     single = {name: x[:1] for name, x in example.items()} if isinstance(example, Mapping) else [x[:1] for x in example]
     try:
         _, _, alone = _run(graph, tensors, single, placeholders)  # type: ignore[arg-type]
@@ -226,7 +232,9 @@ def _check_batch_is_free(
             f"its batch size is fixed in the graph ({_first_line(error)})",
             "write shapes with -1 or x.shape[0], or export with a dynamic first dimension",
         ) from error
-    for one, many in zip(output_tensors(alone), output_tensors(outputs), strict=True):
+    if together is None:
+        return
+    for one, many in zip(output_tensors(alone), output_tensors(together), strict=True):
         if one.shape[:1] != (1,) or one.shape[1:] != many.shape[1:]:
             continue
         distance, length = (float(x.float().norm()) for x in (one - many[:1], one))
