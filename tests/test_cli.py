@@ -7,10 +7,15 @@ import subprocess
 import sys
 
 import pytest
+import sample_models
 import torch
 from PIL import Image
 
 from quantopsy import cli
+from quantopsy.core import Plan
+from quantopsy.engine.calibration import Calibration
+from quantopsy.export.onnx.graph import to_onnx
+from quantopsy.graph.capture import capture
 
 MODEL, DATA = "sample_models:network", "sample_models:data"
 
@@ -110,6 +115,24 @@ def test_a_mistake_is_one_line_that_names_thing_reason_and_remedy(command, name,
     assert re.search(pattern, line), line
     assert "; " in line
     assert not list(tmp_path.glob("*/study.sqlite")) or name in ("labels out of range", "failing metric", "NaN image")
+
+
+def test_an_onnx_file_is_a_model(command, tmp_path) -> None:
+    network = capture(sample_models.network(), (torch.zeros(2, 3, 12, 12),))
+    content = to_onnx(network, Plan(), Calibration()).SerializeToString()
+    path = tmp_path / "net.onnx"
+    path.write_bytes(content)
+    options = ("--data", DATA, "--bits", "4", "--samples", "16", "--json")
+    documents = []
+    for model in (str(path), MODEL):
+        code, out, _ = command("analyze", model, "--out", f"study-{len(documents)}", *options)
+        assert code == 0
+        documents.append(json.loads(out)["worst"]["4"])
+    assert [cell["name"] for cell in documents[0]] == [cell["name"] for cell in documents[1]]
+    path.write_bytes(content[:-100])
+    code, out, err = command("analyze", str(path), *options)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"error: model {str(path)!r}: is no ONNX file, or cut off")
 
 
 def test_a_truncated_picture_is_named_and_can_be_skipped(command, tmp_path) -> None:

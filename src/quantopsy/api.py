@@ -244,7 +244,7 @@ def analyze(
     """Quantize one layer at a time and measure what it does to the network.
 
     ``model``
-        an ``nn.Module``, a ``.pt2`` file or ``package.module:callable``.
+        an ``nn.Module``, an ``.onnx`` or ``.pt2`` file or ``package.module:callable``.
     ``data``
         a torch ``Dataset`` or ``DataLoader``, an iterable of tensors, tuples or dicts, a folder, or
         ``package.module:callable``; ``calibration`` likewise, for the ranges.

@@ -136,7 +136,7 @@ def changes(
     }
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="FILE.pt2 or package.module:callable")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="FILE.onnx, FILE.pt2 or package.module:callable")]
 Data = Annotated[str, typer.Option(help="Folder of images or package.module:callable; with labels where there are")]
 Out = Annotated[Path | None, typer.Option(help="Study folder; a run that was interrupted goes on in it")]
 StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of an analysis")]
@@ -372,7 +372,7 @@ def allocate(
 def apply_(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json of a repair")],
     model: Annotated[
-        str | None, typer.Option(help="FILE.pt2 or package.module:callable  [default: the recipe's]")
+        str | None, typer.Option(help="FILE.onnx, FILE.pt2 or package.module:callable  [default: the recipe's]")
     ] = None,
     data: Annotated[str | None, typer.Option(help="Images to run it on  [default: the recipe's]")] = None,
     metric: Annotated[str | None, typer.Option(help="As of analyze")] = None,

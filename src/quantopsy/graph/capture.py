@@ -18,6 +18,7 @@ from quantopsy.core import QuantopsyError
 from quantopsy.core.imports import called
 from quantopsy.graph.fold import fold_batch_norms
 from quantopsy.graph.network import Layer, Network, Unquantized
+from quantopsy.graph.onnx import OnnxModule, load_onnx
 from quantopsy.graph.operators import (
     ACTIVATIONS,
     CONVOLUTIONS,
@@ -30,13 +31,17 @@ from quantopsy.graph.operators import (
     activation_name,
     aten,
 )
+from quantopsy.graph.outputs import output_tensors
 from quantopsy.graph.recompose import recompose
 
 Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
 
+SAME_ALONE = 1e-3
+"""Distance, as a share of its length, that an image's output may have from what it is in a batch: rounding is below."""
+
 
 def load(model: str | Path | nn.Module | torch.export.ExportedProgram) -> nn.Module:
-    """The module behind a MODEL argument: a ``.pt2`` file, ``package.module:callable`` or a module."""
+    """The module behind a MODEL argument: ``.onnx`` or ``.pt2`` file, ``package.module:callable`` or a module."""
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, torch.export.ExportedProgram):
@@ -46,7 +51,9 @@ def load(model: str | Path | nn.Module | torch.export.ExportedProgram) -> nn.Mod
         return _call(text)
     path = Path(text)
     if not path.exists():
-        raise QuantopsyError(f"model {text!r}", "no such file", "give FILE.pt2 or package.module:callable")
+        raise QuantopsyError(f"model {text!r}", "no such file", "give FILE.pt2, FILE.onnx or package.module:callable")
+    if path.suffix == ".onnx":
+        return load_onnx(path)
     if path.suffix != ".pt2":
         raise QuantopsyError(
             f"model {text!r}",
@@ -88,6 +95,8 @@ def capture(model: nn.Module, example: Inputs) -> Network:
     graph = fx.Graph()  # a copy that no module owns: tensors are looked up in ``tensors``
     graph.output(graph.graph_copy(module.graph, {}))
     tensors = _collect_tensors(module)
+    if isinstance(model, OnnxModule):
+        model.label(graph, tensors)
     _normalise(graph)
     _fold_constants(graph, tensors)
     recompose(graph)
@@ -99,8 +108,10 @@ def capture(model: nn.Module, example: Inputs) -> Network:
     _check_finite(tensors)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     with FlopCounterMode(display=False) as counter:
-        shapes, images = _shapes(graph, tensors, example, [node.name for node in placeholders])
-    _check_batch_is_free(graph, tensors, example, [node.name for node in placeholders])
+        shapes, images, outputs = _run(graph, tensors, example, [node.name for node in placeholders])
+    # Only of a file: there the number of images may have been fixed and freed.
+    together = outputs if isinstance(model, OnnxModule) else None
+    _check_batch_is_free(graph, tensors, example, [node.name for node in placeholders], together)
     layers, unquantized = _layers(graph, tensors, shapes)
     if not layers:
         found = sorted({str(node.target) for node in graph.nodes if node.op == "call_function"})
@@ -126,14 +137,19 @@ def capture(model: nn.Module, example: Inputs) -> Network:
 
 
 def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
+    if isinstance(example, Mapping) and isinstance(model, OnnxModule):
+        example = model.in_order(example)
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
-    free = {0: torch.export.Dim.AUTO}
-    shapes: Any = dict.fromkeys(kwargs, free) if kwargs else tuple(free for _ in args)
+    shapes: Any = torch.export.ShapesCollection()  # by tensor: also where ``forward`` takes any number of them
+    for x in (*args, *kwargs.values()):
+        shapes[x] = {0: torch.export.Dim.AUTO}
     if _can_evaluate(model):
         model.eval()
     try:
         with torch.no_grad():
             outputs = model(*args, **kwargs)
+    except QuantopsyError:
+        raise
     except Exception as error:
         where = _user_frame(error)
         raise QuantopsyError(
@@ -147,6 +163,8 @@ def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
         )
     try:
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except QuantopsyError:
+        raise
     except Exception as error:
         raise QuantopsyError(
             "model",
@@ -198,18 +216,35 @@ def _normalise(graph: fx.Graph) -> None:
 
 
 def _check_batch_is_free(
-    graph: fx.Graph, tensors: Mapping[str, Tensor], example: Inputs, placeholders: Sequence[str]
+    graph: fx.Graph,
+    tensors: Mapping[str, Tensor],
+    example: Inputs,
+    placeholders: Sequence[str],
+    together: Sequence[Any] | None,
 ) -> None:
-    """One image must pass where the example's batch did."""
+    """One image must pass where the example's batch did, and give what it gave there (``together``)."""
     single = {name: x[:1] for name, x in example.items()} if isinstance(example, Mapping) else [x[:1] for x in example]
     try:
-        _shapes(graph, tensors, single, placeholders)  # type: ignore[arg-type]
+        _, _, alone = _run(graph, tensors, single, placeholders)  # type: ignore[arg-type]
     except Exception as error:
         raise QuantopsyError(
             "model",
             f"its batch size is fixed in the graph ({_first_line(error)})",
             "write shapes with -1 or x.shape[0], or export with a dynamic first dimension",
         ) from error
+    if together is None:
+        return
+    for one, many in zip(output_tensors(alone), output_tensors(together), strict=True):
+        if one.shape[:1] != (1,) or one.shape[1:] != many.shape[1:]:
+            continue
+        distance, length = (float(x.float().norm()) for x in (one - many[:1], one))
+        if distance > SAME_ALONE * max(length, 1e-12):
+            raise QuantopsyError(
+                "model",
+                f"an image alone gives other outputs than in a batch (by {distance / max(length, 1e-12):.2g} of their "
+                "length)",
+                "keep images apart in every operator, and put the model into evaluation mode",
+            )
 
 
 def _fold_constants(graph: fx.Graph, tensors: MutableMapping[str, Tensor]) -> None:
@@ -241,10 +276,10 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _shapes(
+def _run(
     graph: fx.Graph, tensors: Mapping[str, Tensor], example: Inputs, placeholders: Sequence[str]
-) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Shape of every value without its batch dimension, by running the example; and its images."""
+) -> tuple[dict[str, tuple[int, ...]], int, list[Any]]:
+    """Shape of every value without its batch dimension, by running the example; its images; the flat outputs."""
     flat = [example[name] for name in placeholders] if isinstance(example, Mapping) else list(example)
     values = iter(flat)
     env: dict[fx.Node, Any] = {}
@@ -261,7 +296,9 @@ def _shapes(
                 )
             if isinstance(env.get(node), Tensor):
                 shapes[node.name] = tuple(env[node].shape[1:]) if node.op != "get_attr" else tuple(env[node].shape)
-    return shapes, flat[0].shape[0]
+    last = next(node for node in graph.nodes if node.op == "output")
+    outputs = [env.get(leaf) for leaf in pytree.tree_leaves(last.args[0]) if isinstance(leaf, fx.Node)]
+    return shapes, flat[0].shape[0], outputs
 
 
 def _layers(
@@ -340,6 +377,7 @@ def _layer(
         op=operation.name,
         activation=activation_name(activation.target, activation.args) if activation else None,
         source=_source(node),
+        onnx_node=node.meta.get("onnx_node"),
         node=node.name,
         output=output.name,
         inputs=tuple(dict.fromkeys(inputs)),
@@ -390,10 +428,13 @@ def _frames(text: str) -> list[tuple[str, str]]:
 
 
 def _source(node: fx.Node) -> str | None:
-    """``file:line`` of the user's code that made the node, relative to the current folder if below it."""
+    """``file:line`` of the user's code that made the node, relative to the current folder if below it.
+
+    Of a node from an ONNX file that does not tell, the node's name.
+    """
     frames = _frames(node.meta.get("stack_trace") or "")
     if not frames:
-        return None
+        return node.meta.get("onnx_node")
     file, line = frames[-1]
     path = Path(file)
     if "site-packages" in path.parts:

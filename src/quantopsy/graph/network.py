@@ -24,7 +24,8 @@ class Layer:
     """One typical operation with the activation function behind it (layer-wise paper, section 3.1).
 
     ``inputs`` and ``output`` are names of values, ``weight`` and ``bias`` names of tensors of the
-    network. Shapes are without the batch dimension. ``macs`` is per image.
+    network. Shapes are without the batch dimension. ``macs`` is per image. ``onnx_node`` is the name of its
+    operation in the ONNX file that the network was read from.
     """
 
     index: int
@@ -43,6 +44,7 @@ class Layer:
     output_shape: tuple[int, ...]
     macs: int
     parameters: int
+    onnx_node: str | None = None
 
     @property
     def channel_axis(self) -> int:

@@ -111,4 +111,50 @@ def _hardswish(node: fx.Node) -> Rewrite | None:
     return None
 
 
-RULES: tuple[Callable[[fx.Node], Rewrite | None], ...] = (_silu, _hardsigmoid, _hardswish)
+def _mish(node: fx.Node) -> Rewrite | None:
+    """x * tanh(softplus(x))."""
+    if _is(node, aten.mul.Tensor):
+        for x, gate in _operands(node):
+            if _is(gate, aten.tanh.default) and _is(gate.args[0], aten.softplus.default) and gate.args[0].args == (x,):
+                return Rewrite(aten.mish.default, (x,))
+    return None
+
+
+def _factors(node: Any, depth: int = 2) -> list[Any]:
+    """What a product of products multiplies."""
+    if depth and _is(node, aten.mul.Tensor, aten.mul.Scalar):
+        return [factor for operand in node.args[:2] for factor in _factors(operand, depth - 1)]
+    return [node]
+
+
+def _gelu(node: fx.Node) -> Rewrite | None:
+    """x * (1 + erf(x / sqrt(2))) / 2, the factors in any order."""
+    factors = _factors(node)
+    if len(factors) != 3:
+        return None
+    for gate in factors:
+        x = _erf_of_halved(gate)
+        rest = [factor for factor in factors if factor is not gate]
+        if x is not None and x in rest and any(_close(factor, 0.5) for factor in rest):
+            return Rewrite(aten.gelu.default, (x,))
+    return None
+
+
+def _erf_of_halved(node: Any) -> fx.Node | None:
+    """x where ``node`` is 1 + erf(x / sqrt(2))."""
+    if not _is(node, aten.add.Tensor, aten.add.Scalar):
+        return None
+    for erf, one in _operands(node):
+        if not (_is(erf, aten.erf.default) and _close(one, 1)):
+            continue
+        inner = erf.args[0]
+        if _is(inner, aten.div.Tensor, aten.div.Scalar) and _close(inner.args[1], 2**0.5):
+            return inner.args[0]
+        if _is(inner, aten.mul.Tensor, aten.mul.Scalar):
+            for x, factor in _operands(inner):
+                if _close(factor, 0.5**0.5):
+                    return x
+    return None
+
+
+RULES: tuple[Callable[[fx.Node], Rewrite | None], ...] = (_silu, _hardsigmoid, _hardswish, _mish, _gelu)

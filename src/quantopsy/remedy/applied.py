@@ -20,7 +20,7 @@ from quantopsy.data import prefetch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.metrics import measure
-from quantopsy.remedy.apply import Simulated, realised
+from quantopsy.remedy.apply import Simulated, named_as, realised, same_weights
 from quantopsy.remedy.repair import RECIPE
 
 
@@ -28,7 +28,8 @@ from quantopsy.remedy.repair import RECIPE
 class Applied:
     """What a recipe's network gave on ``samples`` images; ``same_model``: whether it has the weights it was made for.
 
-    ``float`` and ``after``: the metric; ``lost``: the degradation.
+    ``renamed``: the recipe's names of layers by the model's own, where they are not the same. ``float`` and
+    ``after``: the metric; ``lost``: the degradation.
     """
 
     metric: str
@@ -39,6 +40,7 @@ class Applied:
     after: Estimate
     lost: Estimate
     same_model: bool
+    renamed: Mapping[str, str]
     expected: Expected | None
     module: Simulated
 
@@ -68,7 +70,8 @@ def apply(
     progress = progress or Silent()
     settings = Settings(samples=samples, device=device)
     recipe, subject = opened(recipe, settings, progress, model=model, data=data, metric=metric, preprocess=preprocess)
-    network, calibration = realised(recipe, subject.network)
+    named = named_as(recipe, subject.network)
+    network, calibration = realised(recipe, named)
     module = Simulated(network, recipe.plan, calibration, device)
     exact, quantized = _statistics(subject, module, progress)
     interval = significance.metric_interval
@@ -82,7 +85,12 @@ def apply(
         float=(values[0].value, values[0].low, values[0].high),
         after=(values[1].value, values[1].low, values[1].high),
         lost=(lost.value, lost.low, lost.high),
-        same_model=recipe.model.get("fingerprint") == subject.network.fingerprint,
+        same_model=same_weights(recipe, named),
+        renamed={
+            own.name: layer.name
+            for own, layer in zip(subject.network.layers, named.layers, strict=True)
+            if own.name != layer.name
+        },
         expected=recipe.expected,
         module=module,
     )

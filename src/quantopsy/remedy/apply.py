@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,9 @@ from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.quant.encoding import qparams_from_json, qparams_to_json
 from quantopsy.transforms.registry import from_json
+
+SAME_NORM = 1e-4
+"""Relative difference of a weight's norm that folding a batch norm in another order leaves."""
 
 
 def portable(network: Network, plan: Plan, calibration: Calibration) -> Plan:
@@ -67,14 +71,66 @@ def model_of(network: Network, name: str) -> dict[str, Any]:
             for layer in network.layers
             if layer.activation is not None
         },
+        "layers": [[layer.name, list(layer.output_shape)] for layer in network.layers],
+        "norms": _norms(network),
     }
+
+
+def _norms(network: Network) -> dict[str, float]:
+    """The l2 norm of every layer's weight: equal but for rounding for the same network from another file."""
+    return {
+        layer.name: float(network.tensors[layer.weight].double().norm())
+        for layer in network.layers
+        if layer.weight is not None
+    }
+
+
+def same_weights(recipe: Recipe, network: Network) -> bool:
+    """Whether ``network``, its layers named as the recipe's, has the weights that the recipe was made for."""
+    if recipe.model.get("fingerprint") == network.fingerprint:
+        return True
+    noted, found = recipe.model.get("norms", {}), _norms(network)
+    return (
+        bool(noted)
+        and noted.keys() == found.keys()
+        and all(math.isclose(noted[name], norm, rel_tol=SAME_NORM) for name, norm in found.items())
+    )
+
+
+def named_as(recipe: Recipe, network: Network) -> Network:
+    """``network`` with the recipe's names for its layers: a network from ONNX may have others than from PyTorch.
+
+    Names that are the network's own stay; one that is the name of an ONNX node names that node's layer. Else layers
+    are taken by order, where their number, the shapes of their weights and the sizes of their outputs are the recipe's.
+    Whatever does not fit stays as it is, for :func:`check_model` to refuse.
+    """
+    wanted = recipe.plan.layers | set(recipe.model.get("weights", {}))
+    if wanted <= set(network.names):
+        return network
+    aliases = {layer.onnx_node: layer.name for layer in network.layers if layer.onnx_node is not None}
+    renamed = {aliases[name]: name for name in wanted if name not in network.names and name in aliases}
+    if not wanted <= {renamed.get(name, name) for name in network.names}:
+        noted = recipe.model.get("layers", [])
+        weights = recipe.model.get("weights", {})
+        shapes = [(weights.get(name), math.prod(output)) for name, output in noted]
+        found = [
+            (None if layer.weight_shape is None else list(layer.weight_shape), math.prod(layer.output_shape))
+            for layer in network.layers
+        ]
+        if shapes != found:
+            return network
+        renamed = {layer.name: name for layer, (name, _) in zip(network.layers, noted, strict=True)}
+    layers = tuple(replace(layer, name=renamed.get(layer.name, layer.name)) for layer in network.layers)
+    return replace(network, layers=layers)
 
 
 def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
     """``network`` (float, folded) with the recipe's transforms, and its grids; the plan is the recipe's own.
 
-    Raises :class:`QuantopsyError` for a recipe of another network, naming the layer and the nearest names.
+    Layers have the recipe's names then (:func:`named_as`). Raises :class:`QuantopsyError` for a recipe of another
+    network, naming the layer and the nearest names.
     """
+    network = named_as(recipe, network)
     check_model(recipe, network)
     for data in recipe.transforms:
         network = from_json(data).apply(network)

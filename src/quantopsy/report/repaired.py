@@ -244,6 +244,12 @@ def applied_sentences(found: Applied) -> list[str]:
             f"The recipe expects a loss of {with_interval(*found.expected.lost, decimals)}{unit} on "
             f"{count(found.expected.samples, 'image')}: {'they agree' if within else 'they disagree'}."
         )
+    if found.renamed:
+        own, theirs = next(iter(found.renamed.items()))
+        lines.append(
+            f"{count(len(found.renamed), 'layer')} matched by order and shapes, not by name: the model's {own!r} is "
+            f"the recipe's {theirs!r}."
+        )
     if not found.same_model:
         lines.append("The weights are not those that the recipe was made for; layers and shapes are.")
     return lines

@@ -21,7 +21,7 @@ from quantopsy.export.onnx.export import Exported, export_onnx
 from quantopsy.export.onnx.graph import OPSET, to_onnx
 from quantopsy.export.onnx.runtime import Latency, latency, seconds_by_layer
 from quantopsy.remedy.applied import opened
-from quantopsy.remedy.apply import realised
+from quantopsy.remedy.apply import named_as, realised, same_weights
 
 SAMPLES = 256
 """Images that the file is compared on, where nothing else is said."""
@@ -107,7 +107,8 @@ def export_recipe(
     progress = progress or Silent()
     settings = Settings(samples=samples)
     recipe, subject = opened(recipe, settings, progress, model=model, data=data, metric=metric, preprocess=preprocess)
-    network, calibration = realised(recipe, subject.network)
+    named = named_as(recipe, subject.network)
+    network, calibration = realised(recipe, named)
     progress.start("ONNX Runtime", len(subject.order))
     done = export_onnx(
         network,
@@ -121,7 +122,7 @@ def export_recipe(
         threads=threads,
     )
     models: Mapping[str, onnx.ModelProto] = {
-        "float": to_onnx(subject.network, Plan(), calibration, opset=opset),
+        "float": to_onnx(named, Plan(), calibration, opset=opset),
         "quantized": onnx.load(done.path),
     }
     one = subject.images.batch(np.sort(subject.order)[:1]).inputs
@@ -129,7 +130,7 @@ def export_recipe(
     layers = {name: seconds_by_layer(found, network, one, threads=threads) for name, found in models.items()}
     return Delivered(
         exported=done,
-        same_model=recipe.model.get("fingerprint") == subject.network.fingerprint,
+        same_model=same_weights(recipe, named),
         exact_latency=times["float"],
         latency=times["quantized"],
         by_layer=tuple(LayerTime(name, layers["float"][name], layers["quantized"][name]) for name in layers["float"]),
