@@ -179,7 +179,7 @@ def test_the_float_function_stays_where_that_is_claimed(subject, kind) -> None:
     assert changed or not torch.equal(planted.subject.calibration, subject.calibration)
 
 
-@pytest.mark.parametrize("kind", KINDS.keys() - {"bias_overflow", "one_sided_rounding"})
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"bias_overflow", "one_sided_rounding"}))
 def test_the_faulty_layer_becomes_far_noisier_than_it_was(subject, kind) -> None:
     planted = planted_fault(subject, kind)
     before = measure(subject, layer_plans(subject, planted.layers)).noise

@@ -90,7 +90,7 @@ class Verified:
 
 
 @dataclass
-class _Tally:
+class Tally:
     """Sums of distances in steps."""
 
     elements: int = 0
@@ -106,8 +106,8 @@ class _Tally:
         self.within += int((apart < 1.5).sum())
         self.largest = max(self.largest, float(apart.max()))
 
-    def __add__(self, other: _Tally) -> _Tally:
-        return _Tally(
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
             self.elements + other.elements,
             self.equal + other.equal,
             self.within + other.within,
@@ -139,12 +139,12 @@ def verify(
     engine = ExactEngine(compile_network(network), calibration)
     prepared = engine.prepare(plan)
     network_stored, plan_stored = as_stored(network, plan, model)
-    _same_grids(network, calibration, plan, plan_stored)
+    share_grids(network, calibration, plan, plan_stored)
     engine_stored = ExactEngine(compile_network(network_stored), calibration)
     prepared_stored = engine_stored.prepare(plan_stored)
     sessions = {on: open_session(model, optimised=on, threads=threads) for on in (False, True)}
-    outputs_apart = {on: _Tally() for on in sessions}
-    layers_apart: dict[bool, dict[str, _Tally]] = {}
+    outputs_apart = {on: Tally() for on in sessions}
+    layers_apart: dict[bool, dict[str, Tally]] = {}
     kept: dict[bool, list[np.ndarray]] = {on: [] for on in sessions}
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ("float_network", "simulated", "stored", "runtime")}
     images = 0
@@ -169,7 +169,7 @@ def verify(
     plain, optimised = (
         Run(
             outputs=outputs_apart[on].result(),
-            layers=sum(layers_apart[on].values(), _Tally()).result(),
+            layers=sum(layers_apart[on].values(), Tally()).result(),
             decisions=100 * float(np.concatenate(kept[on]).mean()),
         )
         for on in (False, True)
@@ -196,8 +196,14 @@ def verify(
 
 
 def layer_tallies(
-    model: onnx.ModelProto, engine: ExactEngine, prepared: Prepared, inputs: Inputs, optimised: bool, threads: int
-) -> dict[str, _Tally]:
+    model: onnx.ModelProto,
+    engine: ExactEngine,
+    prepared: Prepared,
+    inputs: Inputs,
+    optimised: bool,
+    threads: int,
+    unsaturated: bool = False,
+) -> dict[str, Tally]:
     """Every layer with a quantized output on the inputs that it has in the runtime, on ``LAYER_IMAGES`` images.
 
     The file's codes come out as outputs of their own; the engine computes each layer from those that it reads.
@@ -216,10 +222,10 @@ def layer_tallies(
     for value, grid in grids.items():
         kind = onnx.helper.np_dtype_to_tensor_dtype(grid.dtype)
         opened.graph.output.append(onnx.helper.make_tensor_value_info(CODES_NAME.format(value), kind, None))
-    session = open_session(opened, optimised=optimised, threads=threads)
+    session = open_session(opened, optimised=optimised, threads=threads, unsaturated=unsaturated)
     names = [CODES_NAME.format(value) for value in grids]
     codes = dict(zip(grids, session.run(names, feed(program.network, few)), strict=True))
-    tallies: dict[str, _Tally] = {}
+    tallies: dict[str, Tally] = {}
     with torch.inference_mode():
         values = program.place(few)
         for step in program.steps:
@@ -232,7 +238,7 @@ def layer_tallies(
                 assert step.layer is not None
                 grid, found = grids[step.writes], codes[step.writes]
                 mine = torch.from_numpy(grid.encode(result.numpy(), result.dim()))
-                tally = tallies[step.layer.name] = _Tally()
+                tally = tallies[step.layer.name] = Tally()
                 tally.add(torch.from_numpy(found.astype(np.int64)), mine, 1.0)
                 result = channels_last(torch.from_numpy(grid.decode(found, result.dim())))
             values[step.writes] = result
@@ -293,7 +299,7 @@ def as_stored(network: Network, plan: Plan, model: onnx.ModelProto) -> tuple[Net
     return replace(network, graph=graph, tensors=tensors, layers=tuple(layers)), Plan.of(sites)
 
 
-def _same_grids(network: Network, calibration: Calibration, plan: Plan, stored: Plan) -> None:
+def share_grids(network: Network, calibration: Calibration, plan: Plan, stored: Plan) -> None:
     """The grids of weights that ``calibration`` was given for ``plan``, for the specs of ``stored`` as well."""
     for (site, spec), (_, other) in zip(plan.sites, stored.sites, strict=True):
         known = calibration.encodings.get((str(network.layer(site.layer).weight), spec))
