@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         export_onnx,
         gate,
         open_study,
+        parity,
         repair,
         schemes,
     )
@@ -48,6 +49,7 @@ _LAZY = {
     "export_onnx": "quantopsy.api",
     "gate": "quantopsy.api",
     "open_study": "quantopsy.api",
+    "parity": "quantopsy.api",
     "schemes": "quantopsy.api",
     "capture": "quantopsy.graph.capture",
 }
@@ -70,6 +72,7 @@ __all__ = [
     "export_onnx",
     "gate",
     "open_study",
+    "parity",
     "repair",
     "schemes",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +38,7 @@ from quantopsy.study import FILE, Store, open_existing
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+    from quantopsy.export.onnx.parity import Parity
     from quantopsy.export.onnx.recipe import Delivered
     from quantopsy.remedy.applied import Applied
 
@@ -358,11 +360,37 @@ def export_onnx(
     :func:`quantopsy.export.onnx.recipe.export_recipe` takes them. Without model and data those of the study that the
     recipe comes from are taken.
     """
-    try:
+    with _onnx():
         from quantopsy.export.onnx.recipe import export_recipe as run
+    return run(recipe, out, model, data, progress=progress, **settings)
+
+
+def parity(
+    recipe: str | Path | Recipe,
+    files: Sequence[str | Path] = (),
+    model: Any = None,
+    data: Any = None,
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Parity:
+    """A recipe's network in float, simulated, in integer arithmetic and as ``files`` give it, on the same images.
+
+    ``settings``: ``metric``, ``preprocess``, ``samples``, ``integers``, ``threads``, as
+    :func:`quantopsy.export.onnx.parity.parity` takes them. Without files what :func:`export_onnx` would write.
+    """
+    with _onnx():
+        from quantopsy.export.onnx.parity import parity as run
+    return run(recipe, files, model, data, progress=progress, **settings)
+
+
+@contextmanager
+def _onnx() -> Iterator[None]:
+    """What needs ONNX is imported in here."""
+    try:
+        yield
     except ImportError as error:
         raise QuantopsyError("ONNX", f"it cannot be imported ({error})", 'pip install "quantopsy[onnx]"') from error
-    return run(recipe, out, model, data, progress=progress, **settings)
 
 
 def check_calibration(
@@ -616,5 +644,6 @@ __all__ = [
     "finish_schemes",
     "gate",
     "open_study",
+    "parity",
     "schemes",
 ]

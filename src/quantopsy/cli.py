@@ -474,6 +474,51 @@ def _write_encodings(recipe: Path, out: Path | None, as_json: bool) -> None:
 
 
 @app.command()
+def parity(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json, or the study that it is in")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE.onnx]...", help="[default: what export writes]")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="FILE.onnx, FILE.pt2 or package.module:callable  [default: the recipe's]")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Images  [default: the recipe's]")] = None,
+    metric: Annotated[str | None, typer.Option(help="As of analyze")] = None,
+    samples: Annotated[int, typer.Option(help="An evenly spaced subset of the images")] = 256,
+    preprocess: Annotated[
+        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
+    ] = None,
+    integers: Annotated[str, typer.Option(help="Integer arithmetic: onnxruntime, tflite, ...")] = "onnxruntime",
+    threads: Annotated[int, typer.Option(help="Of ONNX Runtime")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Float, simulation, integer arithmetic and files on the same images: where they part, and why."""
+    from quantopsy.api import parity as run
+    from quantopsy.report.parity import parity_statements, parity_table
+    from quantopsy.report.terminal import bullets, print_part
+
+    with watched(as_json) as watch, _kept_clean(as_json):
+        found = run(
+            recipe,
+            files or (),
+            model,
+            data,
+            metric=metric,
+            preprocess=preprocess,
+            samples=samples,
+            integers=integers,
+            threads=threads,
+            progress=watch,
+        )
+    if as_json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+        return
+    console = Console()
+    print_part(console, parity_table(found))
+    print_part(console, bullets(parity_statements(found), []))
+
+
+@app.command()
 def compare(
     studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Folders of analyses")],
     bits: Annotated[

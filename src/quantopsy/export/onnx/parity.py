@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,6 +153,14 @@ class _Session:
         self.engine = ExactEngine(compile_network(network), calibration)
         self.prepared = self.engine.prepare(plan)
 
+    @cached_property
+    def stored(self) -> tuple[ExactEngine, Prepared]:
+        """The simulation with the integer biases that a file of the recipe has."""
+        network, plan = as_stored(self.network, self.plan, self.fresh)
+        share_grids(self.network, self.calibration, self.plan, plan)
+        engine = ExactEngine(compile_network(network), self.calibration)
+        return engine, engine.prepare(plan)
+
     def runner(self, model: onnx.ModelProto, optimised: bool, name: str) -> Callable[[Inputs], Sequence[Any]]:
         """The file as a function of inputs; checked to take and give what the network does."""
         session = open_session(model, optimised=optimised, threads=self.threads)
@@ -178,10 +187,7 @@ class _Session:
 
     def traced(self, model: onnx.ModelProto, optimised: bool, few: Inputs) -> Traced:
         """The layers of a file one by one, and the first value that departs from the inputs on."""
-        network, plan = as_stored(self.network, self.plan, model)
-        share_grids(self.network, self.calibration, self.plan, plan)
-        engine = ExactEngine(compile_network(network), self.calibration)
-        prepared = engine.prepare(plan)
+        engine, prepared = self.stored
         named = {value for node in model.graph.node for value in node.output}
         if not any(CODES_NAME.format(engine.program.steps[i].writes) in named for i in prepared.quantizers):
             return None, None
