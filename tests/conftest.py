@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 from small_net import SmallNet, randomise_norms
 from torch import nn
+
+from quantopsy import cli
 
 ZOO = Path(os.environ.get("QUANTOPSY_ZOO", Path(__file__).parents[1].parent / "shared" / "zoo"))
 
@@ -40,3 +43,21 @@ def small() -> nn.Module:
 def images() -> torch.Tensor:
     """A dozen images of 3 x 12 x 12."""
     return torch.randn(12, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["quantopsy", *arguments])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

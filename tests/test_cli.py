@@ -11,31 +11,12 @@ import sample_models
 import torch
 from PIL import Image
 
-from quantopsy import cli
 from quantopsy.core import Plan
 from quantopsy.engine.calibration import Calibration
 from quantopsy.export.onnx.graph import to_onnx
 from quantopsy.graph.capture import capture
 
 MODEL, DATA = "sample_models:network", "sample_models:data"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["quantopsy", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_json_is_the_only_thing_on_standard_output(command, tmp_path) -> None:

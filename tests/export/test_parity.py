@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from onnx import numpy_helper
 from onnx_files import everywhere, stored
 from sample_models import many, network
 
-from quantopsy import cli
 from quantopsy.core import Plan, QuantopsyError, Spec
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.calibration import calibrate, wanted_statistics
@@ -111,18 +109,13 @@ def test_a_file_without_our_codes_is_compared_by_its_outputs(recipe, tmp_path) -
     assert found["float.onnx"].value == found["float"].value
 
 
-def test_the_command_shows_a_row_for_each_and_says_why(recipe, model, monkeypatch, capsys, tmp_path) -> None:
+def test_the_command_shows_a_row_for_each_and_says_why(recipe, model, command, tmp_path) -> None:
     recipe.save(tmp_path / "recipe.json")
     onnx.save(replaced(model, "left.weight.codes", lambda x: -x), tmp_path / "other.onnx")
-    monkeypatch.chdir(tmp_path)
     named = ("--model", "sample_models:network", "--data", "sample_models:many")
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["quantopsy", "parity", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
+        return command("parity", *arguments)
 
     code, out, err = run("recipe.json", "other.onnx", *named)
     assert code == 0, err

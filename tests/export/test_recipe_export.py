@@ -13,7 +13,6 @@ from onnx import numpy_helper
 from onnx_files import by_runtime, everywhere, stored
 from sample_models import many, network
 
-from quantopsy import cli
 from quantopsy.core import QuantopsyError, Site, Spec
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.adaround import Effort, round_weights
@@ -99,18 +98,13 @@ def test_size_and_time_are_measured_beside_float(delivered) -> None:
     assert {"float", "simulated", "runtime", "integer", "latency"} <= set(document)
 
 
-def test_the_command_finds_the_recipe_of_a_study(recipe, monkeypatch, capsys, tmp_path) -> None:
+def test_the_command_finds_the_recipe_of_a_study(recipe, command, tmp_path) -> None:
     recipe.save(tmp_path / "recipe.json")
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["quantopsy", "export", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
+        return command("export", *arguments)
 
     named = ("--model", "sample_models:network", "--data", "sample_models:many")
-    monkeypatch.chdir(tmp_path)
     code, out, err = run(".", *named, "--json")
     assert code == 0, err
     assert json.loads(out)["samples"] == 160

@@ -3,31 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from quantopsy import cli
-
 MODEL, DATA = "sample_models:network", "sample_models:many"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["quantopsy", *arguments])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_from_a_study_to_a_recipe_that_runs(command, tmp_path) -> None:

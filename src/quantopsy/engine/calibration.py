@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,21 +140,26 @@ def edges(layer: Layer, role: str) -> tuple[str, ...]:
     return layer.inputs if role == "input" else (layer.output,)
 
 
+def grids_of(network: Network, plan: Plan, calibration: Calibration) -> Iterator[tuple[Site, list[QParams]]]:
+    """The sites of ``plan`` with a grid for each of their values, in order.
+
+    A weight that is the sum of several tensors is on no grid of its own and left out.
+    """
+    for site, spec in plan.sites:
+        layer = network.layer(site.layer)
+        if site.role != "weight":
+            yield site, [calibration.qparams(value, spec) for value in edges(layer, site.role)]
+        elif layer.weight is not None and spec.tensors == 1:
+            yield site, [calibration.weight_qparams(layer, spec, network.tensors[layer.weight])]
+
+
 def grid_ends(network: Network, plan: Plan, calibration: Calibration) -> dict[str, dict[str, list[list[list[float]]]]]:
     """Lowest and highest level of the grids of every site of ``plan``: ``{layer: {role: [[[low, high], ...], ...]}}``.
 
     For each value of a site a pair for each of its grids, groups of a channel together, to six significant digits.
-    A weight that is the sum of several tensors is on no grid of its own and left out.
     """
     found: dict[str, dict[str, list[list[list[float]]]]] = {}
-    for site, spec in plan.sites:
-        layer = network.layer(site.layer)
-        if site.role != "weight":
-            grids = [calibration.qparams(value, spec) for value in edges(layer, site.role)]
-        elif layer.weight is None or spec.tensors > 1:
-            continue
-        else:
-            grids = [calibration.weight_qparams(layer, spec, network.tensors[layer.weight])]
+    for site, grids in grids_of(network, plan, calibration):
         found.setdefault(site.layer, {})[site.role] = [ends_of(grid) for grid in grids]
     return found
 

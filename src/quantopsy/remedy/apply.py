@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from quantopsy.core import Plan, QuantopsyError, Site, names
 from quantopsy.core.recipe import Encodings, Given, Recipe
-from quantopsy.engine.calibration import Calibration, edges
+from quantopsy.engine.calibration import Calibration, edges, grids_of
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.graph.capture import activation_module
 from quantopsy.graph.execute import compile_network
@@ -40,14 +40,7 @@ def portable(network: Network, plan: Plan, calibration: Calibration) -> Plan:
 def encodings_of(network: Network, plan: Plan, calibration: Calibration) -> Encodings:
     """The grids of every site of ``plan``, for a recipe; of weights those that are grids and nothing else."""
     found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    for site, spec in plan.sites:
-        layer = network.layer(site.layer)
-        if site.role != "weight":
-            grids = [calibration.qparams(value, spec) for value in edges(layer, site.role)]
-        elif layer.weight is None or spec.tensors > 1:
-            continue
-        else:
-            grids = [calibration.weight_qparams(layer, spec, network.tensors[layer.weight])]
+    for site, grids in grids_of(network, plan, calibration):
         found.setdefault(site.layer, {})[site.role] = [qparams_to_json(grid) for grid in grids]
     return found
 
