@@ -170,3 +170,10 @@ def test_compare_shows_writes_and_documents_what_changed(command, tmp_path) -> N
     code, out, err = command("compare", "before", "absent")
     assert (code, out) == (2, "")
     assert "study 'absent': has no study.sqlite; give the folder" in err
+
+
+def test_help_says_what_holds_where_an_option_is_left_out(command, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = command("repair", "--help")
+    assert code == 0
+    assert "(default: recipe.json of the study)" in " ".join(out.split())

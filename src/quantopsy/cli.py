@@ -139,6 +139,15 @@ def changes(
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="FILE.onnx, FILE.pt2 or package.module:callable")]
 Data = Annotated[str, typer.Option(help="Folder of images or package.module:callable; with labels where there are")]
 Out = Annotated[Path | None, typer.Option(help="Study folder; a run that was interrupted goes on in it")]
+Metric = Annotated[str | None, typer.Option(help="As of analyze")]
+Preprocess = Annotated[Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
+Threads = Annotated[int, typer.Option(help="Of ONNX Runtime")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json, or the study that it is in")]
+RecipeModel = Annotated[
+    str | None, typer.Option(help="FILE.onnx, FILE.pt2 or package.module:callable  (default: the recipe's)")
+]
+RecipeData = Annotated[str | None, typer.Option(help="Images to run it on  (default: the recipe's)")]
 StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of an analysis")]
 StudyMetric = Annotated[str | None, typer.Option(help="The metric, where it was a Python object")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else")]
@@ -150,7 +159,7 @@ def analyze(
     data: Data,
     out: Out = None,
     metric: Annotated[
-        str | None, typer.Option(help="top1, top5, agreement, or package.module:callable  [default: top1 with labels]")
+        str | None, typer.Option(help="top1, top5, agreement, or package.module:callable  (default: top1 with labels)")
     ] = None,
     bits: Annotated[str, typer.Option(help="Bit-widths of weights: 8, 4,8 or 3-8")] = "3-8",
     scheme: Annotated[str, typer.Option(help="per-tensor or per-channel")] = "per-tensor",
@@ -166,7 +175,7 @@ def analyze(
     activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
     plan: Annotated[Path | None, typer.Option(help="JSON plan laid over the scheme, layer by layer")] = None,
     layers: Annotated[list[str] | None, typer.Option(help="Only layers that match; may be repeated")] = None,
-    calibration: Annotated[str | None, typer.Option(help="Images for the ranges  [default: those of --data]")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Images for the ranges  (default: those of --data)")] = None,
     calibration_samples: Annotated[int | None, typer.Option(help="At most so many images for the ranges")] = None,
     samples: Annotated[int | None, typer.Option(help="An evenly spaced subset; more can follow later")] = None,
     mode: Annotated[
@@ -174,11 +183,11 @@ def analyze(
         typer.Option(help="screen: predict all cells; exact: run them; auto: predict, then run what decides"),
     ] = "auto",
     budget: Annotated[
-        str | None, typer.Option(help="Of auto: a time (90s, 10m, 1h) or a number of passes  [default: 30]")
+        str | None, typer.Option(help="Of auto: a time (90s, 10m, 1h) or a number of passes  (default: 30)")
     ] = None,
     level: Annotated[float, typer.Option(help="Confidence level of intervals and verdicts")] = 0.95,
     tolerance: Annotated[
-        float | None, typer.Option(help="Loss that a harmless layer may have  [default: 1 point, or 1 % of the metric]")
+        float | None, typer.Option(help="Loss that a harmless layer may have  (default: 1 point, or 1 % of the metric)")
     ] = None,
     loss: Annotated[
         str | None, typer.Option(help="package.module:callable (outputs, labels) -> (B,), screened instead of margins")
@@ -186,12 +195,10 @@ def analyze(
     probes: Annotated[int, typer.Option(help="Random probes of the screen")] = 1,
     seed: Annotated[int, typer.Option(help="Of probes, drawn images and checks")] = 0,
     engine: Annotated[str, typer.Option(help="local, ray, or ray:ADDRESS")] = "local",
-    preprocess: Annotated[
-        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
-    ] = None,
+    preprocess: Preprocess = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave unreadable images out, and count them")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
-    tile: Annotated[int | None, typer.Option(help="Images run at once  [default: by memory]")] = None,
+    device: Device = "cpu",
+    tile: Annotated[int | None, typer.Option(help="Images run at once  (default: by memory)")] = None,
     max_memory: Annotated[float, typer.Option(help="GiB for the images in flight")] = 4.0,
     fresh: Annotated[bool, typer.Option(help="Discard the study that is in the folder")] = False,
     as_json: Json = False,
@@ -254,7 +261,7 @@ def additivity(
     low: Annotated[int, typer.Option(help="Bits of the weights of a random subset of layers")] = 4,
     high: Annotated[int, typer.Option(help="Bits of the weights of all others")] = 8,
     subsets: Annotated[int, typer.Option(help="How many, their sizes spread from one layer to all")] = 24,
-    samples: Annotated[int | None, typer.Option(help="The first so many images of the study  [default: all]")] = None,
+    samples: Annotated[int | None, typer.Option(help="The first so many images of the study  (default: all)")] = None,
     seed: Annotated[int, typer.Option(help="Of the subsets")] = 0,
     metric: StudyMetric = None,
     as_json: Json = False,
@@ -276,7 +283,7 @@ def additivity(
 @app.command()
 def diagnose(
     study: StudyFolder,
-    bits: Annotated[int | None, typer.Option(help="Of weights  [default: the highest at which a layer hurts]")] = None,
+    bits: Annotated[int | None, typer.Option(help="Of weights  (default: the highest at which a layer hurts)")] = None,
     layers: Annotated[list[str] | None, typer.Option(help="Layers that match, instead of those that hurt")] = None,
     samples: Annotated[int, typer.Option(help="Images that tests are run on")] = 256,
     as_json: Json = False,
@@ -293,15 +300,15 @@ def diagnose(
 @app.command()
 def repair(
     study: StudyFolder,
-    bits: Annotated[int | None, typer.Option(help="Of weights  [default: the study's most]")] = None,
+    bits: Annotated[int | None, typer.Option(help="Of weights  (default: the study's most)")] = None,
     max_drop: Annotated[
-        float | None, typer.Option(help="Loss of the metric to end at  [default: half the study's tolerance]")
+        float | None, typer.Option(help="Loss of the metric to end at  (default: half the study's tolerance)")
     ] = None,
     target: Annotated[
         str, typer.Option(help="any, per-tensor, onnxruntime-cpu, tensorrt, openvino, qnn, xnnpack, or FILE.json")
     ] = "any",
     budget: Annotated[str | None, typer.Option(help="Try nothing new after that long: 10m")] = None,
-    out: Annotated[Path | None, typer.Option(help="The recipe  [default: recipe.json of the study]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The recipe  (default: recipe.json of the study)")] = None,
     as_json: Json = False,
 ) -> None:
     """Try fixes, cheapest first, keep those that held-out images confirm, and write the recipe."""
@@ -331,15 +338,15 @@ def allocate(
         Path | None, typer.Option(help="CSV: layer,bits,latency, or a column per bit-width: layer,2,4,8")
     ] = None,
     latency_limit: Annotated[str | None, typer.Option(help="In the table's unit, or 4bits, 0.5x")] = None,
-    bits: Annotated[str | None, typer.Option(help="Of weights, to choose from  [default: the study's]")] = None,
+    bits: Annotated[str | None, typer.Option(help="Of weights, to choose from  (default: the study's)")] = None,
     activation_bits: Annotated[
-        str | None, typer.Option(help="Of activations, to choose from: 4,8  [default: as they are]")
+        str | None, typer.Option(help="Of activations, to choose from: 4,8  (default: as they are)")
     ] = None,
     criterion: Annotated[
         str | None,
-        typer.Option(help="noise, additive, degradation, hawq or greedy  [default: whichever measures best]"),
+        typer.Option(help="noise, additive, degradation, hawq or greedy  (default: whichever measures best)"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The recipe  [default: recipe.json of the study]")] = None,
+    out: Annotated[Path | None, typer.Option(help="The recipe  (default: recipe.json of the study)")] = None,
     as_json: Json = False,
 ) -> None:
     """Mixed precision: bits per layer under limits on size, BitOps, latency, or several; writes a recipe."""
@@ -370,17 +377,13 @@ def allocate(
 
 @app.command(name="apply")
 def apply_(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json of a repair")],
-    model: Annotated[
-        str | None, typer.Option(help="FILE.onnx, FILE.pt2 or package.module:callable  [default: the recipe's]")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Images to run it on  [default: the recipe's]")] = None,
-    metric: Annotated[str | None, typer.Option(help="As of analyze")] = None,
+    recipe: RecipeFile,
+    model: RecipeModel = None,
+    data: RecipeData = None,
+    metric: Metric = None,
     samples: Annotated[int | None, typer.Option(help="An evenly spaced subset")] = None,
-    preprocess: Annotated[
-        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
+    preprocess: Preprocess = None,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Run the network that a recipe makes of a model, beside the float one."""
@@ -400,25 +403,21 @@ def apply_(
 
 @app.command()
 def export(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json, or the study that it is in")],
+    recipe: RecipeFile,
     to: Annotated[str, typer.Option(help="onnx, or encodings: AIMET's JSON, version 0.6.1")] = "onnx",
     out: Annotated[
-        Path | None, typer.Option(help="The file  [default: model.onnx, recipe.encodings beside the recipe]")
+        Path | None, typer.Option(help="The file  (default: model.onnx, recipe.encodings beside the recipe)")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="FILE.pt2 or package.module:callable  [default: the recipe's]")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Images to compare on  [default: the recipe's]")] = None,
-    metric: Annotated[str | None, typer.Option(help="As of analyze")] = None,
+    model: RecipeModel = None,
+    data: RecipeData = None,
+    metric: Metric = None,
     samples: Annotated[int, typer.Option(help="An evenly spaced subset of the images")] = 256,
-    preprocess: Annotated[
-        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
-    ] = None,
+    preprocess: Preprocess = None,
     opset: Annotated[int, typer.Option(help="Of ONNX, 21 or higher")] = 21,
     integer_convolutions: Annotated[
         bool, typer.Option(help="ConvInteger where no activation's rounding follows at once: integers, but slow")
     ] = False,
-    threads: Annotated[int, typer.Option(help="Of ONNX Runtime")] = 1,
+    threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
     """Write the network of a recipe as a file that runs, compared with the simulation layer by layer, and timed."""
@@ -475,21 +474,17 @@ def _write_encodings(recipe: Path, out: Path | None, as_json: bool) -> None:
 
 @app.command()
 def parity(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json, or the study that it is in")],
+    recipe: RecipeFile,
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE.onnx]...", help="[default: what export writes]")
+        list[Path] | None, typer.Argument(metavar="FILE.onnx", help="(default: what export writes)")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="FILE.onnx, FILE.pt2 or package.module:callable  [default: the recipe's]")
-    ] = None,
-    data: Annotated[str | None, typer.Option(help="Images  [default: the recipe's]")] = None,
-    metric: Annotated[str | None, typer.Option(help="As of analyze")] = None,
+    model: RecipeModel = None,
+    data: RecipeData = None,
+    metric: Metric = None,
     samples: Annotated[int, typer.Option(help="An evenly spaced subset of the images")] = 256,
-    preprocess: Annotated[
-        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
-    ] = None,
+    preprocess: Preprocess = None,
     integers: Annotated[str, typer.Option(help="Integer arithmetic: onnxruntime, tflite, ...")] = "onnxruntime",
-    threads: Annotated[int, typer.Option(help="Of ONNX Runtime")] = 1,
+    threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
     """Float, simulation, integer arithmetic and files on the same images: where they part, and why."""
@@ -522,11 +517,11 @@ def parity(
 def compare(
     studies: Annotated[list[Path], typer.Argument(metavar="STUDY...", help="Folders of analyses")],
     bits: Annotated[
-        str | None, typer.Option(help="Bit-widths: 8, 4,8 or 3-8  [default: 8; of a single study all]")
+        str | None, typer.Option(help="Bit-widths: 8, 4,8 or 3-8  (default: 8; of a single study all)")
     ] = None,
-    level: Annotated[float | None, typer.Option(help="Confidence level  [default: the first study's]")] = None,
+    level: Annotated[float | None, typer.Option(help="Confidence level  (default: the first study's)")] = None,
     tolerance: Annotated[
-        float | None, typer.Option(help="Change that does not matter  [default: the first study's]")
+        float | None, typer.Option(help="Change that does not matter  (default: the first study's)")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a page: FILE.html")] = None,
     metric: Annotated[str | None, typer.Option(help="The metric, where it was a Python object")] = None,
@@ -560,9 +555,9 @@ def gate(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="Folder of an analysis, or a recipe.json")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="The same, of what is to replace it")],
     rules: Annotated[
-        Path | None, typer.Option(help="TOML: max_drop, max_changed_layers, ...  [default: the study's tolerance]")
+        Path | None, typer.Option(help="TOML: max_drop, max_changed_layers, ...  (default: the study's tolerance)")
     ] = None,
-    bits: Annotated[int | None, typer.Option(help="Of weights  [default: the rules', else 8]")] = None,
+    bits: Annotated[int | None, typer.Option(help="Of weights  (default: the rules', else 8)")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML, a test case for each rule: FILE.xml")] = None,
     metric: StudyMetric = None,
     as_json: Json = False,
@@ -590,7 +585,7 @@ def calibration(
     calibration: Annotated[str, typer.Option(help="Images that ranges are to be estimated on")],
     out: Annotated[Path | None, typer.Option(help="Folder; a run that was interrupted goes on in it")] = None,
     metric: Annotated[
-        str | None, typer.Option(help="top1, top5, agreement, or package.module:callable  [default: top1 with labels]")
+        str | None, typer.Option(help="top1, top5, agreement, or package.module:callable  (default: top1 with labels)")
     ] = None,
     bits: Annotated[int, typer.Option(help="Bit-width of weights")] = 8,
     scheme: Annotated[str, typer.Option(help="per-tensor or per-channel")] = "per-tensor",
@@ -598,7 +593,7 @@ def calibration(
     activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(help="Run the metric with so many images: 1,4,16  [default: doubling, run where it decides]"),
+        typer.Option(help="Run the metric with so many images: 1,4,16  (default: doubling, run where it decides)"),
     ] = None,
     draws: Annotated[int, typer.Option(help="Random subsets of each size")] = 5,
     select: Annotated[int | None, typer.Option(help="Choose so many images that stand for all")] = None,
@@ -606,15 +601,13 @@ def calibration(
     calibration_samples: Annotated[int | None, typer.Option(help="An evenly spaced subset of --calibration")] = None,
     level: Annotated[float, typer.Option(help="Confidence level of intervals")] = 0.95,
     tolerance: Annotated[
-        float | None, typer.Option(help="Loss that does not matter  [default: 1 point, or 1 % of the metric]")
+        float | None, typer.Option(help="Loss that does not matter  (default: 1 point, or 1 % of the metric)")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of random subsets")] = 0,
-    preprocess: Annotated[
-        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
-    ] = None,
+    preprocess: Preprocess = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave unreadable images held out, out")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
-    tile: Annotated[int | None, typer.Option(help="Images run at once  [default: by memory]")] = None,
+    device: Device = "cpu",
+    tile: Annotated[int | None, typer.Option(help="Images run at once  (default: by memory)")] = None,
     max_memory: Annotated[float, typer.Option(help="GiB for the images in flight, and for what is kept")] = 4.0,
     fresh: Annotated[bool, typer.Option(help="Discard what is in the folder")] = False,
     as_json: Json = False,
@@ -669,25 +662,23 @@ def schemes(
     model: Model,
     data: Data,
     out: Out = None,
-    metric: Annotated[str | None, typer.Option(help="As of analyze")] = None,
+    metric: Metric = None,
     bits: Annotated[str, typer.Option(help="Bit-widths of weights: 8, 4,8 or 3-8")] = "8",
     activation_bits: Annotated[int, typer.Option(help="Bit-width of activations")] = 8,
     weight_range: Annotated[str | None, typer.Option(help="Range estimator of weights")] = None,
     activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
-    calibration: Annotated[str | None, typer.Option(help="Images for the ranges  [default: those of --data]")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Images for the ranges  (default: those of --data)")] = None,
     calibration_samples: Annotated[int | None, typer.Option(help="At most so many images for the ranges")] = None,
     samples: Annotated[int | None, typer.Option(help="An evenly spaced subset; more can follow later")] = None,
     level: Annotated[float, typer.Option(help="Confidence level of intervals and verdicts")] = 0.95,
     tolerance: Annotated[
-        float | None, typer.Option(help="Loss that does not matter  [default: 1 point, or 1 % of the metric]")
+        float | None, typer.Option(help="Loss that does not matter  (default: 1 point, or 1 % of the metric)")
     ] = None,
     engine: Annotated[str, typer.Option(help="local, ray, or ray:ADDRESS")] = "local",
-    preprocess: Annotated[
-        Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")
-    ] = None,
+    preprocess: Preprocess = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave unreadable images out, and count them")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N")] = "cpu",
-    tile: Annotated[int | None, typer.Option(help="Images run at once  [default: by memory]")] = None,
+    device: Device = "cpu",
+    tile: Annotated[int | None, typer.Option(help="Images run at once  (default: by memory)")] = None,
     max_memory: Annotated[float, typer.Option(help="GiB for the images in flight")] = 4.0,
     fresh: Annotated[bool, typer.Option(help="Discard the study that is in the folder")] = False,
     as_json: Json = False,
