@@ -98,3 +98,11 @@ def test_the_same_seed_gives_the_same_roundings(small, images, seed) -> None:
         engine, plan = engine_of(small, images, bits=3)
         found.append(round_blocks(engine, plan, [(images,)], layers_of(engine), Effort(steps=20, seed=seed)))
     assert found[0] == found[1]
+
+
+def test_when_time_is_up_the_rest_stays_as_it_is(small, images) -> None:
+    engine, plan = engine_of(small, images, bits=3)
+    layers, up = layers_of(engine), iter([False, *[True] * 99])
+    some = round_weights(engine, plan, [(images,)], layers, Effort(steps=5), over=lambda: next(up))
+    assert sum(spec.rounding != "nearest" for _, spec in some.sites) <= 1
+    assert round_blocks(engine, plan, [(images,)], layers, Effort(steps=5), over=lambda: True) == plan

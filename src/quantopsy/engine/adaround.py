@@ -59,8 +59,11 @@ def round_weights(
     layers: Container[str],
     effort: Effort = Effort(),
     advance: Callable[[int], None] = lambda _: None,
+    over: Callable[[], bool] = lambda: False,
 ) -> Plan:
     """``plan`` with the roundings found for ``layers``, in their order, each behind the ones before it.
+
+    Layers that are reached when ``over`` says that time is up stay as they are.
 
     A bias is corrected at the same time: what mean shift the roundings leave is taken out. Layers that AdaRound
     does not know (:func:`can_round`) stay as they are, and so does one whose output it would not bring nearer.
@@ -68,7 +71,7 @@ def round_weights(
     specs = dict(plan.sites)
 
     def decide(arrival: Arrival) -> LayerQuantizers:
-        if not can_round(arrival.layer, arrival.quantizers):
+        if over() or not can_round(arrival.layer, arrival.quantizers):
             return arrival.quantizers
         site = Site(arrival.layer.name, "weight")
         found = _rounding(engine, arrival, specs[site], effort)

@@ -74,12 +74,14 @@ def round_blocks(
     layers: Container[str],
     effort: Effort = Effort(),
     advance: Callable[[int], None] = lambda _: None,
+    over: Callable[[], bool] = lambda: False,
 ) -> Plan:
     """``plan`` with roundings found for ``layers`` block by block, each behind the ones before it.
 
     Begins from the plan's own roundings, such as :func:`quantopsy.engine.adaround.round_weights` finds layer by layer,
     and keeps them where a block's output does not come nearer on the last of several batches, which is only looked at.
-    Shifts of biases stay. ``advance`` hears of every step.
+    Shifts of biases stay. ``advance`` hears of every step. Blocks that are reached when ``over`` says that time is up
+    stay as they are.
     """
     program, specs, prepared = engine.program, dict(plan.sites), engine.prepare(plan)
     quantizers = dict(prepared.quantizers)
@@ -92,7 +94,7 @@ def round_blocks(
                 for step in block:
                     values[step.writes] = step.compute(Overlay(values, program.constants))
             able = [step for step in block if _able(step, quantizers.get(step.index), layers)]
-            if len(able) > 1:
+            if len(able) > 1 and not over():
                 problem = _Problem(engine, block, quantizers, entries, [values[block[-1].writes] for values in exact])
                 for step, spec in problem.solved(able, effort).items():
                     assert step.layer is not None

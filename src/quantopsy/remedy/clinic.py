@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import inf, prod
 from typing import Any, Literal
 
 import numpy as np
@@ -68,6 +69,7 @@ class Ward:
     key: str
     moved: float
     plans: dict[tuple[Plan, Correction], Plan] = field(default_factory=dict)
+    rounded: dict[Plan, Plan] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,16 @@ class Clinic:
     """Works out and measures treatments of a subject. Measured results stay in the study."""
 
     def __init__(
-        self, subject: Subject, store: Store, alternatives: Iterable[Spec], effort: Effort, progress: Progress
+        self,
+        subject: Subject,
+        store: Store,
+        alternatives: Iterable[Spec],
+        effort: Effort,
+        progress: Progress,
+        end: float = inf,
     ) -> None:
+        """``end``: of the time, as :func:`time.monotonic`, after which no more roundings are looked for."""
+        self._over = lambda: time.monotonic() > end
         self.subject, self.store, self.progress, self.effort = subject, store, progress, effort
         self._alternatives = tuple(dict.fromkeys(alternatives))
         self._transforms: dict[str, Transform] = {}
@@ -182,10 +192,13 @@ class Clinic:
             self.progress.start("bias correction", steps)
             return correct_biases(ward.engine, treatment.plan, batches, layers, self.progress.advance)
         self.progress.start("rounding", steps)
-        rounded = round_weights(ward.engine, treatment.plan, batches, layers, self.effort, self.progress.advance)
+        rounding = (batches, layers, self.effort, self.progress.advance, self._over)
+        if treatment.plan not in ward.rounded:
+            ward.rounded[treatment.plan] = round_weights(ward.engine, treatment.plan, *rounding)
+        rounded = ward.rounded[treatment.plan]
         if treatment.correction == "blocks":
             self.progress.start("blocks", steps)
-            rounded = round_blocks(ward.engine, rounded, batches, layers, self.effort, self.progress.advance)
+            rounded = round_blocks(ward.engine, rounded, *rounding)
         # Layers that AdaRound left alone; it has corrected the biases of the others.
         alone = {site.layer for site, spec in rounded.sites if site.role == "weight" and spec.rounding == "nearest"}
         self.progress.start("bias correction", steps)

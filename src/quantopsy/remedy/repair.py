@@ -142,7 +142,7 @@ class Session:
         self._end = time.monotonic() + seconds
         specs = set(self.before.plan.values())
         changed = [replace(s, **fix.fields) for s in specs for fix in FIXES if fix.fields and "kind" not in fix.fields]
-        self.clinic = Clinic(subject, store, [*specs, *changed], effort, progress)
+        self.clinic = Clinic(subject, store, [*specs, *changed], effort, progress, self._end)
 
     def run(self) -> tuple[Recipe, Repair]:
         """Try, cheapest first, until the target is met or nothing helps; then prove it on the last part."""
