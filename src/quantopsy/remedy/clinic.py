@@ -244,6 +244,10 @@ class Clinic:
         found = result.on(images)
         return replace(found, energy=np.zeros_like(found.energy)) if run == FLOAT else found
 
+    def noise(self, treatment: Treatment, images: np.ndarray) -> float:
+        """Mean over ``images`` of the squared distance of the outputs from float's."""
+        return float(self.result(treatment, images).energy.mean())
+
     def degradation(self, treatment: Treatment, images: np.ndarray, level: float) -> Interval:
         """What the treatment loses against the float network."""
         float_, own = self.result(None, images), self.result(treatment, images)

@@ -239,7 +239,9 @@ class Session:
             if found.scales
         ]
         if known:
-            words, best = min(known, key=lambda pair: self._search_noise(replace(pair[1], correction="analytic")))
+            words, best = min(
+                known, key=lambda pair: self.clinic.noise(replace(pair[1], correction="analytic"), self.parts.search)
+            )
             self._try(best, words, (), "free")
 
     def _undo(self) -> None:
@@ -310,9 +312,6 @@ class Session:
         """Whether the loss over both parts that decide is within what was asked for."""
         deciding = np.sort(np.concatenate([self.parts.search, self.parts.confirm]))
         return self.clinic.degradation(self.now, deciding, self.level).value <= self.max_drop
-
-    def _search_noise(self, treatment: Treatment) -> float:
-        return float(self.clinic.result(treatment, self.parts.search).energy.mean())
 
     def _worse_at_last(self) -> bool:
         """Whether images that no decision has seen say that it had better been left alone."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import floor
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from quantopsy.report.wording import count, fixed, percent, significant, with_interval
+from quantopsy.report.wording import count, fixed, percent, share_reached, significant, with_interval
 
 if TYPE_CHECKING:
     from quantopsy.export.onnx.recipe import Delivered
@@ -31,9 +30,9 @@ def export_statements(found: Delivered) -> Iterator[str]:
     )
     layers = checked.optimised.layers
     yield (
-        f"Layer by layer, from the runtime's own inputs, {_share(layers.equal)} of the elements equal the "
-        f"simulation's, {_share(layers.within_step)} are within a step; {fixed(checked.optimised.decisions, 1)} % "
-        "of the decisions are the same."
+        f"Layer by layer, from the runtime's own inputs, {share_reached(layers.equal)} % of the elements equal the "
+        f"simulation's, {share_reached(layers.within_step)} % are within a step; "
+        f"{fixed(checked.optimised.decisions, 1)} % of the decisions are the same."
     )
     yield (
         f"{percent(done.kernels.macs_share)} of the MACs run in integer kernels. {_size(done.bytes)} against "
@@ -75,11 +74,6 @@ def times_table(found: Delivered) -> Table:
         name = Text(layer.layer or "(changes of layout, quantizing)")
         table.add_row(name, significant(1e3 * layer.exact), significant(1e3 * layer.quantized))
     return table
-
-
-def _share(share: float) -> str:
-    """In percent, rounded down: 100 is all."""
-    return f"{fixed(floor(1e5 * share) / 1e3, 3)} %"
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:

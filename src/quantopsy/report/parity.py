@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import floor
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from quantopsy.report.wording import MISSING, fixed, percent, with_interval
+from quantopsy.report.wording import MISSING, fixed, percent, share_reached, with_interval
 
 if TYPE_CHECKING:
     from quantopsy.export.onnx.parity import Parity, Way
@@ -38,8 +37,8 @@ def parity_table(found: Parity) -> Table:
             fixed(way.value[0], decimals),
             MISSING if way.name == "float" else with_interval(*way.lost, decimals),
             fixed(way.decisions, 1),
-            MISSING if layers is None else _share(layers.equal),
-            MISSING if layers is None else _share(layers.within_step),
+            MISSING if layers is None else share_reached(layers.equal),
+            MISSING if layers is None else share_reached(layers.within_step),
         )
     return table
 
@@ -75,8 +74,3 @@ def _seen(way: Way) -> Iterator[str]:
 
 def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
-
-
-def _share(share: float) -> str:
-    """In percent, rounded down: 100 is all."""
-    return fixed(floor(1e5 * share) / 1e3, 3)

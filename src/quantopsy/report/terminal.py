@@ -149,14 +149,9 @@ def print_repair(results: Results, console: Console) -> None:
         )
     for row in table.rows:
         shown.add_row(*(row[n] for n in kept), style="" if row[1] == "kept" else "dim")
-    parts: list[tuple[str, RenderableType]] = [("", bullets(repair_statements(results), []))]
+    print_part(console, bullets(repair_statements(results), []))
     if table.rows:
-        parts.append((table.caption, shown))
-    for title, part in parts:
-        console.print()
-        if title:
-            console.print(Text(title, style="bold"))
-        console.print(Encodable(part))
+        print_part(console, shown, table.caption)
 
 
 def print_allocation(results: Results, console: Console) -> None:
@@ -165,17 +160,14 @@ def print_allocation(results: Results, console: Console) -> None:
     if done is None:
         console.print("No bit-widths have been allocated.")
         return
-    console.print()
-    console.print(Encodable(bullets(allocation_statements(results), [])))
+    print_part(console, bullets(allocation_statements(results), []))
     for table in (bits_table(done), rivals_table(results, done), front_table(results, done)):
         shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
         for position, heading in enumerate(table.headings):
             shown.add_column(heading, justify="right" if position else "left", overflow="fold")
         for row in table.rows:
             shown.add_row(*row)
-        console.print()
-        console.print(Text(table.caption, style="bold"))
-        console.print(Encodable(shown))
+        print_part(console, shown, table.caption)
 
 
 def bullets(found: Iterable[str], limits: Iterable[str]) -> Table:

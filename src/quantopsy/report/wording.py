@@ -78,6 +78,11 @@ def si(value: float, unit: str = "") -> str:
     return f"{significant(value)} {unit}".strip()
 
 
+def share_reached(share: float) -> str:
+    """A share between 0 and 1 in thousandths of a percent, rounded down: 100 is all."""
+    return fixed(math.floor(1e5 * share) / 1e3, 3)
+
+
 def percent(share: float) -> str:
     """A share between 0 and 1 in percent, without claiming 0 or 100 for what is neither."""
     if not math.isfinite(share):

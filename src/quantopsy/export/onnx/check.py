@@ -7,7 +7,7 @@ stored*, with the biases that the file holds: what then departs is arithmetic. T
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from quantopsy.data import Batch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine, Prepared
 from quantopsy.export.onnx.graph import BIAS_CODES_NAME, BIAS_SCALE_NAME, CODES_NAME, activation_grid
+from quantopsy.export.onnx.grids import ActivationGrid
 from quantopsy.export.onnx.runtime import Inputs, feed, open_session, run
 from quantopsy.graph.execute import Overlay, channels_last, compile_network
 from quantopsy.graph.network import Network
@@ -155,7 +156,12 @@ def verify(
         if not images:
             steps = _output_steps(network, engine, prepared, simulated)
             layers_apart = {
-                on: layer_tallies(model, engine_stored, prepared_stored, batch.inputs, on, threads) for on in sessions
+                on: layer_tallies(
+                    tapped(model, engine_stored, prepared_stored, batch.inputs, optimised=on, threads=threads),
+                    engine_stored,
+                    prepared_stored,
+                )
+                for on in sessions
             }
         images += len(batch)
         for on, outputs in runs.items():
@@ -195,48 +201,64 @@ def verify(
     )
 
 
-def layer_tallies(
+@dataclass(frozen=True)
+class Tapped:
+    """What a runtime gave for a file's codes on ``images``, the inputs in order: by value its grid and its codes."""
+
+    images: tuple[Tensor, ...]
+    grids: Mapping[str, ActivationGrid]
+    codes: Mapping[str, np.ndarray]
+
+
+def tapped(
     model: onnx.ModelProto,
     engine: ExactEngine,
     prepared: Prepared,
     inputs: Inputs,
+    *,
     optimised: bool,
     threads: int,
     unsaturated: bool = False,
-) -> dict[str, Tally]:
-    """Every layer with a quantized output on the inputs that it has in the runtime, on ``LAYER_IMAGES`` images.
+) -> Tapped:
+    """The codes of every quantized output that the file has under our name, on ``LAYER_IMAGES`` images.
 
-    The file's codes come out as outputs of their own; the engine computes each layer from those that it reads.
+    They come out as outputs of their own, which leaves the runtime's fusions as they are.
     """
     program = engine.program
-    few = [tensor[:LAYER_IMAGES] for tensor in program.network.arrange(inputs)]
+    images = tuple(tensor[:LAYER_IMAGES] for tensor in program.network.arrange(inputs))
+    named = {value for node in model.graph.node for value in node.output}
     grids = {
         program.steps[index].writes: activation_grid("", "output", quantizers.output)
         for index, quantizers in prepared.quantizers.items()
-        if quantizers.output is not None
+        if quantizers.output is not None and CODES_NAME.format(program.steps[index].writes) in named
     }
     if not grids:
-        return {}
+        return Tapped(images, {}, {})
     opened = onnx.ModelProto()
     opened.CopyFrom(model)
     for value, grid in grids.items():
         kind = onnx.helper.np_dtype_to_tensor_dtype(grid.dtype)
         opened.graph.output.append(onnx.helper.make_tensor_value_info(CODES_NAME.format(value), kind, None))
     session = open_session(opened, optimised=optimised, threads=threads, unsaturated=unsaturated)
-    names = [CODES_NAME.format(value) for value in grids]
-    codes = dict(zip(grids, session.run(names, feed(program.network, few)), strict=True))
+    found = session.run([CODES_NAME.format(value) for value in grids], feed(program.network, images))
+    return Tapped(images, grids, {value: np.asarray(codes) for value, codes in zip(grids, found, strict=True)})
+
+
+def layer_tallies(taps: Tapped, engine: ExactEngine, prepared: Prepared) -> dict[str, Tally]:
+    """Every layer with a quantized output, computed by the engine from the codes that it read in the runtime."""
+    program = engine.program
     tallies: dict[str, Tally] = {}
     with torch.inference_mode():
-        values = program.place(few)
-        for step in program.steps:
+        values = program.place(taps.images)
+        for step in program.steps if taps.grids else ():
             quantizers = prepared.quantizers.get(step.index)
             if quantizers is None:
                 values[step.writes] = step.compute(Overlay(values, program.constants))
                 continue
             result = engine.quantized(step, quantizers, values, values)
-            if step.writes in grids:
+            if step.writes in taps.grids:
                 assert step.layer is not None
-                grid, found = grids[step.writes], codes[step.writes]
+                grid, found = taps.grids[step.writes], taps.codes[step.writes]
                 mine = torch.from_numpy(grid.encode(result.numpy(), result.dim()))
                 tally = tallies[step.layer.name] = Tally()
                 tally.add(torch.from_numpy(found.astype(np.int64)), mine, 1.0)

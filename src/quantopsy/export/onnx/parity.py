@@ -23,10 +23,19 @@ from quantopsy.core.recipe import Estimate, Recipe
 from quantopsy.data import prefetch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine, Prepared
-from quantopsy.export.onnx.check import LAYER_IMAGES, LEVEL, Tally, as_stored, layer_tallies, share_grids
-from quantopsy.export.onnx.graph import CODES_NAME, activation_grid, to_onnx
+from quantopsy.export.onnx.check import (
+    LAYER_IMAGES,
+    LEVEL,
+    Tally,
+    Tapped,
+    as_stored,
+    layer_tallies,
+    share_grids,
+    tapped,
+)
+from quantopsy.export.onnx.graph import CODES_NAME, to_onnx
 from quantopsy.export.onnx.recipe import SAMPLES
-from quantopsy.export.onnx.runtime import Inputs, feed, open_session, run
+from quantopsy.export.onnx.runtime import Inputs, open_session, run
 from quantopsy.graph.execute import Overlay, compile_network
 from quantopsy.graph.network import Network
 from quantopsy.integer.agreement import LayerAgreement, agreement
@@ -188,21 +197,22 @@ class _Session:
     def traced(self, model: onnx.ModelProto, optimised: bool, few: Inputs) -> Traced:
         """The layers of a file one by one, and the first value that departs from the inputs on."""
         engine, prepared = self.stored
-        named = {value for node in model.graph.node for value in node.output}
-        if not any(CODES_NAME.format(engine.program.steps[i].writes) in named for i in prepared.quantizers):
+        taps = self._tapped(model, few, optimised)
+        if not taps.grids:
             return None, None
-        tallies = layer_tallies(model, engine, prepared, few, optimised, self.threads)
+        tallies = layer_tallies(taps, engine, prepared)
         total = sum(tallies.values(), Tally()).result()
         first = next((layer for layer, tally in tallies.items() if tally.within < tally.elements), None)
         cause: Cause = "none" if total.equal == 1 else "rounding ties"
         if first is not None:
-            cause = self._cause(model, engine, prepared, few, optimised, first)
+            cause = self._cause(model, few, optimised, first)
         layers = Layers(total.equal, total.within_step, first, cause)
-        return layers, _first_seen(model, engine, prepared, few, optimised, self.threads)
+        return layers, _first_seen(taps, engine, prepared)
 
-    def _cause(
-        self, model: onnx.ModelProto, engine: ExactEngine, prepared: Prepared, few: Inputs, optimised: bool, layer: str
-    ) -> Cause:
+    def _tapped(self, model: onnx.ModelProto, few: Inputs, optimised: bool, unsaturated: bool = False) -> Tapped:
+        return tapped(model, *self.stored, few, optimised=optimised, threads=self.threads, unsaturated=unsaturated)
+
+    def _cause(self, model: onnx.ModelProto, few: Inputs, optimised: bool, layer: str) -> Cause:
         """Why ``layer`` departs: what is stored, by name and value; then what the runtime makes of it."""
         stored, fresh = _stored(model), _stored(self.fresh)
         reads = [CODES_NAME.format(value) for value in self.network.layer(layer).inputs]
@@ -218,7 +228,7 @@ class _Session:
         if not optimised:
             return "arithmetic"
         apart = {
-            words: layer_tallies(model, engine, prepared, few, on, self.threads, unsaturated)[layer]
+            words: layer_tallies(self._tapped(model, few, on, unsaturated), *self.stored)[layer]
             for words, on, unsaturated in (("plain", False, False), ("unsaturated", True, True))
         }
         whole = {words: tally.within == tally.elements for words, tally in apart.items()}
@@ -294,28 +304,11 @@ def _integer_layers(network: IntegerNetwork, few: Inputs) -> Layers | None:
     )
 
 
-def _first_seen(
-    model: onnx.ModelProto, engine: ExactEngine, prepared: Prepared, few: Inputs, optimised: bool, threads: int
-) -> tuple[str, float] | None:
+def _first_seen(taps: Tapped, engine: ExactEngine, prepared: Prepared) -> tuple[str, float] | None:
     """The first layer whose codes are more than a step from the simulation's, both from the network's inputs on."""
     program = engine.program
-    images = [tensor[:LAYER_IMAGES] for tensor in program.network.arrange(few)]
-    named = {value for node in model.graph.node for value in node.output}
-    grids = {
-        program.steps[index].writes: activation_grid("", "output", quantizers.output)
-        for index, quantizers in prepared.quantizers.items()
-        if quantizers.output is not None and CODES_NAME.format(program.steps[index].writes) in named
-    }
-    tapped = onnx.ModelProto()
-    tapped.CopyFrom(model)
-    for value, grid in grids.items():
-        kind = onnx.helper.np_dtype_to_tensor_dtype(grid.dtype)
-        tapped.graph.output.append(onnx.helper.make_tensor_value_info(CODES_NAME.format(value), kind, None))
-    session = open_session(tapped, optimised=optimised, threads=threads)
-    given = session.run([CODES_NAME.format(value) for value in grids], feed(program.network, images))
-    codes = dict(zip(grids, given, strict=True))
     with torch.inference_mode():
-        values: dict[str, Any] = program.place(images)
+        values: dict[str, Any] = program.place(taps.images)
         for step in program.steps:
             quantizers = prepared.quantizers.get(step.index)
             if quantizers is None:
@@ -323,9 +316,9 @@ def _first_seen(
                 continue
             result: Tensor = engine.quantized(step, quantizers, values, {})
             values[step.writes] = result
-            if step.writes in grids and step.layer is not None:
-                mine = grids[step.writes].encode(result.numpy(), result.dim())
-                share = float((np.abs(mine - codes[step.writes].astype(np.int64)) > 1).mean())
+            if step.writes in taps.grids and step.layer is not None:
+                mine = taps.grids[step.writes].encode(result.numpy(), result.dim())
+                share = float((np.abs(mine - taps.codes[step.writes].astype(np.int64)) > 1).mean())
                 if share > 0:
                     return step.layer.name, share
     return None

@@ -240,7 +240,7 @@ class Session:
             words=words,
             uses=self._uses(selection),
             predicted=self.values.objective(criterion).value(x),
-            noise=float(self.clinic.result(treatment, images).energy.mean()),
+            noise=self.clinic.noise(treatment, images),
             degradation=estimate(self.clinic.degradation(treatment, images, self.level)),
         )
 
@@ -250,7 +250,7 @@ class Session:
         known: tuple[Correction, ...] = ("none", "analytic", "iterative")
 
         def noise(correction: Correction) -> float:
-            return float(self.clinic.result(Treatment(plan, (), correction), self.parts.search).energy.mean())
+            return self.clinic.noise(Treatment(plan, (), correction), self.parts.search)
 
         return min(known, key=noise)
 
@@ -285,7 +285,7 @@ class Session:
 
     def _noise(self, selection: Selection) -> float:
         treatment = Treatment(self.choices.realised(selection), correction="analytic")
-        return float(self.clinic.result(treatment, self.parts.search).energy.mean())
+        return self.clinic.noise(treatment, self.parts.search)
 
     @property
     def _widths(self) -> list[int]:
