@@ -68,17 +68,21 @@ def stored_levels(q: Tensor, bits: int, low: Tensor, high: Tensor) -> Tensor:
 def _fit(spec: Spec, _: Sample, low: Tensor, high: Tensor) -> LevelsQParams:
     if QUANTIZER.option(spec, "start") == "power_of_two":
         levels = _padded(power_of_two_levels(spec.bits, bool(spec.signed)), spec.bits).to(low.device)
-        levels = levels * torch.maximum(-low, high)[:, None]
-    else:
-        grid = uniform.from_range(spec, low, high, axis=0)
-        codes = torch.arange(grid.qmin, grid.qmax + 1, device=low.device)
-        levels = grid.decode(codes.expand(len(low), -1))
-        # A range too small for a normal step has been given the step 1.
-        degenerate = grid.scale > high.clamp(min=0) - low.clamp(max=0)
-        levels = torch.where(degenerate[:, None], 0.0, levels)
-    gates = torch.ones(spec.bits, device=low.device)
+        return own_tables(_gated(spec, levels.double() * torch.maximum(-low, high).double()[:, None]))
+    # In units of the step levels are whole numbers, which any b_q >= b stores exactly.
+    grid = uniform.from_range(spec, low, high, axis=0)
+    codes = torch.arange(grid.qmin, grid.qmax + 1, device=low.device)
+    levels = (codes - grid.zero_point[:, None]).float()
+    # A range too small for a normal step has been given the step 1.
+    degenerate = grid.scale > high.clamp(min=0) - low.clamp(max=0)
+    return LevelsQParams(torch.where(degenerate[:, None], 0.0, _gated(spec, levels)), grid.scale, axis=0)
+
+
+def _gated(spec: Spec, levels: Tensor) -> Tensor:
+    """``levels`` (R, 2^b) with as many gates open as the spec's option says, all for 0."""
+    gates = torch.ones(spec.bits, dtype=levels.dtype, device=levels.device)
     gates[int(QUANTIZER.option(spec, "open_gates")) or spec.bits :] = 0
-    return own_tables(compose(levels.double(), gates))
+    return compose(levels, gates)
 
 
 def _padded(levels: Tensor, bits: int) -> Tensor:

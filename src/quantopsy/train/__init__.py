@@ -1,0 +1,1 @@
+"""Quantization-aware training: grids that are learned, and what they may cost."""

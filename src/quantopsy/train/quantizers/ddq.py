@@ -1,0 +1,116 @@
+"""Differentiable dynamic quantization: levels that are trained (DDQ sections 2.2 and 3.2).
+
+b bits at most, b_q bits in which a level is stored, L = 2^b; grid shapes as in :mod:`quantopsy.quant.qparams`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from quantopsy.core import QuantopsyError, Spec
+from quantopsy.core.plan import Role
+from quantopsy.quant import LevelsQParams, QParams
+from quantopsy.quant.qparams import _narrow, _wide
+from quantopsy.train.quantizers.fake_quantizer import FakeQuantizer, RateGroup
+from quantopsy.train.quantizers.lsq import SMALLEST_SCALE, GradientScale
+from quantopsy.train.quantizers.scaled import corrected, within
+from quantopsy.train.quantizers.sharing import sums
+
+
+class DDQ(FakeQuantizer):
+    """x_q = q_k, the nearest of the levels ``q = (R(q~) + lowest) scale``, where ``q~``, in [0, 2^b - 1], and
+    ``scale`` are trained (DDQ equations (3) and (4))."""
+
+    lowest: Tensor
+
+    def __init__(
+        self, spec: Spec, qparams: LevelsQParams, role: Role, correction: float = 0.0, stored_bits: int = 8
+    ) -> None:
+        super().__init__(spec, correction)
+        if stored_bits < spec.bits:
+            raise QuantopsyError(
+                f"levels stored with {stored_bits} bits", f"the quantizer has {spec.bits}", "give at least as many"
+            )
+        self.scale = nn.Parameter(qparams.scale.detach().clone())
+        self.register_buffer("lowest", qparams.levels[..., :1].detach().clone())
+        self.levels = nn.Parameter((qparams.levels - self.lowest).detach().clone())
+        self._fraction = 2 ** (stored_bits - spec.bits)
+        self._axis, self._group_size = qparams.axis, qparams.group_size
+        self._pinned = role != "weight"
+        self._gradient_scale = GradientScale(qparams, role)
+
+    @property
+    def qparams(self) -> QParams:
+        return self._grid(self._composed().detach())
+
+    def _composed(self) -> Tensor:
+        levels = Stored.apply(self.levels, self._fraction) + self.lowest
+        if self._pinned:
+            magnitude = levels.abs()
+            levels = levels.masked_fill(magnitude == magnitude.amin(-1, keepdim=True), 0)
+        return levels
+
+    def _grid(self, levels: Tensor) -> LevelsQParams:
+        scale = self.scale.detach().clamp(min=SMALLEST_SCALE)
+        return LevelsQParams(levels, scale, axis=self._axis, group_size=self._group_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = self._composed()
+        grid = self._grid(levels.detach())
+        factor = self._gradient_scale(x, grid)
+        result: Tensor = LearnedLevels.apply(x, self.scale, levels, grid, factor, self.correction)
+        return result
+
+    def rate_groups(self) -> dict[RateGroup, list[nn.Parameter]]:
+        return {"scale": [self.scale], "levels": [self.levels]}
+
+
+class Stored(Function):
+    """``R(q~)`` in ascending order: fixed point with b integer bits and ``fraction`` = 2^(b_q - b) parts of one.
+
+    Straight through: every entry gets the gradient of the place it was sorted to.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, levels: Tensor, fraction: int) -> Tensor:
+        largest = levels.shape[-1] - 1 / fraction
+        stored = (levels * fraction).round().div(fraction).clamp(0, largest)
+        stored, order = stored.sort(dim=-1, stable=True)
+        ctx.save_for_backward(order)
+        return stored
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return torch.empty_like(grads[0]).scatter_(-1, order, grads[0]), None
+
+
+class LearnedLevels(Function):
+    """``apply(x, scale, levels, grid, factor, correction)``: DDQ equations (8) and (9)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, levels: Tensor, grid: LevelsQParams, factor: Tensor, correction: float
+    ) -> Tensor:
+        codes = grid.encode(_wide(x)).to(torch.uint8)
+        result = _narrow(grid.decode(codes.int()), x.dtype)
+        ctx.save_for_backward(x, codes, result, scale, factor)
+        ctx.grid, ctx.correction = grid, correction
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, codes, result, scale, factor = ctx.saved_tensors
+        inside = within(x, ctx.grid)
+        to_grid = corrected(grads[0], result, x, ctx.correction)
+        to_scale = sums(to_grid * (result - x * inside), ctx.grid) / scale
+        count = ctx.grid.levels.shape[-1]
+        to_levels = torch.stack([sums(to_grid * (codes == code), ctx.grid) for code in range(count)], -1)
+        return grads[0] * inside, factor * to_scale, to_levels * scale[..., None], None, None, None

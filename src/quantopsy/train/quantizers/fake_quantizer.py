@@ -1,0 +1,58 @@
+"""What every trainable fake-quantizer is: a module whose output is its grid's, bit for bit."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Literal
+
+from torch import Tensor, nn
+
+from quantopsy.core import Spec
+from quantopsy.quant import QParams
+
+RateGroup = Literal["scale", "offset", "levels", "gates"]
+
+
+class FakeQuantizer(nn.Module, ABC):
+    """``forward(x) == fake_quantize(x, self.qparams)`` bit for bit, in training and in evaluation.
+
+    ``correction``
+        lambda of gradient correction (DDQ equation (9)): ``lambda (x_q - x)`` is added to the gradient that
+        reaches the quantizer's parameters, not to that of ``x``. 0 for none.
+    """
+
+    def __init__(self, spec: Spec, correction: float = 0.0) -> None:
+        super().__init__()
+        self.spec = spec
+        self.correction = correction
+
+    @property
+    @abstractmethod
+    def qparams(self) -> QParams:
+        """The grid as it is now, detached."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` on the grid. Shape, dtype and memory format are those of ``x``."""
+
+    @property
+    def bits(self) -> int:
+        """Bits in effect."""
+        return self.spec.bits
+
+    def rate_groups(self) -> dict[RateGroup, list[nn.Parameter]]:
+        """Trained parameters by what a learning rate is given for; none where the grid is fixed."""
+        return {}
+
+    def fitted(self, spec: Spec) -> Spec:
+        """``spec``, that training started from, as a recipe states the trained grid."""
+        return replace(spec.with_bits(self.bits), rounding="nearest")
+
+    def weight(self, latent: Tensor) -> Tensor:
+        """The weight that is quantized, of the ``latent`` one that is trained; itself unless the method says so."""
+        return latent
+
+    def latent(self, weight: Tensor) -> Tensor:
+        """A latent weight whose :meth:`weight` is ``weight``: where training starts."""
+        return weight

@@ -1,0 +1,98 @@
+"""Learned step size: a grid whose scale is trained, and whose offset may be.
+
+LSQ (Esser et al. 2020), LSQ+ (Bhalgat et al. 2020); with a table of powers of two in place of evenly spaced
+levels the same gradient is that of APoT's clipping threshold (Li et al. 2020, equation (8)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from quantopsy.core import Spec
+from quantopsy.core.plan import Role
+from quantopsy.quant import LevelsQParams, QParams, UniformQParams
+from quantopsy.train.quantizers.fake_quantizer import FakeQuantizer, RateGroup
+from quantopsy.train.quantizers.scaled import LearnedStep
+from quantopsy.train.quantizers.sharing import counts
+from quantopsy.train.quantizers.state import GridState
+
+# Training can push a scale to zero and beyond, where there is no grid.
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+
+
+class LearnedScale(FakeQuantizer):
+    """x_q = scale level, with trained ``scale`` and the levels of the calibrated grid."""
+
+    def __init__(
+        self, spec: Spec, qparams: UniformQParams | LevelsQParams, role: Role, correction: float = 0.0
+    ) -> None:
+        super().__init__(spec, correction)
+        self.scale = nn.Parameter(qparams.scale.detach().clone())
+        self._grid = GridState(qparams)
+        self._gradient_scale = GradientScale(qparams, role)
+
+    @property
+    def qparams(self) -> QParams:
+        return replace(self._grid.value, scale=self.scale.detach().clamp(min=SMALLEST_SCALE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.qparams
+        result: Tensor = LearnedStep.apply(x, self.scale, None, grid, self._gradient_scale(x, grid), self.correction)
+        return result
+
+    def rate_groups(self) -> dict[RateGroup, list[nn.Parameter]]:
+        return {"scale": [self.scale]}
+
+
+class LearnedScaleAndOffset(FakeQuantizer):
+    """x_q = (code - zero_point) scale with ``zero_point = round(-offset / scale)``; both trained.
+
+    The paper's offset is any real; ours is rounded to a multiple of the scale, straight through, so that zero
+    stays a level and integer runtimes can hold the grid.
+    """
+
+    def __init__(self, spec: Spec, qparams: UniformQParams, role: Role, correction: float = 0.0) -> None:
+        super().__init__(spec, correction)
+        self.scale = nn.Parameter(qparams.scale.detach().clone())
+        self.offset = nn.Parameter(-qparams.zero_point * qparams.scale.detach())
+        self._grid = GridState(qparams)
+        self._gradient_scale = GradientScale(qparams, role)
+
+    @property
+    def qparams(self) -> UniformQParams:
+        scale = self.scale.detach().clamp(min=SMALLEST_SCALE)
+        grid = self._grid.value
+        assert isinstance(grid, UniformQParams)
+        zero_point = torch.round(-self.offset.detach() / scale).clamp(grid.qmin, grid.qmax)
+        return replace(grid, scale=scale, zero_point=zero_point.to(torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.qparams
+        factor = self._gradient_scale(x, grid)
+        result: Tensor = LearnedStep.apply(x, self.scale, self.offset, grid, factor, self.correction)
+        return result
+
+    def rate_groups(self) -> dict[RateGroup, list[nn.Parameter]]:
+        return {"scale": [self.scale], "offset": [self.offset]}
+
+    def fitted(self, spec: Spec) -> Spec:
+        return replace(super().fitted(spec), symmetric=False)
+
+
+class GradientScale(nn.Module):
+    """``1 / sqrt(N Q_P)`` (LSQ section 2.2): N values that share the grid, of one image where they are
+    activations; Q_P the highest level in units of the scale, at least 1."""
+
+    highest: Tensor
+
+    def __init__(self, qparams: UniformQParams | LevelsQParams, role: Role) -> None:
+        super().__init__()
+        self.register_buffer("highest", (qparams.ends[1] / qparams.scale).detach().clamp(min=1), persistent=False)
+        self._role = role
+
+    def forward(self, x: Tensor, grid: QParams) -> Tensor:
+        images = 1 if self._role == "weight" else x.shape[0]
+        return torch.rsqrt(counts(x, grid) / images * self.highest)
