@@ -15,6 +15,14 @@ from torch import Tensor, fx
 from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, TRANSPOSED, aten
 
 
+_WEIGHT = "folded_weight"
+
+
+def took_batch_norm(weight: str | None) -> bool:
+    """Whether the layer whose weight is the tensor called ``weight`` has a batch norm folded into it."""
+    return weight is not None and weight.endswith(_WEIGHT)
+
+
 def fold_batch_norms(graph: fx.Graph, tensors: MutableMapping[str, Tensor]) -> None:
     """Fold every batch norm of ``graph`` in place; one with nothing to fold into becomes affine.
 
@@ -93,8 +101,8 @@ def _scale_layer(
     # New names: another layer may share the weight that is folded here.
     path = weight_name.rpartition(".")[0] or prefix
     arguments = list(layer.args) + [None] * (3 - len(layer.args))
-    for position, kind, value in ((1, "weight", folded), (2, "bias", bias)):
-        name = f"{path}.{prefix}_folded_{kind}"
+    for position, kind, value in ((1, _WEIGHT, folded), (2, "folded_bias", bias)):
+        name = f"{path}.{prefix}_{kind}"
         tensors[name] = value.to(dtype)
         with graph.inserting_before(layer):
             arguments[position] = graph.get_attr(name)

@@ -73,7 +73,8 @@ def apply(
     named = named_as(recipe, subject.network)
     network, calibration = realised(recipe, named)
     module = Simulated(network, recipe.plan, calibration, device)
-    exact, quantized = _statistics(subject, module, progress)
+    progress.start("network", len(subject.order))
+    exact, quantized = statistics(subject, module, progress)
     interval = significance.metric_interval
     values = [interval(subject.metric, found, level=level) for found in (exact, quantized)]
     lost = significance.degradation(subject.metric, exact, quantized, level=level)
@@ -116,11 +117,10 @@ def recipe_file(path: Path) -> Path:
     return path / RECIPE if path.is_dir() else path
 
 
-def _statistics(subject: Subject, module: Simulated, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-    """Per-image statistics of the float and of the quantized network."""
+def statistics(subject: Subject, module: Simulated, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+    """The metric's statistics (n, K) of the subject's images, of its float network and of ``module``."""
     engine, network = ExactEngine(subject.program, Calibration()), subject.network
     found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    progress.start("network", len(subject.order))
     for batch in prefetch(subject.images, pieces(np.sort(subject.order), subject.tile)):
         reference, _ = engine.float_pass(batch.inputs)
         exact = network.unflatten(reference)

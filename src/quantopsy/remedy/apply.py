@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from quantopsy.core import Plan, QuantopsyError, Site, names
 from quantopsy.core.recipe import Encodings, Given, Recipe
 from quantopsy.engine.calibration import Calibration, edges, grids_of
-from quantopsy.engine.exact import ExactEngine
+from quantopsy.engine.exact import ExactEngine, Prepared
 from quantopsy.graph.capture import activation_module
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
@@ -168,13 +168,13 @@ def check_model(recipe: Recipe, network: Network) -> None:
 
 
 class Simulated(nn.Module):
-    """The quantized network of a recipe: takes and gives what the float module does."""
+    """The quantized network of a recipe: takes and gives what the float module does. An empty plan is the float one."""
 
     def __init__(self, network: Network, plan: Plan, calibration: Calibration, device: str = "cpu") -> None:
         super().__init__()
         self.network = network
         self._engine = ExactEngine(compile_network(network, device), calibration)
-        self._prepared = self._engine.prepare(plan)
+        self._prepared = self._engine.prepare(plan) if plan.sites else Prepared(plan, {}, (), ())
 
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs, quantized; no gradients."""

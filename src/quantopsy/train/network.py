@@ -1,0 +1,261 @@
+"""A plan as an ordinary module: the folded network with fake-quantizers that learn at the plan's sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
+from quantopsy.engine.calibration import Calibration, edges, grids_of
+from quantopsy.engine.exact import ExactEngine
+from quantopsy.graph.execute import Lookup, Overlay, Program, Step, Values
+from quantopsy.graph.network import Network
+from quantopsy.quant import QParams
+from quantopsy.quant.uniform import from_range
+from quantopsy.train.norm import KeptNorm, Moments
+from quantopsy.train.quantizers import METHODS, FakeQuantizer, trainable
+
+NORMS = ("folded", "kept")
+
+
+@dataclass(frozen=True)
+class Grids:
+    """How the grids of a plan are to learn.
+
+    ``weight`` and ``activation`` are names of :data:`quantopsy.train.quantizers.METHODS`; ``correction`` the lambda of
+    DDQ equation (9), for all of them. ``mixed``: gates set the bits of weights, the plan's being the most.
+    ``bias_bits``: biases on grids of their own too (DDQ equation (5)); None leaves them float.
+    """
+
+    weight: str = "ddq"
+    activation: str = "ddq"
+    correction: float = 0.0
+    mixed: bool = False
+    bias_bits: int | None = None
+
+    def start(self, plan: Plan) -> Plan:
+        """``plan`` with the specs whose calibrated grids training starts from."""
+        return Plan.of({site: self._started(site, spec) for site, spec in plan.sites})
+
+    def quantizer(self, site: Site, spec: Spec, grid: QParams) -> FakeQuantizer:
+        """What learns at ``site`` from ``grid`` on: straight-through where the spec is of a kind that no method trains."""
+        method = self.method(site)
+        learns = spec.kind == METHODS[method].start(replace(spec, kind="uniform", options=())).kind
+        mixed = self.mixed and site.role == "weight"
+        return trainable(method if learns else "ste", spec, grid, site.role, correction=self.correction, mixed=mixed)
+
+    def _started(self, site: Site, spec: Spec) -> Spec:
+        if spec.tensors > 1 or spec.correction == "mean_variance":
+            what = "a sum of tensors" if spec.tensors > 1 else "corrected by mean and variance"
+            raise QuantopsyError(
+                f"weight of layer {site.layer!r}", f"it is {what}, which does not train", "take that out of the plan"
+            )
+        # Kinds that no method trains (piecewise, k-means) stay what they are, straight through.
+        return METHODS[self.method(site)].start(spec) if spec.kind == "uniform" else spec
+
+    def method(self, site: Site) -> str:
+        """The name of a site's method."""
+        return self.weight if site.role == "weight" else self.activation
+
+
+class QuantizedLayer(nn.Module):
+    """One layer with what it learns; (values) -> its result.
+
+    ``weight`` and ``bias`` are those of the folded network. The quantizers that it has are ``weight_quantizer``,
+    ``bias_quantizer``, ``output_quantizer``, and those of its inputs, by value, in ``input_quantizers``; None or
+    absent where the site is float, or the input on its producer's grid already. ``shift`` is what a correction takes
+    away from the result.
+    """
+
+    shift: Tensor | None
+
+    def __init__(self, step: Step, weight: nn.Parameter | None, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        assert step.layer is not None
+        self.step, self.layer = step, step.layer
+        self.weight, self.bias = weight, bias
+        self.weight_quantizer: FakeQuantizer | None = None
+        self.bias_quantizer: FakeQuantizer | None = None
+        self.output_quantizer: FakeQuantizer | None = None
+        self.input_quantizers = nn.ModuleDict()
+        self.norm: KeptNorm | None = None
+        self.register_buffer("shift", None)
+
+    def forward(self, values: Lookup) -> Tensor:
+        """The layer's result on its grids, behind its activation function."""
+        step = self.step
+        norm = self.norm if self.training else None
+        over: Values = {name: quantizer(values[name]) for name, quantizer in self.input_quantizers.items()}
+        if step.weight is not None:
+            over[step.weight] = self.quantized_weight()
+        if step.bias is not None:
+            assert self.bias is not None
+            over[step.bias] = self.quantized_bias() if norm is None else torch.zeros_like(self.bias)
+        lookup = Overlay(over, values)
+        y: Tensor = step.operation(lookup)
+        if norm is not None:
+            assert self.bias is not None
+            y = norm(y, self.bias)
+        if self.shift is not None:
+            y = y - self.shift
+        if step.activate is not None:
+            y = step.activate(lookup, y)
+        return y if self.output_quantizer is None else self.output_quantizer(y)
+
+    def folded_weight(self) -> Tensor:
+        """The weight that is put on the grid: with a kept batch norm in it, and as its method bends it."""
+        assert self.weight is not None
+        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer.weight(self.weight)
+        return weight if self.norm is None else self.norm.folded(weight)
+
+    def quantized_weight(self) -> Tensor:
+        """The weight on its grid."""
+        weight = self.folded_weight()
+        return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
+
+    def quantized_bias(self) -> Tensor:
+        """The bias, with what a kept batch norm's mean has drifted, on its grid where it has one."""
+        assert self.bias is not None
+        bias = self.bias if self.norm is None else self.norm.bias(self.bias)
+        return bias if self.bias_quantizer is None else self.bias_quantizer(bias)
+
+
+class TrainableNetwork(nn.Module):
+    """Takes and gives what the float module does, on grids that learn.
+
+    Before the first step its outputs are those that :class:`quantopsy.engine.exact.ExactEngine` gives for the same plan
+    and calibration, bit for bit; with kept batch norms in evaluation mode. Batch norms stay folded into weights and
+    biases; ``moments``, of layers by name, lets those go on normalising (:class:`quantopsy.train.norm.KeptNorm`).
+
+    ``layers`` are the network's layers by name, with ``/`` for the dots. ``sites`` are the quantizers of every site,
+    one for each of its values; sites that mean the same value on the same grid share one.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        plan: Plan,
+        calibration: Calibration,
+        grids: Grids = Grids(),
+        moments: Mapping[str, Moments] | None = None,
+    ) -> None:
+        super().__init__()
+        self.program, self.plan, self.given = program, plan, dict(calibration.given)
+        self.layers = nn.ModuleDict()
+        self.sites: dict[Site, list[FakeQuantizer]] = {}
+        network = program.network
+        for layer in network.layers:  # layers that share a weight and a spec share the very grid
+            spec = dict(plan.sites).get(Site(layer.name, "weight"))
+            if spec is not None and layer.weight is not None:
+                grid = calibration.weight_qparams(layer, spec, network.tensors[layer.weight])
+                calibration.encodings[layer.weight, spec] = grid
+        by_grid: dict[int, FakeQuantizer] = {}
+        for site, found in grids_of(network, plan, calibration):
+            for grid in found:
+                if id(grid) not in by_grid:
+                    by_grid[id(grid)] = grids.quantizer(site, plan[site], grid)
+            self.sites[site] = [by_grid[id(grid)] for grid in found]
+        prepared = ExactEngine(program, calibration).prepare(plan).quantizers if plan.sites else {}
+        made: dict[str, nn.Parameter] = {}
+        started: dict[str, FakeQuantizer] = {}
+        for step in program.steps:
+            if step.layer is None:
+                continue
+            for name in (step.weight, step.bias):
+                if name is not None and name not in made:
+                    made[name] = nn.Parameter(program.constants[name].clone())
+            learning = QuantizedLayer(step, made.get(step.weight or ""), made.get(step.bias or ""))
+            own = prepared.get(step.index)
+            if own is not None:
+                learning.shift = own.shift
+                learning.output_quantizer = None if own.output is None else by_grid[id(own.output)]
+                learning.input_quantizers.update({name: by_grid[id(grid)] for name, grid in own.inputs})
+                if own.weight is not None:
+                    (learning.weight_quantizer,) = self.sites[Site(step.layer.name, "weight")]
+                    started[str(step.weight)] = learning.weight_quantizer
+            if grids.bias_bits is not None and learning.bias is not None:
+                learning.bias_quantizer = _bias_quantizer(learning.bias, grids.bias_bits)
+            if moments is not None and step.layer.name in moments:
+                learning.norm = KeptNorm(*moments[step.layer.name])
+            self.layers[step.layer.name.replace(".", "/")] = learning
+        for name, quantizer in started.items():
+            made[name].data = quantizer.latent(made[name].data)
+        self._by_step = {learning.step.index: learning for learning in self.quantized_layers}
+        self.to(program.device)
+
+    @property
+    def quantized_layers(self) -> list[QuantizedLayer]:
+        """The layers in topological order."""
+        return [layer for layer in self.layers.values() if isinstance(layer, QuantizedLayer)]
+
+    @property
+    def quantizers(self) -> list[FakeQuantizer]:
+        """All of them, each once."""
+        return [module for module in self.modules() if isinstance(module, FakeQuantizer)]
+
+    def weight_bits(self) -> dict[str, int]:
+        """The bits in effect of every layer's weight that is on a grid."""
+        return {site.layer: found[0].bits for site, found in self.sites.items() if site.role == "weight"}
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The outputs, in the structure of the float module's."""
+        return self.program.network.unflatten(self.run(inputs))
+
+    def run(self, inputs: Any, observe: Callable[[str, Tensor], None] | None = None) -> tuple[Any, ...]:
+        """The flat outputs. ``observe`` hears of every layer's name and result."""
+        program = self.program
+        values = program.place(inputs)
+        for step in program.steps:
+            lookup = Overlay(values, program.constants)
+            layer = self._by_step.get(step.index)
+            if layer is None:
+                values[step.writes] = step.compute(lookup)
+            else:
+                values[step.writes] = layer(lookup)
+                if observe is not None:
+                    observe(layer.layer.name, values[step.writes])
+            for name in step.reads:
+                if program.last_reader[name] == step.index:
+                    del values[name]
+        return tuple(values[name] for name in program.outputs)
+
+    @torch.no_grad()
+    def trained(self) -> tuple[Network, Plan, Calibration]:
+        """The float network with the trained weights, the plan of the trained grids, and these grids.
+
+        The engine gives for them what this module does in evaluation mode.
+        """
+        network = self.program.network
+        tensors = dict(network.tensors)
+        for quantized in self.quantized_layers:
+            layer = quantized.layer
+            if quantized.weight is not None and layer.weight is not None:
+                weight = quantized.folded_weight()
+                tensors[layer.weight] = _plain(weight)
+            if quantized.bias is not None and layer.bias is not None:
+                tensors[layer.bias] = _plain(quantized.quantized_bias())
+        calibration = Calibration(origins=network.origins, given=dict(self.given))
+        specs: dict[Site, Spec] = {}
+        for site, quantizers in self.sites.items():
+            layer = network.layer(site.layer)
+            spec = specs[site] = quantizers[0].fitted(self.plan[site])
+            values = (str(layer.weight),) if site.role == "weight" else edges(layer, site.role)
+            for value, quantizer in zip(values, quantizers, strict=True):
+                key = value if site.role == "weight" else network.origin(value)
+                calibration.encodings[key, spec] = quantizer.qparams.map_grids(lambda grid: grid.cpu().clone())
+        return replace(network, tensors=tensors), Plan.of(specs), calibration
+
+
+
+def _bias_quantizer(bias: Tensor, bits: int) -> FakeQuantizer:
+    """A symmetric uniform grid over the whole bias whose step learns."""
+    spec = Spec(bits=bits, symmetric=True, signed=True)
+    return trainable("lsq", spec, from_range(spec, bias.detach().amin(), bias.detach().amax()), "weight")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()

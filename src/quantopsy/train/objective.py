@@ -1,0 +1,51 @@
+"""What a training minimises: the labels' loss, and the divergence from the float network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from quantopsy.core import QuantopsyError
+from quantopsy.metrics import logits
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+def label_loss(outputs: Any, labels: Tensor) -> Tensor:
+    """Cross-entropy of the first output, logits (B, C, ...), over its images or pixels: a scalar.
+
+    Labels that are no class of the network are left out, as metrics leave them out of label maps.
+    """
+    scores = logits(outputs)
+    if scores.dim() < 2 or scores.shape[0] != labels.shape[0] or scores.shape[2:] != labels.shape[1:]:
+        raise QuantopsyError(
+            "labels",
+            f"of shape {tuple(labels.shape)} for an output of {tuple(scores.shape)}",
+            "give a --loss package.module:callable (outputs, labels) -> (B,)",
+        )
+    inside = (labels >= 0) & (labels < scores.shape[1])
+    return F.cross_entropy(scores, torch.where(inside, labels, -100).long(), ignore_index=-100)
+
+
+def distillation_loss(outputs: Any, reference: Any) -> Tensor:
+    """Divergence of the outputs from the float network's (Hinton et al. 2015), averaged over outputs: a scalar.
+
+    KL(softmax(reference) || softmax(output)) over dimension 1, averaged over images and pixels, of outputs that are
+    scores of classes; of others the squared distance as a share of the reference's variance.
+    """
+    parts = []
+    pairs = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(reference), strict=True)
+    for student, teacher in pairs:
+        if not isinstance(student, Tensor) or not student.is_floating_point():
+            continue
+        if student.dim() >= 2 and student.shape[1] > 1:
+            wanted, found = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
+            parts.append((wanted.exp() * (wanted - found)).sum(1).mean())
+        else:
+            parts.append((student - teacher).square().mean() / teacher.var().clamp(min=1e-12))
+    return torch.stack(parts).mean()

@@ -1,0 +1,89 @@
+"""What the user may choose about a training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quantopsy.core import QuantopsyError, names
+from quantopsy.train.network import NORMS, Grids
+from quantopsy.train.quantizers import METHODS
+
+FLOAT = "float"
+"""The method that quantizes nothing: the float network trained the same way, to compare with."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a network is trained; all of it is echoed, and kept in the folder.
+
+    ``bits`` and ``activation_bits``: None for those of the study or recipe that training starts from; of a model 4 (8
+    the most where bits learn) and 8. ``method`` of weights, and of activations where it is for them; ``activation_method`` else. ``edge_bits``: of the
+    first and the last layer with a weight, both sites; 0 treats them as the others. ``target``: of the footprint of
+    all weights, such as ``4bits``, ``500KB`` or ``0.125x``; it makes the bits of weights learn, ``bits`` the most.
+    ``distillation``: weight of the divergence from the float network's outputs beside the labels' loss; 0 for none.
+    ``correction``: lambda of DDQ equation (9). ``rate``: of weights and biases, the others follow from it
+    (:func:`quantopsy.train.optimizers.optimizers`). ``patience``: epochs without a better one after which it ends.
+    """
+
+    method: str = "ddq"
+    activation_method: str | None = None
+    bits: int | None = None
+    activation_bits: int | None = None
+    edge_bits: int = 8
+    bias_bits: int | None = None
+    scheme: str = "per-tensor"
+    weight_range: str = "mse"
+    activation_range: str = "mse"
+    plan: Mapping[str, Any] | None = None
+    target: str | None = None
+    footprint: str = "bits"
+    correction: float = 0.0
+    norms: str = "folded"
+    epochs: int = 10
+    batch: int = 64
+    rate: float = 0.01
+    decay: float = 1e-4
+    warm_up: float = 0.05
+    distillation: float = 1.0
+    augment: str = "auto"
+    ema: float = 0.0
+    patience: int | None = None
+    freeze_oscillations: bool = True
+    validation: float = 0.1
+    samples: int | None = None
+    calibration_samples: int = 256
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "no"
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for method in (self.method, self.activation_method):
+            if method is not None and method != FLOAT and method not in METHODS:
+                raise names.unknown(method, [*METHODS, FLOAT], "method")
+        if self.norms not in NORMS:
+            raise names.unknown(self.norms, NORMS, "treatment of batch norms")
+        for name, least in (("epochs", 1), ("batch", 1), ("samples", 1), ("calibration_samples", 1), ("patience", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise QuantopsyError(f"{name} {value}", "must be positive", f"give at least {least}")
+        for name in ("rate", "decay", "distillation", "correction", "warm_up"):
+            value = getattr(self, name)
+            if not 0.0 <= value < float("inf"):
+                raise QuantopsyError(f"{name} {value:g}", "must not be negative", "give 0 or more")
+        if not 0.0 < self.validation < 1.0:
+            raise QuantopsyError(f"validation {self.validation:g}", "is no share", "give a share such as 0.1")
+        if not 0.0 <= self.ema < 1.0:
+            raise QuantopsyError(f"ema {self.ema:g}", "is no decay", "give 0 for none, or one such as 0.999")
+
+    @property
+    def grids(self) -> Grids:
+        """How grids learn."""
+        activation = self.activation_method
+        if self.method == FLOAT:
+            return Grids()
+        if activation is None:
+            activation = self.method if "input" in METHODS[self.method].roles else "lsq"
+        return Grids(self.method, activation, self.correction, self.target is not None, self.bias_bits)

@@ -1,0 +1,180 @@
+"""Where a training starts: a model, a study or a recipe, made ready with its images, plan and grids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantopsy.analysis.progress import Progress
+from quantopsy.analysis.schemes import SCHEMES, full_plan
+from quantopsy.analysis.settings import Settings
+from quantopsy.analysis.subject import Given, Subject, calibrated, make_ready
+from quantopsy.core import Plan, QuantopsyError, Site, Spec, names
+from quantopsy.core.recipe import Recipe
+from quantopsy.data import Images, evenly_spaced_order
+from quantopsy.engine.calibration import Calibration
+from quantopsy.graph.execute import compile_network
+from quantopsy.graph.network import Network
+from quantopsy.remedy.applied import opened
+from quantopsy.remedy.apply import portable, realised
+from quantopsy.study import FILE, open_existing
+from quantopsy.train.settings import FLOAT, TrainingSettings
+
+BITS, MOST_BITS, ACTIVATION_BITS = 4, 8, 8
+"""Of weights, of weights whose bits learn, and of activations, where a model says nothing."""
+
+LEAST_VALIDATION = 8
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network, its plan and the grids that it starts from.
+
+    ``subject`` holds the float network that the result is compared with, the images that it is proven on
+    (``subject.images``) and those that are trained on (``subject.calibration_images``); ``network`` is what trains: the
+    float one, transformed where a recipe says so, and with weights where found roundings put them.
+    """
+
+    subject: Subject
+    network: Network
+    plan: Plan
+    calibration: Calibration
+    own_evaluation: bool
+
+    @property
+    def images(self) -> Images:
+        """Those that are trained on."""
+        return self.subject.calibration_images
+
+    def split(self, settings: TrainingSettings) -> tuple[np.ndarray, np.ndarray]:
+        """Positions to train on and to choose the best epoch by: disjoint, the latter spread evenly."""
+        order = evenly_spaced_order(len(self.images))[: settings.samples]
+        count = max(round(settings.validation * len(order)), 1)
+        if count < LEAST_VALIDATION or count == len(order):
+            raise QuantopsyError(
+                f"{len(order)} images to train on",
+                f"{count} of them are too few to choose by" if count < LEAST_VALIDATION else "none is left to train on",
+                f"give at least {round(LEAST_VALIDATION / settings.validation) + 1}, or another --validation",
+            )
+        return np.sort(order[count:]), np.sort(order[:count])
+
+
+def ready(
+    source: Any,
+    data: Any,
+    settings: TrainingSettings,
+    progress: Progress,
+    *,
+    evaluation: Any = None,
+    metric: Any = None,
+    preprocess: Any = None,
+    device: str = "cpu",
+) -> Start:
+    """``source`` (a model, a study's folder, a recipe or its file) ready to be trained on ``data``.
+
+    ``evaluation`` are images that nothing is decided on; of a study or a recipe its own where none are given.
+    """
+    parts = {"metric": metric, "preprocess": preprocess}
+    own = Settings(device=device, calibration_samples=settings.calibration_samples)
+    folder = Path(source) if isinstance(source, str | Path) else None
+    if folder is not None and folder.is_dir() and (folder / FILE).exists():
+        subject, network, plan, known = _from_study(folder, data, evaluation, settings, own, progress, parts)
+    elif isinstance(source, Recipe) or (folder is not None and (folder.suffix == ".json" or folder.is_dir())):
+        subject, network, plan, known = _from_recipe(source, data, evaluation, settings, own, progress, parts)
+    else:
+        given = Given(source, data if evaluation is None else evaluation, calibration=data, **parts)
+        subject = make_ready(given, own, progress)
+        network, known = subject.network, Calibration()
+        plan = Plan() if settings.method == FLOAT else usual_plan(network, settings)
+    if settings.method == FLOAT:
+        plan = Plan()
+    plan = settings.grids.start(plan) if plan.sites else plan
+    ready_to_run = replace(subject, program=compile_network(network, device))
+    calibration = calibrated(ready_to_run, [plan], progress)
+    calibration.given.update(known.given)
+    calibration.encodings.update(known.encodings)
+    network, plan = _settled(network, portable(network, plan, calibration), calibration)
+    return Start(subject, network, plan, calibration, subject.given.data is not data)
+
+
+def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
+    """Weights and inputs of all layers with weights, as the papers on training quantize; ``settings.plan`` over it.
+
+    The first and the last of them keep ``edge_bits``.
+    """
+    if settings.scheme not in SCHEMES:
+        raise names.unknown(settings.scheme, tuple(SCHEMES), "scheme")
+    granularity = SCHEMES[settings.scheme]["weight"].granularity
+    bits = settings.bits or (MOST_BITS if settings.target else BITS)
+    weight = Spec(
+        bits=bits, symmetric=True, signed=True, granularity=granularity, range_estimator=settings.weight_range
+    )
+    activation = Spec(bits=settings.activation_bits or ACTIVATION_BITS, range_estimator=settings.activation_range)
+    layers = [layer.name for layer in network.layers if layer.weight is not None]
+    edges = {layers[0], layers[-1]} if settings.edge_bits else set()
+    sites: dict[Site, Spec] = {}
+    for name in layers:
+        for site, spec in ((Site(name, "weight"), weight), (Site(name, "input"), activation)):
+            sites[site] = spec.with_bits(max(spec.bits, settings.edge_bits)) if name in edges else spec
+    plan = Plan.of(sites)
+    return plan if settings.plan is None else Plan.from_json(settings.plan, network.names, plan)
+
+
+def _from_study(
+    folder: Path,
+    data: Any,
+    evaluation: Any,
+    settings: TrainingSettings,
+    own: Settings,
+    progress: Progress,
+    parts: dict[str, Any],
+) -> tuple[Subject, Network, Plan, Calibration]:
+    with open_existing(folder) as store:
+        request = store.noted("request")
+    if request is None:
+        raise QuantopsyError(f"study {str(folder)!r}", "no analysis has begun in it", "run `quantopsy analyze` first")
+    instead = {**parts, "data": evaluation, "calibration": data}
+    given = Given.from_json(request["given"], folder, instead)
+    noted = Settings.from_json(request["settings"])
+    kept = replace(noted, device=own.device, calibration_samples=own.calibration_samples)
+    subject = make_ready(given, kept, progress)
+    bits = settings.bits or (MOST_BITS if settings.target else min(noted.bits))
+    return subject, subject.network, _at(subject.full, bits, settings.activation_bits), Calibration()
+
+
+def _from_recipe(
+    source: Any,
+    data: Any,
+    evaluation: Any,
+    settings: TrainingSettings,
+    own: Settings,
+    progress: Progress,
+    parts: dict[str, Any],
+) -> tuple[Subject, Network, Plan, Calibration]:
+    recipe, subject = opened(source, own, progress, model=None, data=evaluation, calibration=data, **parts)
+    network, known = realised(recipe, subject.network)
+    return subject, network, _at(recipe.plan, settings.bits, settings.activation_bits), known
+
+
+def _at(plan: Plan, bits: int | None, activation_bits: int | None) -> Plan:
+    """``plan`` with other bits, where there are any."""
+    wanted = {"weight": bits, "input": activation_bits, "output": activation_bits}
+    return Plan.of({site: spec.with_bits(wanted[site.role] or spec.bits) for site, spec in plan.sites})
+
+
+def _settled(network: Network, plan: Plan, calibration: Calibration) -> tuple[Network, Plan]:
+    """The network with its weights where roundings that were found put them, and the plan that rounds to the nearest:
+    the same quantized network, from which weights can move."""
+    tensors, specs = dict(network.tensors), dict(plan.sites)
+    for site, spec in plan.sites:
+        layer = network.layer(site.layer)
+        if site.role != "weight" or spec.rounding == "nearest" or layer.weight is None:
+            continue
+        weight = network.tensors[layer.weight]
+        nearest = specs[site] = replace(spec, rounding="nearest")
+        calibration.encodings[layer.weight, nearest] = calibration.weight_qparams(layer, spec, weight)
+        tensors[layer.weight] = calibration.quantized_weight(layer, spec, weight)
+    return replace(network, tensors=tensors), Plan.of(specs)

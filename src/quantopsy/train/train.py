@@ -1,0 +1,316 @@
+"""Quantization-aware training of a model, a study's network or a recipe's, and what comes out of it."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantopsy.analysis import significance
+from quantopsy.analysis.phases import pieces
+from quantopsy.analysis.progress import Progress, Silent
+from quantopsy.analysis.subject import Subject
+from quantopsy.core import Plan, QuantopsyError
+from quantopsy.core.imports import imported
+from quantopsy.core.recipe import Estimate, Expected, Recipe
+from quantopsy.data import prefetch
+from quantopsy.engine.calibration import Calibration
+from quantopsy.graph.capture import capture, load
+from quantopsy.graph.execute import compile_network
+from quantopsy.graph.network import Layer, Network
+from quantopsy.quant import LevelsQParams, QParams, UniformQParams
+from quantopsy.remedy.applied import statistics
+from quantopsy.remedy.apply import Simulated, encodings_of, given_of, model_of
+from quantopsy.remedy.repair import RECIPE, estimate
+from quantopsy.train.footprint import Footprint
+from quantopsy.train.history import History
+from quantopsy.train.network import TrainableNetwork
+from quantopsy.train.norm import measured_moments, reestimate
+from quantopsy.train.settings import TrainingSettings
+from quantopsy.train.start import Start, ready
+from quantopsy.train.trainer import CHECKPOINT, Job, Trainer, accelerator
+
+NETWORK = "network.pt2"
+TRAINING = "training.json"
+
+_FREE = ("device", "checkpoint_seconds")  # settings that may differ when a training goes on
+
+BINS = 64
+"""Of the histograms of weights that are kept beside learned levels."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A trained weight beside its grid (DDQ, Figures 1 and 5(b)): of one layer, its first channel where every channel
+    has a grid. ``counts`` of the weights between ``edges``; ``start`` and ``levels``: the grid before and after."""
+
+    name: str
+    bits: int
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    start: tuple[float, ...]
+    levels: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training: what happened, and what its best network is worth on images it has not seen.
+
+    ``held_out``: whether those are other images than the data's validation part, which chose the best epoch.
+    """
+
+    folder: Path
+    model: str
+    data: str
+    evaluation: str
+    held_out: bool
+    settings: TrainingSettings
+    history: History
+    expected: Expected | None
+    levels: tuple[Levels, ...]
+    kinds: Mapping[str, str]
+    recipe: Recipe
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; the recipe is a file of its own."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("recipe", "folder")}
+        return {
+            **values,
+            "settings": asdict(self.settings),
+            "history": self.history.to_json(),
+            "expected": self.expected and asdict(self.expected),
+            "levels": [asdict(levels) for levels in self.levels],
+        }
+
+
+def train(
+    source: Any,
+    data: Any,
+    *,
+    evaluation: Any = None,
+    metric: Any = None,
+    preprocess: Any = None,
+    loss: Any = None,
+    out: str | Path,
+    fresh: bool = False,
+    settings: TrainingSettings | None = None,
+    progress: Progress | None = None,
+) -> Trained | None:
+    """Train the quantized network of ``source`` on ``data``.
+
+    ``source`` is a model, a study's folder or a recipe; ``evaluation`` images that decide nothing, of a study or a
+    recipe its own where none are given, else those of ``data`` that the best epoch is chosen by. To ``out`` go the
+    trained network (``network.pt2``), its ``recipe.json``, and what happened (``training.json``); a training that was
+    stopped goes on there. Of several processes only the first gets a result.
+
+    Raises :class:`QuantopsyError` for whatever the user can mend.
+    """
+    progress, settings, folder = progress or Silent(), settings or TrainingSettings(), Path(out)
+    begin = time.monotonic()
+    processes = accelerator(settings)
+    if not processes.is_main_process:
+        progress = Silent()
+    start = ready(
+        source,
+        data,
+        settings,
+        progress,
+        evaluation=evaluation,
+        metric=metric,
+        preprocess=preprocess,
+        device=str(processes.device),
+    )
+    training, validation = start.split(settings)
+    program = compile_network(start.network, processes.device)
+    batches = [start.images.batch(piece).inputs for piece in pieces(training[: settings.calibration_samples], 32)]
+    moments = measured_moments(program, batches) if settings.norms == "kept" else None
+    network = TrainableNetwork(program, start.plan, start.calibration, settings.grids, moments)
+    footprint = None if settings.target is None else Footprint.of(network, settings.target, settings.footprint)
+    job = Job(
+        network=network,
+        teacher=start.subject.program,
+        images=start.images,
+        training=training,
+        validation=validation,
+        metric=start.subject.metric,
+        settings=settings,
+        footprint=footprint,
+        loss=imported(loss, "loss") if isinstance(loss, str) else loss,
+        identity=_identity(start, settings),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    if fresh and processes.is_main_process:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    processes.wait_for_everyone()
+    first = _first_levels(network)
+    history = Trainer(job, folder, progress).run()
+    if not processes.is_main_process:
+        return None
+    if moments is not None:
+        reestimate(network, network.run, batches)
+    done = network.trained()
+    recipe = _written(start, done, folder, validation, settings, progress)
+    result = Trained(
+        folder=folder,
+        model=start.subject.model_name,
+        data=data if isinstance(data, str) else start.images.describe(),
+        evaluation=start.subject.data_name,
+        held_out=start.own_evaluation,
+        settings=settings,
+        history=history,
+        expected=recipe.expected,
+        levels=tuple(_levels(network, first)),
+        kinds={layer.name: _kind(layer) for layer in start.network.layers if layer.weight is not None},
+        recipe=recipe,
+        seconds=time.monotonic() - begin,
+    )
+    recipe.save(folder / RECIPE)
+    (folder / TRAINING).write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def _identity(start: Start, settings: TrainingSettings) -> dict[str, Any]:
+    """What must be the same for a checkpoint to go on from."""
+    chosen = {name: value for name, value in asdict(settings).items() if name not in _FREE}
+    return {
+        "model": start.network.fingerprint,
+        "data": start.images.fingerprint,
+        "plan": start.plan.fingerprint,
+        "settings": json.dumps(chosen, sort_keys=True),
+    }
+
+
+def _written(
+    start: Start,
+    done: tuple[Network, Plan, Calibration],
+    folder: Path,
+    validation: np.ndarray,
+    settings: TrainingSettings,
+    progress: Progress,
+) -> Recipe:
+    """The trained network and its recipe as files; the recipe states what it is worth, measured by running it."""
+    network, plan, calibration = done
+    path = folder / NETWORK
+    images = start.subject.images if start.own_evaluation else start.images
+    save_network(network, images.batch([0, 1]).inputs, path)
+    subject = start.subject if start.own_evaluation else replace(start.subject, images=start.images, order=validation)
+    progress.start("proof", 2 * len(subject.order))
+    device = str(subject.program.device)
+    before = Simulated(start.network, start.plan, start.calibration, device)
+    exact, at_start = statistics(subject, before, progress)
+    _, trained = statistics(subject, Simulated(network, plan, calibration, device), progress)
+    given = {**subject.given.to_json(), "model": str(path.resolve()), "calibration": None}
+    return Recipe(
+        plan=plan,
+        encodings=encodings_of(network, plan, calibration),
+        given=given_of(plan, calibration),
+        model=model_of(network, str(path)),
+        expected=_expected(subject, exact, at_start, trained),
+        provenance={
+            "quantopsy": version("quantopsy"),
+            "torch": version("torch"),
+            "trained from": start.subject.model_name,
+            "training": asdict(settings),
+            "given": given,
+        },
+    )
+
+
+def save_network(network: Network, example: Any, path: Path) -> None:
+    """Write ``network`` as a ``.pt2`` whose capture has the same layers, the number of images left free."""
+    batch = torch.export.Dim("batch", min=1)
+    arguments = network.arrange(example)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(network.module(), arguments, dynamic_shapes=tuple({0: batch} for _ in arguments))
+    torch.export.save(program, path)
+    check_same(network, capture(load(path), example), path)
+
+
+def check_same(network: Network, again: Network, path: Path) -> None:
+    """Raise :class:`QuantopsyError` where a network that was read back has other layers than were written."""
+    if network.names != again.names:
+        raise QuantopsyError(
+            f"network {str(path)!r}", "its layers read back under other names", "please report it, with the model"
+        )
+
+
+def _expected(subject: Subject, exact: np.ndarray, before: np.ndarray, after: np.ndarray) -> Expected:
+    metric, level = subject.metric, subject.settings.level
+
+    def value(found: np.ndarray) -> Estimate:
+        return estimate(significance.metric_interval(metric, found, level=level))
+
+    def lost(reference: np.ndarray, found: np.ndarray) -> Estimate:
+        return estimate(significance.degradation(metric, reference, found, level=level))
+
+    gained = significance.degradation(metric, before, after, level=level).scaled(-1.0)
+    return Expected(
+        metric=metric.name,
+        unit=metric.unit,
+        samples=len(exact),
+        level=level,
+        float=value(exact),
+        before=value(before),
+        after=value(after),
+        lost_before=lost(exact, before),
+        lost=lost(exact, after),
+        gained=estimate(gained),
+    )
+
+
+def _first_levels(network: TrainableNetwork) -> dict[str, tuple[float, ...]]:
+    """The levels of every weight's grid, or of its first channel's."""
+    return {
+        layer.layer.name: _table(layer.weight_quantizer.qparams)
+        for layer in network.quantized_layers
+        if layer.weight_quantizer is not None
+    }
+
+
+def _levels(network: TrainableNetwork, first: Mapping[str, tuple[float, ...]]) -> Iterator[Levels]:
+    for layer in network.quantized_layers:
+        if layer.weight_quantizer is None:
+            continue
+        weight, grid = layer.folded_weight().detach().cpu().float(), layer.weight_quantizer.qparams
+        if grid.axis is not None:
+            weight = weight.select(grid.axis, 0)
+        counts, edges = np.histogram(weight.numpy(), bins=BINS)
+        name = layer.layer.name
+        yield Levels(
+            name,
+            layer.weight_quantizer.bits,
+            tuple(edges.tolist()),
+            tuple(counts.tolist()),
+            first[name],
+            _table(grid),
+        )
+
+
+def _kind(layer: Layer) -> str:
+    """``depthwise``, ``pointwise``, or the operation's name."""
+    if layer.weight_shape is None or not layer.op.startswith("conv"):
+        return layer.op
+    if layer.groups > 1 and layer.groups == layer.output_shape[0]:
+        return "depthwise"
+    return "pointwise" if all(size == 1 for size in layer.weight_shape[2:]) else layer.op
+
+
+def _table(grid: QParams) -> tuple[float, ...]:
+    """The levels of a grid, of the first where it has one for every channel, ascending; none of a piecewise one."""
+    if isinstance(grid, UniformQParams):
+        codes = torch.arange(grid.qmin, grid.qmax + 1)
+        return tuple(((codes - grid.zero_point.flatten()[0].cpu()) * grid.scale.flatten()[0].cpu()).tolist())
+    if isinstance(grid, LevelsQParams):
+        levels = grid.levels.reshape(-1, grid.levels.shape[-1])[0]
+        return tuple((levels * grid.scale.flatten()[0]).tolist())
+    return ()

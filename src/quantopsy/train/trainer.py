@@ -1,0 +1,368 @@
+"""The loop: steps, epochs, validation, checkpoints. Spread over processes and devices by ``accelerate``.
+
+Everything random depends on the seed and the number of the step alone, so a training that was killed ends with the same
+numbers when it is started again on the same machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
+from torch import Tensor
+
+from quantopsy.analysis.progress import Progress
+from quantopsy.core import QuantopsyError
+from quantopsy.data import Batch, Images, prefetch
+from quantopsy.graph.execute import Program
+from quantopsy.metrics import Metric, measure
+from quantopsy.train.augment import augmented, chosen
+from quantopsy.train.footprint import Footprint
+from quantopsy.train.guards import OscillationGuard, ScaleGuard, first_not_finite
+from quantopsy.train.history import Epoch, History
+from quantopsy.train.network import TrainableNetwork
+from quantopsy.train.objective import Loss, distillation_loss, label_loss
+from quantopsy.train.optimizers import optimizers, set_rates
+from quantopsy.train.quantizers.ste import StraightThrough
+from quantopsy.train.settings import TrainingSettings
+
+CHECKPOINT = "checkpoint.pt"
+
+FOLLOW_UNTIL = 0.5
+"""Share of the training after which ranges that follow the data stay."""
+
+FREEZE_FROM = 0.5
+"""Share of the training from which oscillating weights are frozen: earlier, weights should move."""
+
+LOGGED = 10
+"""Steps between two entries of the loss in the history."""
+
+
+class Watcher(Protocol):
+    """Hears of losses and epochs while they come: TensorBoard, or nobody."""
+
+    def step(self, number: int, losses: dict[str, float]) -> None:
+        """Losses of a step."""
+
+    def epoch(self, network: TrainableNetwork, epoch: Epoch) -> None:
+        """An epoch is over."""
+
+
+@dataclass
+class Job:
+    """What is trained on what."""
+
+    network: TrainableNetwork
+    teacher: Program
+    images: Images
+    training: np.ndarray  # positions of the images that are trained on
+    validation: np.ndarray  # of those that the best epoch is chosen by
+    metric: Metric
+    settings: TrainingSettings
+    footprint: Footprint | None = None
+    loss: Loss | None = None
+    identity: dict[str, Any] = field(default_factory=dict)  # what a checkpoint must be of
+
+
+class Trainer:
+    """One training; holds what a checkpoint holds."""
+
+    def __init__(self, job: Job, folder: Path, progress: Progress, watcher: Watcher | None = None) -> None:
+        self.job, self.settings, self.progress, self.watcher = job, job.settings, progress, watcher
+        self.accelerator = accelerator(self.settings)
+        set_seed(self.settings.seed)
+        self.network = job.network
+        self.optimizers = optimizers(self.network, self.settings.rate, self.settings.decay)
+        # Quantizers of values that no step reads get no gradient.
+        prepared = self.accelerator.prepare(self.network, *self.optimizers)
+        self.module, self.optimizers = prepared[0], list(prepared[1:])
+        self.steps_per_epoch = max(len(job.training) // self.settings.batch, 1)
+        self.steps = self.steps_per_epoch * self.settings.epochs
+        self.step = 0
+        self.history = History()
+        self.best: dict[str, Tensor] | None = None
+        self.average: dict[str, Tensor] | None = None
+        self.scales = ScaleGuard(self.network)
+        self.oscillations = OscillationGuard(self.network)
+        self.file = folder / CHECKPOINT
+        example = job.images.batch(job.training[:2])
+        self.augmentation = chosen(self.settings.augment, _tensors(example), example.labels)
+        if example.labels is None and not self.settings.distillation:
+            raise QuantopsyError(
+                "training", "the data have no labels and distillation is off", "give labels, or leave distillation on"
+            )
+
+    def run(self) -> History:
+        """Train to the end, from a checkpoint where there is one; the network then has its best state.
+
+        An interruption leaves a checkpoint, and raises.
+        """
+        settings = self.settings
+        if self.file.exists():
+            self._restore()
+        if not self.history.epochs:
+            self._validate(0.0, 0.0)  # of the network as it starts
+        if not self.step:
+            self._follow_ranges()
+        self.progress.start("training", self.steps)
+        self.progress.advance(self.step)
+        saved = time.monotonic()
+        try:
+            while self.step < self.steps and self.history.stopped is None:
+                begin, losses = time.monotonic(), []
+                self.module.train()
+                for batch in self._batches():
+                    losses.append(self._step(batch))
+                    if self.history.stopped is not None:
+                        break
+                    self.progress.advance(1)
+                    if time.monotonic() - saved > settings.checkpoint_seconds and self.step % self.steps_per_epoch:
+                        self.save()
+                        saved = time.monotonic()
+                if self.history.stopped is None:
+                    self._validate(float(np.mean(losses)), time.monotonic() - begin)
+                    self._stop_early()
+                self.save()
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        if self.best is not None:
+            self.network.load_state_dict(self.best)
+        self.network.eval()
+        return self.history
+
+    def _batches(self) -> Iterator[Batch]:
+        """What is left of the epoch, this process's share of every batch."""
+        job, size = self.job, min(self.settings.batch, len(self.job.training))
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        order = np.random.default_rng((self.settings.seed, epoch)).permutation(job.training)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        tiles = [order[k * size : (k + 1) * size][rank::world] for k in range(done, self.steps_per_epoch)]
+        return prefetch(job.images, tiles)
+
+    def _step(self, batch: Batch) -> float:
+        settings = self.settings
+        share = self.step / self.steps
+        set_rates(self.optimizers, share, settings.warm_up)
+        if share >= FOLLOW_UNTIL:
+            self._freeze_ranges()
+        generator = torch.Generator().manual_seed(
+            (settings.seed * 1_000_003 + self.step) * 64 + self.accelerator.process_index
+        )
+        inputs = tuple(
+            augmented(x, self.augmentation, generator).to(self.accelerator.device) for x in _tensors(batch)
+        )
+        parts = self._losses(inputs, batch)
+        total = sum(parts.values(), torch.zeros((), device=self.accelerator.device))
+        if self.job.footprint is not None:
+            total = total * self.job.footprint.factor()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self.accelerator.backward(total)
+        norm = self.accelerator.clip_grad_norm_(self._clipped(), 1.0)
+        if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
+            self._blown_up(inputs)
+            return float("nan")
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.scales.apply()
+        if settings.freeze_oscillations and share >= FREEZE_FROM:
+            self.oscillations.apply()
+        self._average()
+        self.step += 1
+        losses = {name: float(part.detach()) for name, part in parts.items()}
+        if self.step % LOGGED == 0:
+            self.history.losses.append((self.step, sum(losses.values())))
+            if self.watcher is not None:
+                self.watcher.step(self.step, losses)
+        return sum(losses.values())
+
+    def _losses(self, inputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
+        settings, job = self.settings, self.job
+        outputs = self.module(*inputs)
+        parts: dict[str, Tensor] = {}
+        if batch.labels is not None:
+            labels = batch.labels.to(self.accelerator.device)
+            parts["labels"] = job.loss(outputs, labels).mean() if job.loss else label_loss(outputs, labels)
+        if settings.distillation:
+            with torch.no_grad():
+                teacher = job.teacher
+                reference = teacher.network.unflatten(teacher.forward(teacher.place(inputs)))
+            parts["distillation"] = settings.distillation * distillation_loss(outputs, reference)
+        return parts
+
+    def _clipped(self) -> list[torch.nn.Parameter]:
+        """Parameters whose gradients are clipped together: all but gates, whose gradient's sign is what counts."""
+        return [parameter for group in self.optimizers[0].param_groups for parameter in group["params"]]
+
+    def _blown_up(self, inputs: tuple[Tensor, ...]) -> None:
+        culprit = first_not_finite(self.network, inputs)
+        self.history.stopped = f"the loss is not finite at step {self.step}: {culprit} blew up first"
+        if self.best is None:
+            raise QuantopsyError(
+                "training", f"{self.history.stopped}, and there is no good state before", "give a smaller --rate"
+            )
+
+    def _average(self) -> None:
+        decay = self.settings.ema
+        if not decay:
+            return
+        now = self.network.state_dict()
+        if self.average is None:
+            self.average = {name: value.clone() for name, value in now.items()}
+            return
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        for name, value in now.items():
+            if value.is_floating_point() and not name.endswith("gates"):
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
+    def _validate(self, loss: float, seconds: float) -> None:
+        """Measure the network on the validation images, in its average state where there is one; keep it if it is best."""
+        own = None
+        if self.average is not None:
+            own = {name: value.clone() for name, value in self.network.state_dict().items()}
+            self.network.load_state_dict(self.average)
+        value = self.job.metric.value(self.statistics(self.job.validation))
+        footprint = self.job.footprint
+        epoch = Epoch(
+            number=self.step // self.steps_per_epoch,
+            step=self.step,
+            loss=loss,
+            value=value,
+            within=footprint is None or footprint.met,
+            bits=self.network.weight_bits(),
+            errors=quantization_errors(self.network),
+            scales_kept=self.scales.kept,
+            frozen=self.oscillations.frozen,
+            seconds=seconds,
+        )
+        if self._better(epoch):
+            self.best = {name: kept.clone() for name, kept in self.network.state_dict().items()}
+            self.history.best = len(self.history.epochs)
+        self.history.epochs.append(epoch)
+        if self.watcher is not None and self.accelerator.is_main_process:
+            self.watcher.epoch(self.network, epoch)
+        if own is not None:
+            self.network.load_state_dict(own)
+
+    def _better(self, epoch: Epoch) -> bool:
+        """Whether ``epoch`` is the best so far: within the target before all else, then by the metric.
+
+        The start counts only where nothing else is within the target.
+        """
+        if not self.history.epochs:
+            return True
+        best = self.history.epochs[self.history.best]
+        sign = 1.0 if self.job.metric.higher_is_better else -1.0
+        return (epoch.within, sign * epoch.value) >= (best.within, sign * best.value)
+
+    def _stop_early(self) -> None:
+        patience = self.settings.patience
+        if patience is not None and self.history.epochs[-1].number - self.history.epochs[self.history.best].number >= patience:
+            self.history.stopped = f"no better for {patience} epochs"
+
+    def statistics(self, order: np.ndarray) -> np.ndarray:
+        """The metric's statistics of images ``order``, (n, K), every process taking its share."""
+        job = self.job
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.network.eval()
+        found: list[tuple[int, np.ndarray]] = []
+        mine = np.sort(order)[rank::world]
+        for batch in prefetch(job.images, np.array_split(mine, -(-len(mine) // 64)) if len(mine) else []):
+            with torch.no_grad():
+                exact = job.teacher.network.unflatten(job.teacher.forward(job.teacher.place(batch.inputs)))
+                outputs = self.network(*_tensors(batch))
+            labels = None if batch.labels is None else batch.labels.to(self.accelerator.device)
+            rows = measure(job.metric, outputs, labels, exact, lambda row, batch=batch: job.images.name(int(batch.indices[row])))
+            found += zip(batch.indices.tolist(), rows, strict=True)
+        gathered = gather_object(found) if world > 1 else found
+        return np.stack([row for _, row in sorted(gathered, key=lambda pair: pair[0])])
+
+    def _follow_ranges(self) -> None:
+        for quantizer in self._straight_through():
+            with suppress(QuantopsyError):  # a grid that is not uniform stays
+                quantizer.observe()
+
+    def _freeze_ranges(self) -> None:
+        for quantizer in self._straight_through():
+            quantizer.freeze()
+
+    def _straight_through(self) -> Sequence[StraightThrough]:
+        return [quantizer for quantizer in self.network.quantizers if isinstance(quantizer, StraightThrough)]
+
+    def save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "identity": self.job.identity,
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "best": self.best,
+            "average": self.average,
+            "oscillations": self.oscillations.state(),
+            "scales": self.scales.kept,
+            "history": self.history.to_json(),
+        }
+        temporary = self.file.with_suffix(".new")
+        torch.save(state, temporary)
+        temporary.replace(self.file)
+
+    def _restore(self) -> None:
+        try:
+            state = torch.load(self.file, map_location=self.accelerator.device, weights_only=True)
+        except Exception as error:
+            raise QuantopsyError(
+                f"checkpoint {str(self.file)!r}", f"does not load ({type(error).__name__})", "begin again with --fresh"
+            ) from error
+        different = [name for name, value in self.job.identity.items() if state["identity"].get(name) != value]
+        if different:
+            raise QuantopsyError(
+                f"checkpoint {str(self.file)!r}",
+                f"it is of another training ({', '.join(different)} differ)",
+                "begin again with --fresh, or give another --out",
+            )
+        self.step, self.best, self.average = state["step"], state["best"], state["average"]
+        self.network.load_state_dict(state["network"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        self.oscillations.restore(state["oscillations"])
+        self.scales.kept = state["scales"]
+        self.history = History.from_json(state["history"])
+        self.progress.say(f"Going on at step {self.step} of {self.steps}")
+
+
+def accelerator(settings: TrainingSettings) -> Accelerator:
+    """One process on one device, or as ``accelerate launch`` says."""
+    return Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision=settings.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+@torch.no_grad()
+def quantization_errors(network: TrainableNetwork) -> dict[str, float]:
+    """||W_q - W||^2 / ||W||^2 of every layer's weight that is on a grid (DDQ, Figure 5(a))."""
+    found = {}
+    for layer in network.quantized_layers:
+        if layer.weight_quantizer is not None:
+            weight = layer.folded_weight()
+            apart = (layer.weight_quantizer(weight) - weight).square().sum()
+            found[layer.layer.name] = float(apart / weight.square().sum().clamp(min=1e-30))
+    return found
+
+
+def _tensors(batch: Batch) -> tuple[Tensor, ...]:
+    return tuple(batch.inputs.values()) if isinstance(batch.inputs, dict) else batch.inputs
