@@ -35,7 +35,7 @@ class LearnedScale(FakeQuantizer):
         self._gradient_scale = GradientScale(qparams, role)
 
     @property
-    def qparams(self) -> QParams:
+    def qparams(self) -> UniformQParams | LevelsQParams:
         return replace(self._grid.value, scale=self.scale.detach().clamp(min=SMALLEST_SCALE))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +65,6 @@ class LearnedScaleAndOffset(FakeQuantizer):
     def qparams(self) -> UniformQParams:
         scale = self.scale.detach().clamp(min=SMALLEST_SCALE)
         grid = self._grid.value
-        assert isinstance(grid, UniformQParams)
         zero_point = torch.round(-self.offset.detach() / scale).clamp(grid.qmin, grid.qmax)
         return replace(grid, scale=scale, zero_point=zero_point.to(torch.int32))
 
