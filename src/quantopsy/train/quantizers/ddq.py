@@ -16,12 +16,10 @@ from quantopsy.core import QuantopsyError, Spec
 from quantopsy.core.plan import Role
 from quantopsy.quant import LevelsQParams
 from quantopsy.quant.learned import compose
-from quantopsy.quant.qparams import _narrow, _wide
 from quantopsy.train.quantizers.fake_quantizer import FakeQuantizer, RateGroup
 from quantopsy.train.quantizers.gates import Gates
+from quantopsy.train.quantizers.gradients import LearnedLevels
 from quantopsy.train.quantizers.lsq import SMALLEST_SCALE, GradientScale
-from quantopsy.train.quantizers.scaled import corrected, within
-from quantopsy.train.quantizers.sharing import sums
 
 
 class DDQ(FakeQuantizer):
@@ -124,28 +122,3 @@ class Stored(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (order,) = ctx.saved_tensors
         return torch.empty_like(grads[0]).scatter_(-1, order, grads[0]), None
-
-
-class LearnedLevels(Function):
-    """``apply(x, scale, levels, grid, factor, correction)``: DDQ equations (8) and (9)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, levels: Tensor, grid: LevelsQParams, factor: Tensor, correction: float
-    ) -> Tensor:
-        codes = grid.encode(_wide(x)).to(torch.uint8)
-        result = _narrow(grid.decode(codes.int()), x.dtype)
-        ctx.save_for_backward(x, codes, result, scale, factor)
-        ctx.grid, ctx.correction = grid, correction
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, codes, result, scale, factor = ctx.saved_tensors
-        inside = within(x, ctx.grid)
-        to_grid = corrected(grads[0], result, x, ctx.correction)
-        to_scale = sums(to_grid * (result - x * inside), ctx.grid) / scale
-        count = ctx.grid.levels.shape[-1]
-        to_levels = torch.stack([sums(to_grid * (codes == code), ctx.grid) for code in range(count)], -1)
-        return grads[0] * inside, factor * to_scale, to_levels * scale[..., None], None, None, None

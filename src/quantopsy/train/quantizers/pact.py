@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from quantopsy.core import Spec
 from quantopsy.quant import UniformQParams
 from quantopsy.train.quantizers.fake_quantizer import FakeQuantizer, RateGroup
+from quantopsy.train.quantizers.gradients import LearnedClip
 from quantopsy.train.quantizers.lsq import SMALLEST_SCALE
-from quantopsy.train.quantizers.scaled import LearnedClip
 from quantopsy.train.quantizers.state import GridState
 
 
