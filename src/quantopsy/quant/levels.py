@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,7 +15,11 @@ from torch import Tensor
 
 from quantopsy.quant.grouping import aligned, map_rows
 from quantopsy.quant.qparams import QParams
+from quantopsy.quant.search import MOST_BINS, Bins, look_up
 from quantopsy.quant.tiles import in_memory_order
+
+# Values, from which on a table of bins is worth making.
+_FEWEST = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class LevelsQParams(QParams):
     scale: Tensor
 
     def encode(self, x: Tensor) -> Tensor:
+        if (found := self._search(x)) is not None:
+            bins, index = found
+            return look_up(bins.codes.view(-1), index).to(torch.int32)
         position = x / self._aligned(self.scale, x)
         if self.levels.ndim == 1:
             return in_memory_order(lambda flat: torch.bucketize(flat, self._borders, out_int32=True), position)
@@ -42,9 +50,17 @@ class LevelsQParams(QParams):
         return values * self._aligned(self.scale, codes)
 
     def snap(self, x: Tensor) -> Tensor:
-        result = self.decode(self.encode(x)).to(x.dtype)
-        # Tables of their own are looked up channel by channel, which loses the memory format.
-        return result if result.stride() == x.stride() else torch.empty_like(x).copy_(result)
+        found = self._search(x)
+        values = self.decode(self.encode(x)) if found is None else self._values(*found, x)
+        return _laid_like(values.to(x.dtype), x)
+
+    def snap_with_codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``snap(x)``, and ``encode(x)`` as uint8, of at most 256 levels: cheaper than one after the other."""
+        if (found := self._search(x)) is not None:
+            bins, index = found
+            return self._values(bins, index, x).to(x.dtype), look_up(bins.codes.view(-1), index)
+        codes = self.encode(x)
+        return _laid_like(self.decode(codes).to(x.dtype), x), _laid_like(codes.to(torch.uint8), x)
 
     def covers(self, x: Tensor) -> Tensor:
         low, high = (self._aligned(self.levels[..., end] * self.scale, x) for end in (0, -1))
@@ -62,6 +78,32 @@ class LevelsQParams(QParams):
         levels = self.levels if self.levels.ndim == 1 else torch.cat((self.levels, other.levels), -2)
         return replace(self, levels=levels, scale=torch.cat((self.scale, other.scale), -1))
 
+    def _search(self, x: Tensor) -> tuple[Bins, Tensor] | None:
+        """Bins and every value's place in them, where a look-up of so many values is cheaper than a binary search."""
+        # Elsewhere the search is no bottleneck, and to look at the borders would be to wait for the device.
+        if x.numel() < _FEWEST or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        bins = self._bins
+        if bins is None or x.numel() < bins.codes.numel():
+            return None
+        if self.levels.ndim == 1:
+            return bins, bins.index(x, self._aligned(self.scale, x), None)
+        table = torch.arange(len(bins.codes), dtype=torch.int32).view(self.scale.shape)
+        return bins, bins.index(x, self._aligned(self.scale, x), self._aligned(table, x))
+
+    @cached_property
+    def _bins(self) -> Bins | None:
+        # Bins of a subnormal width would not be where the quotients of values and scale are.
+        if float(self.scale.amin()) < torch.finfo(torch.float32).tiny * MOST_BINS:
+            return None
+        return Bins.of(self._borders.reshape(-1, self.levels.shape[-1] - 1))
+
+    def _values(self, bins: Bins, index: Tensor, x: Tensor) -> Tensor:
+        levels = self.levels.reshape(len(bins.codes), -1).gather(1, bins.codes.long())
+        if self.levels.ndim > self.scale.ndim:
+            return look_up((levels * self.scale.reshape(-1, 1)).view(-1), index)
+        return look_up(levels.view(-1), index).mul_(self._aligned(self.scale, x))
+
     @property
     def _borders(self) -> Tensor:
         """Half way between neighbouring levels, (..., L - 1)."""
@@ -69,6 +111,11 @@ class LevelsQParams(QParams):
 
     def _aligned(self, grid: Tensor, x: Tensor) -> Tensor:
         return aligned(grid, x, self.axis, self.group_size)
+
+
+def _laid_like(values: Tensor, x: Tensor) -> Tensor:
+    # Tables of their own are searched channel by channel, which loses the memory format.
+    return values if values.stride() == x.stride() else torch.empty_like(x, dtype=values.dtype).copy_(values)
 
 
 def own_tables(levels: Tensor) -> LevelsQParams:

@@ -57,8 +57,8 @@ class QParams(ABC):
 
 def quantize(x: Tensor, qparams: QParams) -> Tensor:
     """Codes (int32) of ``x``; infinite values saturate. Raises :class:`QuantopsyError` for NaN."""
-    _refuse_nan(x)
-    return qparams.encode(_wide(x.detach()))
+    refuse_nan(x)
+    return qparams.encode(wide(x.detach()))
 
 
 def dequantize(codes: Tensor, qparams: QParams) -> Tensor:
@@ -73,8 +73,8 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     :class:`QuantopsyError` for NaN, except on an accelerator or under ``torch.compile``, where looking
     would mean waiting for the device: there NaN stays NaN.
     """
-    _refuse_nan(x)
-    return _narrow(qparams.snap(_wide(x.detach())), x.dtype)
+    refuse_nan(x)
+    return narrow(qparams.snap(wide(x.detach())), x.dtype)
 
 
 def fake_quantize_ste(x: Tensor, qparams: QParams) -> Tensor:
@@ -86,7 +86,7 @@ def fake_quantize_ste(x: Tensor, qparams: QParams) -> Tensor:
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, qparams: QParams) -> Tensor:
-        ctx.save_for_backward(qparams.covers(_wide(x)))
+        ctx.save_for_backward(qparams.covers(wide(x)))
         return fake_quantize(x, qparams)
 
     @staticmethod
@@ -95,11 +95,13 @@ class _StraightThrough(torch.autograd.Function):
         return grads[0] * covered, None
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """``x`` in a float that grids are computed in: float32 or float64."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+def narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype``, its values within what that can hold."""
     # The outermost level may lie just beyond what a half can hold; it must not become infinite.
     if x.dtype == dtype:
         return x
@@ -107,7 +109,8 @@ def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.clamp(-largest, largest).to(dtype)
 
 
-def _refuse_nan(x: Tensor) -> None:
+def refuse_nan(x: Tensor) -> None:
+    """Raise :class:`QuantopsyError` for what is not a float, and for NaN where looking does not cost a wait."""
     if not x.is_floating_point():
         raise QuantopsyError(f"tensor of {x.dtype}", "only floats can be quantized", "convert it with .float()")
     if torch.compiler.is_compiling() or x.device.type != "cpu":

@@ -26,7 +26,7 @@ def tiled(kernel: Callable[..., object], x: Tensor, *parameters: Tensor) -> Tens
         kernel(out, x, *parameters)
         return out
     # So a tile is one block and the innermost loop is long.
-    order = _memory_order(x)
+    order = memory_order(x)
     source, target = x.permute(order), out.permute(order)
     if all(parameter.numel() == 1 for parameter in parameters):
         if source.is_contiguous() and target.is_contiguous():
@@ -48,10 +48,11 @@ def tiled(kernel: Callable[..., object], x: Tensor, *parameters: Tensor) -> Tens
 def in_memory_order(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``function(x)``, elementwise, on ``x`` laid out as it lies in memory: for functions that would copy
     anything but a contiguous tensor."""
-    order = _memory_order(x)
+    order = memory_order(x)
     inverse = sorted(range(x.ndim), key=order.__getitem__)
     return function(x.permute(order)).permute(inverse)
 
 
-def _memory_order(x: Tensor) -> list[int]:
+def memory_order(x: Tensor) -> list[int]:
+    """The dimensions of ``x`` as they lie in memory, outermost first: permuted so, a dense tensor is contiguous."""
     return sorted(range(x.ndim), key=lambda dim: x.stride(dim) if x.shape[dim] > 1 else 0, reverse=True)

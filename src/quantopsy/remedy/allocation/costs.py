@@ -22,8 +22,11 @@ Resource = Literal["size", "bitops", "latency"]
 REFERENCE_BITS = 8
 """Of the weights that ``0.5x`` is half of."""
 
+BYTES: Mapping[str, float] = {
+    "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30
+}  # fmt: skip
 _UNITS: Mapping[Resource, Mapping[str, float]] = {
-    "size": {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
+    "size": BYTES,
     "bitops": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
     "latency": {"": 1.0},
 }

@@ -14,22 +14,36 @@ from torch.autograd.function import once_differentiable
 
 from quantopsy.core import QuantopsyError, Spec
 from quantopsy.core.plan import Role
-from quantopsy.quant import LevelsQParams, QParams
-from quantopsy.quant.qparams import _narrow, _wide
+from quantopsy.quant import LevelsQParams
+from quantopsy.quant.learned import compose
 from quantopsy.train.quantizers.fake_quantizer import FakeQuantizer, RateGroup
+from quantopsy.train.quantizers.gates import Gates
+from quantopsy.train.quantizers.gradients import LearnedLevels
 from quantopsy.train.quantizers.lsq import SMALLEST_SCALE, GradientScale
-from quantopsy.train.quantizers.scaled import corrected, within
-from quantopsy.train.quantizers.sharing import sums
 
 
 class DDQ(FakeQuantizer):
-    """x_q = q_k, the nearest of the levels ``q = (R(q~) + lowest) scale``, where ``q~``, in [0, 2^b - 1], and
-    ``scale`` are trained (DDQ equations (3) and (4))."""
+    """x_q is the nearest of the levels ``(U^T / Z_U (R(q~) + lowest)) scale`` (DDQ equations (3) and (4)).
+
+    Trained: ``q~`` (..., 2^b) in units of the scale, which starts at 0, 1, ..., 2^b - 1; the ``scale``; with
+    ``gates`` the bit-width, U being theirs (section 2.3). R is fixed point of b integer and b_q - b further bits,
+    so that the uniform start is exact for any ``stored_bits`` b_q; it is sorted, so that levels may cross.
+
+    The scale takes the place of the paper's (x_max - x_min) / (2^b - 1), which is the data's: it is trained with
+    LSQ's gradient and gradient scale, so that with ``q~`` held DDQ is LSQ. The level of an activation that is
+    nearest to zero is put at exactly zero, where padding and rectified values are.
+    """
 
     lowest: Tensor
 
     def __init__(
-        self, spec: Spec, qparams: LevelsQParams, role: Role, correction: float = 0.0, stored_bits: int = 8
+        self,
+        spec: Spec,
+        qparams: LevelsQParams,
+        role: Role,
+        correction: float = 0.0,
+        stored_bits: int = 8,
+        gates: Gates | None = None,
     ) -> None:
         super().__init__(spec, correction)
         if stored_bits < spec.bits:
@@ -39,25 +53,26 @@ class DDQ(FakeQuantizer):
         self.scale = nn.Parameter(qparams.scale.detach().clone())
         self.register_buffer("lowest", qparams.levels[..., :1].detach().clone())
         self.levels = nn.Parameter((qparams.levels - self.lowest).detach().clone())
+        self.gates = gates
         self._fraction = 2 ** (stored_bits - spec.bits)
+        if not torch.equal(store(self.levels.detach(), self._fraction), self.levels):
+            raise QuantopsyError(
+                f"levels stored with {stored_bits} bits",
+                "the calibrated ones are not among those",
+                "start from a uniform grid, or store more bits",
+            )
         self._axis, self._group_size = qparams.axis, qparams.group_size
-        self._pinned = role != "weight"
+        self._of_activation = role != "weight"
         self._gradient_scale = GradientScale(qparams, role)
 
     @property
-    def qparams(self) -> QParams:
-        return self._grid(self._composed().detach())
+    def qparams(self) -> LevelsQParams:
+        with torch.no_grad():
+            return self._grid(self._composed())
 
-    def _composed(self) -> Tensor:
-        levels = Stored.apply(self.levels, self._fraction) + self.lowest
-        if self._pinned:
-            magnitude = levels.abs()
-            levels = levels.masked_fill(magnitude == magnitude.amin(-1, keepdim=True), 0)
-        return levels
-
-    def _grid(self, levels: Tensor) -> LevelsQParams:
-        scale = self.scale.detach().clamp(min=SMALLEST_SCALE)
-        return LevelsQParams(levels, scale, axis=self._axis, group_size=self._group_size)
+    @property
+    def bits(self) -> int:
+        return self.spec.bits if self.gates is None else self.gates.bits
 
     def forward(self, x: Tensor) -> Tensor:
         levels = self._composed()
@@ -67,20 +82,38 @@ class DDQ(FakeQuantizer):
         return result
 
     def rate_groups(self) -> dict[RateGroup, list[nn.Parameter]]:
-        return {"scale": [self.scale], "levels": [self.levels]}
+        groups: dict[RateGroup, list[nn.Parameter]] = {"scale": [self.scale], "levels": [self.levels]}
+        return groups if self.gates is None else {**groups, "gates": [self.gates.logits]}
+
+    def _composed(self) -> Tensor:
+        """Levels (..., 2^s) in units of the scale, ascending, with a gradient."""
+        levels = Stored.apply(self.levels, self._fraction) + self.lowest
+        if self.gates is not None:
+            block = 2 ** (self.spec.bits - self.gates.bits)
+            levels = compose(levels, self.gates())[..., ::block]
+        if self._of_activation:
+            magnitude = levels.detach().abs()
+            levels = levels.masked_fill(magnitude == magnitude.amin(-1, keepdim=True), 0)
+        return levels
+
+    def _grid(self, levels: Tensor) -> LevelsQParams:
+        scale = self.scale.detach().clamp(min=SMALLEST_SCALE)
+        return LevelsQParams(levels, scale, axis=self._axis, group_size=self._group_size)
+
+
+def store(levels: Tensor, fraction: int) -> Tensor:
+    """``R()`` of DDQ equation (4): ``levels`` (..., 2^b) as fixed point within [0, 2^b), with ``fraction`` =
+    2^(b_q - b) parts of one."""
+    largest = levels.shape[-1] * fraction - 1
+    return (levels * fraction).round().clamp(0, largest) / fraction
 
 
 class Stored(Function):
-    """``R(q~)`` in ascending order: fixed point with b integer bits and ``fraction`` = 2^(b_q - b) parts of one.
-
-    Straight through: every entry gets the gradient of the place it was sorted to.
-    """
+    """``R(q~)`` in ascending order; straight through, every entry gets the gradient of the place it was sorted to."""
 
     @staticmethod
     def forward(ctx: Any, levels: Tensor, fraction: int) -> Tensor:
-        largest = levels.shape[-1] - 1 / fraction
-        stored = (levels * fraction).round().div(fraction).clamp(0, largest)
-        stored, order = stored.sort(dim=-1, stable=True)
+        stored, order = store(levels, fraction).sort(dim=-1, stable=True)
         ctx.save_for_backward(order)
         return stored
 
@@ -89,28 +122,3 @@ class Stored(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (order,) = ctx.saved_tensors
         return torch.empty_like(grads[0]).scatter_(-1, order, grads[0]), None
-
-
-class LearnedLevels(Function):
-    """``apply(x, scale, levels, grid, factor, correction)``: DDQ equations (8) and (9)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, levels: Tensor, grid: LevelsQParams, factor: Tensor, correction: float
-    ) -> Tensor:
-        codes = grid.encode(_wide(x)).to(torch.uint8)
-        result = _narrow(grid.decode(codes.int()), x.dtype)
-        ctx.save_for_backward(x, codes, result, scale, factor)
-        ctx.grid, ctx.correction = grid, correction
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, codes, result, scale, factor = ctx.saved_tensors
-        inside = within(x, ctx.grid)
-        to_grid = corrected(grads[0], result, x, ctx.correction)
-        to_scale = sums(to_grid * (result - x * inside), ctx.grid) / scale
-        count = ctx.grid.levels.shape[-1]
-        to_levels = torch.stack([sums(to_grid * (codes == code), ctx.grid) for code in range(count)], -1)
-        return grads[0] * inside, factor * to_scale, to_levels * scale[..., None], None, None, None

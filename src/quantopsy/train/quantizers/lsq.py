@@ -15,8 +15,8 @@ from quantopsy.core import Spec
 from quantopsy.core.plan import Role
 from quantopsy.quant import LevelsQParams, QParams, UniformQParams
 from quantopsy.train.quantizers.fake_quantizer import FakeQuantizer, RateGroup
-from quantopsy.train.quantizers.scaled import LearnedStep
-from quantopsy.train.quantizers.sharing import counts
+from quantopsy.train.quantizers.gradients import LearnedStep
+from quantopsy.train.quantizers.sharing import values_per_grid
 from quantopsy.train.quantizers.state import GridState
 
 # Training can push a scale to zero and beyond, where there is no grid.
@@ -35,7 +35,7 @@ class LearnedScale(FakeQuantizer):
         self._gradient_scale = GradientScale(qparams, role)
 
     @property
-    def qparams(self) -> QParams:
+    def qparams(self) -> UniformQParams | LevelsQParams:
         return replace(self._grid.value, scale=self.scale.detach().clamp(min=SMALLEST_SCALE))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +65,6 @@ class LearnedScaleAndOffset(FakeQuantizer):
     def qparams(self) -> UniformQParams:
         scale = self.scale.detach().clamp(min=SMALLEST_SCALE)
         grid = self._grid.value
-        assert isinstance(grid, UniformQParams)
         zero_point = torch.round(-self.offset.detach() / scale).clamp(grid.qmin, grid.qmax)
         return replace(grid, scale=scale, zero_point=zero_point.to(torch.int32))
 
@@ -86,13 +85,14 @@ class GradientScale(nn.Module):
     """``1 / sqrt(N Q_P)`` (LSQ section 2.2): N values that share the grid, of one image where they are
     activations; Q_P the highest level in units of the scale, at least 1."""
 
-    highest: Tensor
+    unit: Tensor
 
     def __init__(self, qparams: UniformQParams | LevelsQParams, role: Role) -> None:
         super().__init__()
-        self.register_buffer("highest", (qparams.ends[1] / qparams.scale).detach().clamp(min=1), persistent=False)
+        highest = (qparams.ends[1] / qparams.scale).detach().clamp(min=1)
+        self.register_buffer("unit", highest.rsqrt(), persistent=False)
         self._role = role
 
     def forward(self, x: Tensor, grid: QParams) -> Tensor:
         images = 1 if self._role == "weight" else x.shape[0]
-        return torch.rsqrt(counts(x, grid) / images * self.highest)
+        return self.unit * (values_per_grid(x, grid) / images) ** -0.5

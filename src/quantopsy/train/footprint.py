@@ -1,0 +1,160 @@
+"""What trained bit-widths take in memory, and the price of exceeding a limit (DDQ section 3.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantopsy.core import QuantopsyError, names
+from quantopsy.remedy.allocation.costs import BYTES, amount
+from quantopsy.train.quantizers.ddq import DDQ
+from quantopsy.train.quantizers.gates import Gates
+
+FLOAT_BITS = 32
+"""Of the values that ``0.125x`` is an eighth of."""
+
+ALPHA = -0.02
+"""Exponent of the price while the limit is exceeded (DDQ section 4.2)."""
+
+# By form: what an element of s bits counts. Memory is proportional to s; equation (6) as printed sums 2^s.
+FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {"bits": lambda s: s, "levels": torch.exp2}
+
+_WANTED = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
+
+
+class Part(NamedTuple):
+    """``elements`` stored with a trained bit-width, or with one that is fixed."""
+
+    elements: int
+    width: Gates | int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """``sum_l elements_l s_l`` in bits (DDQ equation (6)); form ``levels``: the paper's ``sum_l elements_l 2^(s_l)``.
+
+    Raises :class:`QuantopsyError` for another form, and where there are no elements.
+    """
+
+    parts: tuple[Part, ...]
+    form: str = "bits"
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise names.unknown(self.form, list(FORMS), "form of the footprint")
+        if self.elements == 0:
+            raise QuantopsyError("footprint", "nothing is stored", "quantize the weight of a layer")
+
+    def __call__(self) -> Tensor:
+        """The footprint now, float64, with a gradient to the gates."""
+        return self._sum(
+            part.width().double().sum() if isinstance(part.width, Gates) else part.width for part in self.parts
+        )
+
+    @property
+    def elements(self) -> int:
+        """How many values are stored."""
+        return sum(part.elements for part in self.parts)
+
+    @property
+    def bits(self) -> int:
+        """Memory in bits now, whatever the form."""
+        return sum(
+            part.elements * (part.width.bits if isinstance(part.width, Gates) else part.width) for part in self.parts
+        )
+
+    def least(self) -> Tensor:
+        """The footprint with every gate closed that may close."""
+        return self._sum(part.width.minimum if isinstance(part.width, Gates) else part.width for part in self.parts)
+
+    def at(self, bits: float) -> Tensor:
+        """The footprint with ``bits`` for every element."""
+        return self._sum(bits for _ in self.parts)
+
+    def _sum(self, widths: Iterable[Tensor | float]) -> Tensor:
+        weigh = FORMS[self.form]
+        return torch.stack(
+            [
+                part.elements * weigh(torch.as_tensor(width, dtype=torch.float64))
+                for part, width in zip(self.parts, widths, strict=True)
+            ]
+        ).sum()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A footprint that training may not exceed: ``average`` bits of an element.
+
+    Raises :class:`QuantopsyError` where no bit-widths are within it.
+    """
+
+    footprint: Footprint
+    average: float
+    alpha: float = ALPHA
+
+    def __post_init__(self) -> None:
+        least = self.footprint.least()
+        if least > self.target:
+            elements = self.footprint.elements
+            widths = [p.width.minimum if isinstance(p.width, Gates) else p.width for p in self.footprint.parts]
+            bits = sum(part.elements * width for part, width in zip(self.footprint.parts, widths, strict=True))
+            raise QuantopsyError(
+                f"limit of {self.average:.4g} bits on average",
+                f"the least that the bit-widths allow is {bits / elements:.4g} ({amount('size', bits / 8, up=True)})",
+                "raise the limit, or lower the minimum",
+            )
+
+    @classmethod
+    def parse(cls, text: str, footprint: Footprint, alpha: float = ALPHA) -> Limit:
+        """``4bits`` on average, ``300KB`` in all, or ``0.125x`` of float32. Raises :class:`QuantopsyError`."""
+        match = _WANTED.fullmatch(text)
+        number, unit = (float(match[1]), match[2].lower()) if match else (0.0, "")
+        if unit in ("bit", "bits"):
+            return cls(footprint, number, alpha)
+        if unit == "x":
+            return cls(footprint, number * FLOAT_BITS, alpha)
+        if unit in BYTES:
+            return cls(footprint, 8 * number * BYTES[unit] / footprint.elements, alpha)
+        raise QuantopsyError(f"limit {text!r}", "is no footprint", "write 4bits, 0.125x (of float32), 300KB or 2MiB")
+
+    @property
+    def target(self) -> Tensor:
+        """``zeta(b, ..., b)`` of DDQ equation (7)."""
+        return self.footprint.at(self.average)
+
+    @property
+    def met(self) -> bool:
+        """Whether the bit-widths now are within the limit."""
+        with torch.no_grad():
+            return bool(self.footprint() <= self.target)
+
+    def price(self) -> Tensor:
+        """``(target / now)^alpha`` while the limit is exceeded, else 1: what the loss is multiplied by (equation (7)).
+
+        Float64 scalar, differentiable in the gates.
+        """
+        now = self.footprint()
+        if now <= self.target:
+            return torch.ones_like(now.detach())
+        return (self.target / now) ** self.alpha
+
+
+def share_gates(quantizers: Iterable[DDQ]) -> None:
+    """Give ``quantizers`` the gates of the first: one trained bit-width for sites that must agree.
+
+    Raises :class:`QuantopsyError` where one has none, or others differ in how many bits there are at most.
+    """
+    first, *others = quantizers
+    for other in others:
+        if first.gates is None or other.gates is None or first.spec.bits != other.spec.bits:
+            raise QuantopsyError(
+                f"gates of {first.spec.bits} bits for a quantizer of {other.spec.bits}",
+                "sites that share a bit-width start with the same, and mixed",
+                "give them one spec",
+            )
+        other.gates = first.gates

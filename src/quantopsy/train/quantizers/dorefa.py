@@ -1,0 +1,40 @@
+"""Weights squashed by a tanh before they are quantized (DoReFa-Net, Zhou et al. 2016)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quantopsy.core import Spec
+from quantopsy.quant import UniformQParams
+from quantopsy.train.quantizers.ste import StraightThrough
+
+# Beyond this tanh is so flat that float32 cannot undo it.
+_STEEP = 2.0
+
+
+class DoReFa(StraightThrough):
+    """The weight is ``c tanh(v) / max |tanh(v)|`` of the trained latent v (DoReFa equation (9)).
+
+    The paper quantizes to [-1, 1] and leaves scale to a batch norm behind; where that is folded the weight keeps
+    its own largest magnitude c, and the grid is the calibrated one, with zero among its levels.
+    """
+
+    largest: Tensor
+
+    def __init__(self, spec: Spec, qparams: UniformQParams) -> None:
+        super().__init__(spec, qparams, "weight")
+        low, high = qparams.ends
+        self.register_buffer("largest", torch.maximum(-low, high).amax().detach().clone())
+
+    def weight(self, latent: Tensor) -> Tensor:
+        squashed = torch.tanh(latent)
+        return self.largest * squashed / squashed.abs().amax().clamp(min=torch.finfo(squashed.dtype).tiny)
+
+    def latent(self, weight: Tensor) -> Tensor:
+        """``atanh`` of ``weight``, whose largest magnitude c is kept from here on; :meth:`weight` gives it back
+        up to float rounding. c itself becomes c, at most 2."""
+        weight = weight.detach()
+        self.largest.copy_(weight.abs().amax())
+        top = self.largest.double().clamp(min=torch.finfo(torch.float32).tiny)
+        return torch.atanh(weight.double() / top * torch.tanh(top.clamp(max=_STEEP))).to(weight.dtype)
