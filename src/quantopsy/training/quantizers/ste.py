@@ -12,8 +12,8 @@ from quantopsy.core.plan import Role
 from quantopsy.quant import QParams, UniformQParams, fake_quantize_ste
 from quantopsy.quant.grouping import rows_per_channel, rows_per_group
 from quantopsy.quant.uniform import from_range
-from quantopsy.train.quantizers.fake_quantizer import FakeQuantizer
-from quantopsy.train.quantizers.state import GridState
+from quantopsy.training.quantizers.fake_quantizer import FakeQuantizer
+from quantopsy.training.quantizers.state import GridState
 
 
 class StraightThrough(FakeQuantizer):

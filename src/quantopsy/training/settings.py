@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantopsy.core import QuantopsyError, names
-from quantopsy.train.network import NORMS, Grids
-from quantopsy.train.quantizers import METHODS
+from quantopsy.training.network import Grids
+from quantopsy.training.norm import NORMS
+from quantopsy.training.quantizers import METHODS
 
 FLOAT = "float"
 """The method that quantizes nothing: the float network trained the same way, to compare with."""
@@ -24,7 +25,7 @@ class TrainingSettings:
     all weights, such as ``4bits``, ``500KB`` or ``0.125x``; it makes the bits of weights learn, ``bits`` the most.
     ``distillation``: weight of the divergence from the float network's outputs beside the labels' loss; 0 for none.
     ``correction``: lambda of DDQ equation (9). ``rate``: of weights and biases, the others follow from it
-    (:func:`quantopsy.train.optimizers.optimizers`). ``patience``: epochs without a better one after which it ends.
+    (:func:`quantopsy.training.optimizers.optimizers`). ``patience``: epochs without a better one after which it ends.
     """
 
     method: str = "ddq"
@@ -63,6 +64,8 @@ class TrainingSettings:
         for method in (self.method, self.activation_method):
             if method is not None and method != FLOAT and method not in METHODS:
                 raise names.unknown(method, [*METHODS, FLOAT], "method")
+        if self.target is not None and self.method != "ddq":
+            raise QuantopsyError(f"target {self.target!r}", f"{self.method} does not learn bits", "give --method ddq")
         if self.norms not in NORMS:
             raise names.unknown(self.norms, NORMS, "treatment of batch norms")
         for name, least in (("epochs", 1), ("batch", 1), ("samples", 1), ("calibration_samples", 1), ("patience", 1)):

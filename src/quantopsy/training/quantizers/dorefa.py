@@ -7,7 +7,7 @@ from torch import Tensor
 
 from quantopsy.core import Spec
 from quantopsy.quant import UniformQParams
-from quantopsy.train.quantizers.ste import StraightThrough
+from quantopsy.training.quantizers.ste import StraightThrough
 
 # Beyond this tanh is so flat that float32 cannot undo it.
 _STEEP = 2.0

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from quantopsy.core import QuantopsyError, names
 from quantopsy.remedy.allocation.costs import BYTES, amount
-from quantopsy.train.quantizers.ddq import DDQ
-from quantopsy.train.quantizers.gates import Gates
+from quantopsy.training.quantizers.ddq import DDQ
+from quantopsy.training.quantizers.gates import Gates
 
 FLOAT_BITS = 32
 """Of the values that ``0.125x`` is an eighth of."""

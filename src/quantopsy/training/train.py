@@ -21,7 +21,6 @@ from quantopsy.analysis.subject import Subject
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.core.imports import imported
 from quantopsy.core.recipe import Estimate, Expected, Recipe
-from quantopsy.data import prefetch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.capture import capture, load
 from quantopsy.graph.execute import compile_network
@@ -30,13 +29,13 @@ from quantopsy.quant import LevelsQParams, QParams, UniformQParams
 from quantopsy.remedy.applied import statistics
 from quantopsy.remedy.apply import Simulated, encodings_of, given_of, model_of
 from quantopsy.remedy.repair import RECIPE, estimate
-from quantopsy.train.footprint import Footprint
-from quantopsy.train.history import History
-from quantopsy.train.network import TrainableNetwork
-from quantopsy.train.norm import measured_moments, reestimate
-from quantopsy.train.settings import TrainingSettings
-from quantopsy.train.start import Start, ready
-from quantopsy.train.trainer import CHECKPOINT, Job, Trainer, accelerator
+from quantopsy.training.footprint import Footprint, Limit, Part
+from quantopsy.training.history import History
+from quantopsy.training.network import TrainableNetwork
+from quantopsy.training.norm import measured_moments, reestimate
+from quantopsy.training.settings import TrainingSettings
+from quantopsy.training.start import Start, ready
+from quantopsy.training.trainer import CHECKPOINT, Job, Trainer, accelerator
 
 NETWORK = "network.pt2"
 TRAINING = "training.json"
@@ -134,7 +133,7 @@ def train(
     batches = [start.images.batch(piece).inputs for piece in pieces(training[: settings.calibration_samples], 32)]
     moments = measured_moments(program, batches) if settings.norms == "kept" else None
     network = TrainableNetwork(program, start.plan, start.calibration, settings.grids, moments)
-    footprint = None if settings.target is None else Footprint.of(network, settings.target, settings.footprint)
+    limit = None if settings.target is None else Limit.parse(settings.target, footprint_of(network, settings.footprint))
     job = Job(
         network=network,
         teacher=start.subject.program,
@@ -143,7 +142,7 @@ def train(
         validation=validation,
         metric=start.subject.metric,
         settings=settings,
-        footprint=footprint,
+        limit=limit,
         loss=imported(loss, "loss") if isinstance(loss, str) else loss,
         identity=_identity(start, settings),
     )
@@ -176,6 +175,17 @@ def train(
     recipe.save(folder / RECIPE)
     (folder / TRAINING).write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def footprint_of(network: TrainableNetwork, form: str) -> Footprint:
+    """What the weights on grids take, those that layers share once."""
+    parts: dict[int, Part] = {}
+    for layer in network.quantized_layers:
+        quantizer = layer.weight_quantizer
+        if quantizer is not None and layer.weight is not None:
+            gates = getattr(quantizer, "gates", None)
+            parts[id(quantizer)] = Part(layer.weight.numel(), quantizer.bits if gates is None else gates)
+    return Footprint(tuple(parts.values()), form)
 
 
 def _identity(start: Start, settings: TrainingSettings) -> dict[str, Any]:

@@ -7,9 +7,9 @@ numbers when it is started again on the same machine.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,15 +24,15 @@ from quantopsy.core import QuantopsyError
 from quantopsy.data import Batch, Images, prefetch
 from quantopsy.graph.execute import Program
 from quantopsy.metrics import Metric, measure
-from quantopsy.train.augment import augmented, chosen
-from quantopsy.train.footprint import Footprint
-from quantopsy.train.guards import OscillationGuard, ScaleGuard, first_not_finite
-from quantopsy.train.history import Epoch, History
-from quantopsy.train.network import TrainableNetwork
-from quantopsy.train.objective import Loss, distillation_loss, label_loss
-from quantopsy.train.optimizers import optimizers, set_rates
-from quantopsy.train.quantizers.ste import StraightThrough
-from quantopsy.train.settings import TrainingSettings
+from quantopsy.training.augment import augmented, chosen
+from quantopsy.training.footprint import Limit
+from quantopsy.training.guards import OscillationGuard, ScaleGuard, first_not_finite
+from quantopsy.training.history import Epoch, History
+from quantopsy.training.network import TrainableNetwork
+from quantopsy.training.objective import Loss, distillation_loss, label_loss
+from quantopsy.training.optimizers import optimizers, set_rates
+from quantopsy.training.quantizers.ste import StraightThrough
+from quantopsy.training.settings import TrainingSettings
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -67,7 +67,7 @@ class Job:
     validation: np.ndarray  # of those that the best epoch is chosen by
     metric: Metric
     settings: TrainingSettings
-    footprint: Footprint | None = None
+    limit: Limit | None = None
     loss: Loss | None = None
     identity: dict[str, Any] = field(default_factory=dict)  # what a checkpoint must be of
 
@@ -81,7 +81,6 @@ class Trainer:
         set_seed(self.settings.seed)
         self.network = job.network
         self.optimizers = optimizers(self.network, self.settings.rate, self.settings.decay)
-        # Quantizers of values that no step reads get no gradient.
         prepared = self.accelerator.prepare(self.network, *self.optimizers)
         self.module, self.optimizers = prepared[0], list(prepared[1:])
         self.steps_per_epoch = max(len(job.training) // self.settings.batch, 1)
@@ -157,13 +156,11 @@ class Trainer:
         generator = torch.Generator().manual_seed(
             (settings.seed * 1_000_003 + self.step) * 64 + self.accelerator.process_index
         )
-        inputs = tuple(
-            augmented(x, self.augmentation, generator).to(self.accelerator.device) for x in _tensors(batch)
-        )
+        inputs = tuple(augmented(x, self.augmentation, generator).to(self.accelerator.device) for x in _tensors(batch))
         parts = self._losses(inputs, batch)
         total = sum(parts.values(), torch.zeros((), device=self.accelerator.device))
-        if self.job.footprint is not None:
-            total = total * self.job.footprint.factor()
+        if self.job.limit is not None:
+            total = total * self.job.limit.price().to(total)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.accelerator.backward(total)
@@ -221,25 +218,25 @@ class Trainer:
             return
         decay = min(decay, (1 + self.step) / (10 + self.step))
         for name, value in now.items():
-            if value.is_floating_point() and not name.endswith("gates"):
+            if value.is_floating_point() and "gates" not in name:
                 self.average[name].lerp_(value, 1 - decay)
             else:
                 self.average[name].copy_(value)
 
     def _validate(self, loss: float, seconds: float) -> None:
-        """Measure the network on the validation images, in its average state where there is one; keep it if it is best."""
+        """Measure the network, its average where there is one, on the validation images; keep it if it is the best."""
         own = None
         if self.average is not None:
             own = {name: value.clone() for name, value in self.network.state_dict().items()}
             self.network.load_state_dict(self.average)
         value = self.job.metric.value(self.statistics(self.job.validation))
-        footprint = self.job.footprint
+        limit = self.job.limit
         epoch = Epoch(
             number=self.step // self.steps_per_epoch,
             step=self.step,
             loss=loss,
             value=value,
-            within=footprint is None or footprint.met,
+            within=limit is None or limit.met,
             bits=self.network.weight_bits(),
             errors=quantization_errors(self.network),
             scales_kept=self.scales.kept,
@@ -267,8 +264,8 @@ class Trainer:
         return (epoch.within, sign * epoch.value) >= (best.within, sign * best.value)
 
     def _stop_early(self) -> None:
-        patience = self.settings.patience
-        if patience is not None and self.history.epochs[-1].number - self.history.epochs[self.history.best].number >= patience:
+        patience, epochs = self.settings.patience, self.history.epochs
+        if patience is not None and epochs[-1].number - epochs[self.history.best].number >= patience:
             self.history.stopped = f"no better for {patience} epochs"
 
     def statistics(self, order: np.ndarray) -> np.ndarray:
@@ -283,7 +280,8 @@ class Trainer:
                 exact = job.teacher.network.unflatten(job.teacher.forward(job.teacher.place(batch.inputs)))
                 outputs = self.network(*_tensors(batch))
             labels = None if batch.labels is None else batch.labels.to(self.accelerator.device)
-            rows = measure(job.metric, outputs, labels, exact, lambda row, batch=batch: job.images.name(int(batch.indices[row])))
+            names = [job.images.name(int(index)) for index in batch.indices]
+            rows = measure(job.metric, outputs, labels, exact, names.__getitem__)
             found += zip(batch.indices.tolist(), rows, strict=True)
         gathered = gather_object(found) if world > 1 else found
         return np.stack([row for _, row in sorted(gathered, key=lambda pair: pair[0])])

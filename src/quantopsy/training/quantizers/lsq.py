@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from quantopsy.core import Spec
 from quantopsy.core.plan import Role
 from quantopsy.quant import LevelsQParams, QParams, UniformQParams
-from quantopsy.train.quantizers.fake_quantizer import FakeQuantizer, RateGroup
-from quantopsy.train.quantizers.gradients import LearnedStep
-from quantopsy.train.quantizers.sharing import values_per_grid
-from quantopsy.train.quantizers.state import GridState
+from quantopsy.training.quantizers.fake_quantizer import FakeQuantizer, RateGroup
+from quantopsy.training.quantizers.gradients import LearnedStep
+from quantopsy.training.quantizers.sharing import values_per_grid
+from quantopsy.training.quantizers.state import GridState
 
 # Training can push a scale to zero and beyond, where there is no grid.
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantopsy.analysis.progress import Progress
-from quantopsy.analysis.schemes import SCHEMES, full_plan
+from quantopsy.analysis.schemes import SCHEMES
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Given, Subject, calibrated, make_ready
 from quantopsy.core import Plan, QuantopsyError, Site, Spec, names
@@ -21,7 +21,7 @@ from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import opened
 from quantopsy.remedy.apply import portable, realised
 from quantopsy.study import FILE, open_existing
-from quantopsy.train.settings import FLOAT, TrainingSettings
+from quantopsy.training.settings import FLOAT, TrainingSettings
 
 BITS, MOST_BITS, ACTIVATION_BITS = 4, 8, 8
 """Of weights, of weights whose bits learn, and of activations, where a model says nothing."""

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from quantopsy.quant import LevelsQParams, QParams, fake_quantize
 from quantopsy.quant.qparams import narrow, refuse_nan, wide
-from quantopsy.train.quantizers.sharing import products, sums, sums_by_code, within_ends
+from quantopsy.training.quantizers.sharing import products, sums, sums_by_code, within_ends
 
 
 class LearnedStep(Function):

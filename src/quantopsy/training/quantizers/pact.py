@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from quantopsy.core import Spec
 from quantopsy.quant import UniformQParams
-from quantopsy.train.quantizers.fake_quantizer import FakeQuantizer, RateGroup
-from quantopsy.train.quantizers.gradients import LearnedClip
-from quantopsy.train.quantizers.lsq import SMALLEST_SCALE
-from quantopsy.train.quantizers.state import GridState
+from quantopsy.training.quantizers.fake_quantizer import FakeQuantizer, RateGroup
+from quantopsy.training.quantizers.gradients import LearnedClip
+from quantopsy.training.quantizers.lsq import SMALLEST_SCALE
+from quantopsy.training.quantizers.state import GridState
 
 
 class LearnedThreshold(FakeQuantizer):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from quantopsy.train.network import TrainableNetwork
+from quantopsy.training.network import TrainableNetwork
 
 GATE_RATE = 1e-8
 """Of gates, which start as far from closing: one gradient against them and they close (DDQ, section 4)."""

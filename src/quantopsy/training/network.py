@@ -16,17 +16,15 @@ from quantopsy.graph.execute import Lookup, Overlay, Program, Step, Values
 from quantopsy.graph.network import Network
 from quantopsy.quant import QParams
 from quantopsy.quant.uniform import from_range
-from quantopsy.train.norm import KeptNorm, Moments
-from quantopsy.train.quantizers import METHODS, FakeQuantizer, trainable
-
-NORMS = ("folded", "kept")
+from quantopsy.training.norm import KeptNorm, Moments
+from quantopsy.training.quantizers import METHODS, FakeQuantizer, trainable
 
 
 @dataclass(frozen=True)
 class Grids:
     """How the grids of a plan are to learn.
 
-    ``weight`` and ``activation`` are names of :data:`quantopsy.train.quantizers.METHODS`; ``correction`` the lambda of
+    ``weight`` and ``activation`` are names of :data:`quantopsy.training.quantizers.METHODS`; ``correction`` the lambda of
     DDQ equation (9), for all of them. ``mixed``: gates set the bits of weights, the plan's being the most.
     ``bias_bits``: biases on grids of their own too (DDQ equation (5)); None leaves them float.
     """
@@ -129,7 +127,7 @@ class TrainableNetwork(nn.Module):
 
     Before the first step its outputs are those that :class:`quantopsy.engine.exact.ExactEngine` gives for the same plan
     and calibration, bit for bit; with kept batch norms in evaluation mode. Batch norms stay folded into weights and
-    biases; ``moments``, of layers by name, lets those go on normalising (:class:`quantopsy.train.norm.KeptNorm`).
+    biases; ``moments``, of layers by name, lets those go on normalising (:class:`quantopsy.training.norm.KeptNorm`).
 
     ``layers`` are the network's layers by name, with ``/`` for the dots. ``sites`` are the quantizers of every site,
     one for each of its values; sites that mean the same value on the same grid share one.
@@ -248,7 +246,6 @@ class TrainableNetwork(nn.Module):
                 key = value if site.role == "weight" else network.origin(value)
                 calibration.encodings[key, spec] = quantizer.qparams.map_grids(lambda grid: grid.cpu().clone())
         return replace(network, tensors=tensors), Plan.of(specs), calibration
-
 
 
 def _bias_quantizer(bias: Tensor, bits: int) -> FakeQuantizer:

@@ -24,6 +24,9 @@ from quantopsy.graph.execute import Overlay, Program, Step, Values
 from quantopsy.graph.fold import took_batch_norm
 from quantopsy.graph.network import Layer
 
+NORMS = ("folded", "kept")
+"""What becomes of batch norms: frozen in weights and biases, or going on."""
+
 MOMENTUM = 0.1
 EPS = 1e-5
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantopsy.train.network import QuantizedLayer, TrainableNetwork
+from quantopsy.training.network import QuantizedLayer, TrainableNetwork
 
 FURTHEST = 32.0
 """A step size that has grown or shrunk by more than this factor has run away."""

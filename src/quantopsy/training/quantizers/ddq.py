@@ -16,10 +16,10 @@ from quantopsy.core import QuantopsyError, Spec
 from quantopsy.core.plan import Role
 from quantopsy.quant import LevelsQParams
 from quantopsy.quant.learned import compose
-from quantopsy.train.quantizers.fake_quantizer import FakeQuantizer, RateGroup
-from quantopsy.train.quantizers.gates import Gates
-from quantopsy.train.quantizers.gradients import LearnedLevels
-from quantopsy.train.quantizers.lsq import SMALLEST_SCALE, GradientScale
+from quantopsy.training.quantizers.fake_quantizer import FakeQuantizer, RateGroup
+from quantopsy.training.quantizers.gates import Gates
+from quantopsy.training.quantizers.gradients import LearnedLevels
+from quantopsy.training.quantizers.lsq import SMALLEST_SCALE, GradientScale
 
 
 class DDQ(FakeQuantizer):

@@ -11,13 +11,13 @@ from quantopsy.core.plan import ROLES, Role
 from quantopsy.core.spec import MIN_BITS
 from quantopsy.quant import LevelsQParams, QParams, UniformQParams
 from quantopsy.quant.registry import quantizer
-from quantopsy.train.quantizers.ddq import DDQ
-from quantopsy.train.quantizers.dorefa import DoReFa
-from quantopsy.train.quantizers.fake_quantizer import FakeQuantizer
-from quantopsy.train.quantizers.gates import Gates
-from quantopsy.train.quantizers.lsq import LearnedScale, LearnedScaleAndOffset
-from quantopsy.train.quantizers.pact import LearnedThreshold
-from quantopsy.train.quantizers.ste import StraightThrough
+from quantopsy.training.quantizers.ddq import DDQ
+from quantopsy.training.quantizers.dorefa import DoReFa
+from quantopsy.training.quantizers.fake_quantizer import FakeQuantizer
+from quantopsy.training.quantizers.gates import Gates
+from quantopsy.training.quantizers.lsq import LearnedScale, LearnedScaleAndOffset
+from quantopsy.training.quantizers.pact import LearnedThreshold
+from quantopsy.training.quantizers.ste import StraightThrough
 
 
 @dataclass(frozen=True)
