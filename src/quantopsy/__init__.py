@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         parity,
         repair,
         schemes,
+        train,
     )
     from quantopsy.core.recipe import Recipe
     from quantopsy.graph.capture import capture
@@ -52,6 +53,7 @@ _LAZY = {
     "parity": "quantopsy.api",
     "schemes": "quantopsy.api",
     "capture": "quantopsy.graph.capture",
+    "train": "quantopsy.api",
 }
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "parity",
     "repair",
     "schemes",
+    "train",
 ]
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from quantopsy.export.onnx.parity import Parity
     from quantopsy.export.onnx.recipe import Delivered
     from quantopsy.remedy.applied import Applied
+    from quantopsy.training.result import Trained
 
 REPORT = "report.html"
 CELLS = "cells.csv"
@@ -228,6 +229,42 @@ class Schemes:
         return write(self.table, path if path is not None else self.folder / SCHEMES_REPORT)
 
 
+@dataclass(frozen=True)
+class Training:
+    """A finished training: ``trained`` has its history, its recipe and what the network is worth."""
+
+    trained: Trained
+
+    @property
+    def folder(self) -> Path:
+        """Where ``network.pt2`` and ``recipe.json`` are."""
+        return self.trained.folder
+
+    def frame(self) -> pd.DataFrame:
+        """A row per epoch, number 0 the network as it started: loss, metric on the validation images, mean bits."""
+        columns = ["number", "step", "loss", "value", "within", "scales_kept", "frozen", "seconds"]
+        rows = [{name: getattr(epoch, name) for name in columns} for epoch in self.trained.history.epochs]
+        return pd.DataFrame(rows, columns=columns)
+
+    def layers(self) -> pd.DataFrame:
+        """A row per layer with a weight on a grid: bits and quantization error of the epoch that was kept."""
+        kept = self.trained.history.epochs[self.trained.history.best]
+        rows = [{"name": name, "bits": bits, "error": kept.errors[name]} for name, bits in kept.bits.items()]
+        return pd.DataFrame(rows, columns=["name", "bits", "error"])
+
+    def words(self) -> list[str]:
+        """What the training came to and what limits that, in sentences."""
+        from quantopsy.report.trained import cautions, statements
+
+        return [*statements(self.trained), *cautions(self.trained)]
+
+    def report(self, path: str | Path | None = None) -> Path:
+        """Write the self-contained page, to ``report.html`` of the folder where no ``path`` is given."""
+        from quantopsy.report.trained import write
+
+        return write(self.trained, path if path is not None else self.folder / REPORT)
+
+
 def analyze(
     model: Any,
     data: Any,
@@ -345,6 +382,51 @@ def apply(
     return run(recipe, model, data, progress=progress, **settings)
 
 
+def train(
+    source: Any,
+    data: Any,
+    *,
+    evaluation: Any = None,
+    metric: Any = None,
+    preprocess: Any = None,
+    loss: Any = None,
+    out: str | Path,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Training | None:
+    """Quantization-aware training of a model, a study's network or a recipe's on ``data``.
+
+    ``evaluation``: images that decide nothing, for the final figure. To ``out`` go ``network.pt2``, ``recipe.json``,
+    ``training.json`` and ``report.html``; an interrupted training goes on there. ``loss``: a differentiable
+    ``(outputs, labels) -> (B,)`` instead of the cross-entropy. ``settings``: fields of
+    :class:`quantopsy.training.settings.TrainingSettings`: ``method``, ``bits``, ``target``, ``epochs``, ... Under
+    ``accelerate launch`` only the first process gets a result.
+    """
+    with _training():
+        from quantopsy.training.settings import TrainingSettings
+        from quantopsy.training.train import train as run
+    done = run(
+        source,
+        data,
+        evaluation=evaluation,
+        metric=metric,
+        preprocess=preprocess,
+        loss=loss,
+        out=out,
+        fresh=fresh,
+        settings=TrainingSettings(**settings),
+        progress=progress,
+    )
+    return None if done is None else finish_training(Training(done))
+
+
+def finish_training(training: Training) -> Training:
+    """Write ``report.html`` beside the trained network."""
+    training.report()
+    return training
+
+
 def export_onnx(
     recipe: str | Path | Recipe,
     out: str | Path = "model.onnx",
@@ -382,6 +464,17 @@ def parity(
     with _onnx():
         from quantopsy.export.onnx.parity import parity as run
     return run(recipe, files, model, data, progress=progress, **settings)
+
+
+@contextmanager
+def _training() -> Iterator[None]:
+    """What needs accelerate is imported in here."""
+    try:
+        yield
+    except ImportError as error:
+        raise QuantopsyError(
+            "training", f"accelerate cannot be imported ({error})", 'pip install "quantopsy[train]"'
+        ) from error
 
 
 @contextmanager
@@ -646,4 +739,5 @@ __all__ = [
     "open_study",
     "parity",
     "schemes",
+    "train",
 ]

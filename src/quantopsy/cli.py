@@ -375,6 +375,110 @@ def allocate(
     Console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
 
 
+@app.command()
+def train(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A MODEL, the folder of an analysis, or a recipe.json")
+    ],
+    data: Annotated[str, typer.Option(help="Images to train on; labels where there are")],
+    evaluation: Annotated[
+        str | None, typer.Option(help="Images that decide nothing, for the final figure  (default: the study's)")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder; a training that was interrupted goes on in it")] = None,
+    method: Annotated[str, typer.Option(help="ddq, lsq, lsq+, pact, dorefa, pot, apot, ste; float to compare")] = "ddq",
+    activation_method: Annotated[str | None, typer.Option(help="Of activations  (default: as weights)")] = None,
+    bits: Annotated[int | None, typer.Option(help="Of weights  (default: the source's; of a model 4)")] = None,
+    activation_bits: Annotated[
+        int | None, typer.Option(help="Of activations  (default: the source's; of a model 8)")
+    ] = None,
+    edge_bits: Annotated[int, typer.Option(help="Of a model's first and last layer; 0: as all others")] = 8,
+    bias_bits: Annotated[int | None, typer.Option(help="Put biases on grids too")] = None,
+    scheme: Annotated[str, typer.Option(help="Of a model: per-tensor or per-channel")] = "per-tensor",
+    plan: Annotated[Path | None, typer.Option(help="JSON plan laid over a model's, layer by layer")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Let bits of weights learn, within 4bits on average, 500KB, or 0.125x of float")
+    ] = None,
+    footprint: Annotated[str, typer.Option(help="bits, or levels: 2^bits, as DDQ's equation (6) is printed")] = "bits",
+    correction: Annotated[float, typer.Option(help="Lambda of DDQ's gradient correction, for every method")] = 0.0,
+    norms: Annotated[str, typer.Option(help="Batch norms: folded (frozen), or kept")] = "folded",
+    epochs: Annotated[int, typer.Option(help="How many")] = 10,
+    batch: Annotated[int, typer.Option(help="Images of a step, of all processes together")] = 64,
+    rate: Annotated[float, typer.Option(help="Learning rate of weights")] = 0.01,
+    distillation: Annotated[
+        float, typer.Option(help="Weight of the float network's outputs in the loss; 0: none")
+    ] = 1.0,
+    augment: Annotated[
+        str, typer.Option(help="none, flip, flip+shift  (auto: flip+shift of labelled pictures)")
+    ] = "auto",
+    ema: Annotated[float, typer.Option(help="Evaluate and keep a running average of weights: 0.999; 0: none")] = 0.0,
+    patience: Annotated[int | None, typer.Option(help="End after so many epochs without a better one")] = None,
+    validation: Annotated[float, typer.Option(help="Share of the images that chooses the best epoch")] = 0.1,
+    loss: Annotated[str | None, typer.Option(help="package.module:callable (outputs, labels) -> (B,)")] = None,
+    metric: Metric = None,
+    samples: Annotated[int | None, typer.Option(help="An evenly spaced subset of --data")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of images and their changes")] = 0,
+    precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
+    preprocess: Preprocess = None,
+    device: Device = "cpu",
+    fresh: Annotated[bool, typer.Option(help="Begin again")] = False,
+    as_json: Json = False,
+) -> None:
+    """Quantization-aware training: levels, step sizes and bits are learned; writes a network and its recipe."""
+    from quantopsy.api import REPORT
+    from quantopsy.api import train as run
+    from quantopsy.report.trained import print_trained
+
+    folder = out or Path(f"quantopsy-trained-{_slug(source)}")
+    with watched(as_json) as watch, _kept_clean(as_json):
+        watch.say(f"Quantopsy: {source}, trained on {data}")
+        try:
+            found = run(
+                source,
+                data,
+                evaluation=evaluation,
+                metric=metric,
+                preprocess=preprocess,
+                loss=loss,
+                out=folder,
+                fresh=fresh,
+                progress=watch,
+                method=method,
+                activation_method=activation_method,
+                bits=bits,
+                activation_bits=activation_bits,
+                edge_bits=edge_bits,
+                bias_bits=bias_bits,
+                scheme=scheme,
+                plan=None if plan is None else read_json(plan, "plan"),
+                target=target,
+                footprint=footprint,
+                correction=correction,
+                norms=norms,
+                epochs=epochs,
+                batch=batch,
+                rate=rate,
+                distillation=distillation,
+                augment=augment,
+                ema=ema,
+                patience=patience,
+                validation=validation,
+                samples=samples,
+                seed=seed,
+                precision=precision,
+                device=device,
+            )
+        except KeyboardInterrupt:
+            raise _stopped() from None
+    if found is None:  # of several processes the first one tells
+        return
+    if as_json:
+        sys.stdout.write(json.dumps(found.trained.to_json(), indent=2) + "\n")
+        return
+    console = Console()
+    print_trained(found.trained, console)
+    console.print(f"\nRecipe: {folder / 'recipe.json'}   report: {folder / REPORT}", highlight=False)
+
+
 @app.command(name="apply")
 def apply_(
     recipe: RecipeFile,

@@ -14,7 +14,6 @@ from torch import Tensor, fx
 
 from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, TRANSPOSED, aten
 
-
 _WEIGHT = "folded_weight"
 
 

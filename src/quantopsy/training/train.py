@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,71 +23,23 @@ from quantopsy.core.recipe import Estimate, Expected, Recipe
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.capture import capture, load
 from quantopsy.graph.execute import compile_network
-from quantopsy.graph.network import Layer, Network
-from quantopsy.quant import LevelsQParams, QParams, UniformQParams
+from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import statistics
 from quantopsy.remedy.apply import Simulated, encodings_of, given_of, model_of
 from quantopsy.remedy.repair import RECIPE, estimate
-from quantopsy.training.footprint import Footprint, Limit, Part
-from quantopsy.training.history import History
+from quantopsy.training.footprint import FLOAT_BITS, Footprint, Limit, Part
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments, reestimate
+from quantopsy.training.result import Trained, first_levels, kind, levels_of
 from quantopsy.training.settings import TrainingSettings
 from quantopsy.training.start import Start, ready
+from quantopsy.training.tensorboard import TensorBoard
 from quantopsy.training.trainer import CHECKPOINT, Job, Trainer, accelerator
 
 NETWORK = "network.pt2"
 TRAINING = "training.json"
 
 _FREE = ("device", "checkpoint_seconds")  # settings that may differ when a training goes on
-
-BINS = 64
-"""Of the histograms of weights that are kept beside learned levels."""
-
-
-@dataclass(frozen=True)
-class Levels:
-    """A trained weight beside its grid (DDQ, Figures 1 and 5(b)): of one layer, its first channel where every channel
-    has a grid. ``counts`` of the weights between ``edges``; ``start`` and ``levels``: the grid before and after."""
-
-    name: str
-    bits: int
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-    start: tuple[float, ...]
-    levels: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A training: what happened, and what its best network is worth on images it has not seen.
-
-    ``held_out``: whether those are other images than the data's validation part, which chose the best epoch.
-    """
-
-    folder: Path
-    model: str
-    data: str
-    evaluation: str
-    held_out: bool
-    settings: TrainingSettings
-    history: History
-    expected: Expected | None
-    levels: tuple[Levels, ...]
-    kinds: Mapping[str, str]
-    recipe: Recipe
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; the recipe is a file of its own."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("recipe", "folder")}
-        return {
-            **values,
-            "settings": asdict(self.settings),
-            "history": self.history.to_json(),
-            "expected": self.expected and asdict(self.expected),
-            "levels": [asdict(levels) for levels in self.levels],
-        }
 
 
 def train(
@@ -150,14 +101,14 @@ def train(
     if fresh and processes.is_main_process:
         (folder / CHECKPOINT).unlink(missing_ok=True)
     processes.wait_for_everyone()
-    first = _first_levels(network)
-    history = Trainer(job, folder, progress).run()
+    first = first_levels(network)
+    history = Trainer(job, folder, progress, TensorBoard.at(folder / "tensorboard")).run()
     if not processes.is_main_process:
         return None
     if moments is not None:
         reestimate(network, network.run, batches)
-    done = network.trained()
-    recipe = _written(start, done, folder, validation, settings, progress)
+    expected, recipe = _written(start, network.trained(), folder, validation, settings, progress)
+    used = footprint_of(network, settings.footprint)
     result = Trained(
         folder=folder,
         model=start.subject.model_name,
@@ -166,9 +117,10 @@ def train(
         held_out=start.own_evaluation,
         settings=settings,
         history=history,
-        expected=recipe.expected,
-        levels=tuple(_levels(network, first)),
-        kinds={layer.name: _kind(layer) for layer in start.network.layers if layer.weight is not None},
+        expected=expected,
+        average_bits=used.bits / used.elements,
+        levels=tuple(levels_of(network, first)),
+        kinds={layer.name: kind(layer) for layer in start.network.layers if layer.weight is not None},
         recipe=recipe,
         seconds=time.monotonic() - begin,
     )
@@ -178,13 +130,14 @@ def train(
 
 
 def footprint_of(network: TrainableNetwork, form: str) -> Footprint:
-    """What the weights on grids take, those that layers share once."""
+    """What the weights take, those that layers share once."""
     parts: dict[int, Part] = {}
     for layer in network.quantized_layers:
-        quantizer = layer.weight_quantizer
-        if quantizer is not None and layer.weight is not None:
+        if layer.weight is not None:
+            quantizer = layer.weight_quantizer
+            bits = FLOAT_BITS if quantizer is None else quantizer.bits
             gates = getattr(quantizer, "gates", None)
-            parts[id(quantizer)] = Part(layer.weight.numel(), quantizer.bits if gates is None else gates)
+            parts[id(layer.weight)] = Part(layer.weight.numel(), bits if gates is None else gates)
     return Footprint(tuple(parts.values()), form)
 
 
@@ -206,8 +159,8 @@ def _written(
     validation: np.ndarray,
     settings: TrainingSettings,
     progress: Progress,
-) -> Recipe:
-    """The trained network and its recipe as files; the recipe states what it is worth, measured by running it."""
+) -> tuple[Expected, Recipe]:
+    """The trained network as a file, what it is worth, measured by running it, and its recipe."""
     network, plan, calibration = done
     path = folder / NETWORK
     images = start.subject.images if start.own_evaluation else start.images
@@ -219,12 +172,13 @@ def _written(
     exact, at_start = statistics(subject, before, progress)
     _, trained = statistics(subject, Simulated(network, plan, calibration, device), progress)
     given = {**subject.given.to_json(), "model": str(path.resolve()), "calibration": None}
-    return Recipe(
+    expected = _expected(subject, exact, at_start, trained)
+    return expected, Recipe(
         plan=plan,
         encodings=encodings_of(network, plan, calibration),
         given=given_of(plan, calibration),
         model=model_of(network, str(path)),
-        expected=_expected(subject, exact, at_start, trained),
+        expected=expected,
         provenance={
             "quantopsy": version("quantopsy"),
             "torch": version("torch"),
@@ -276,51 +230,3 @@ def _expected(subject: Subject, exact: np.ndarray, before: np.ndarray, after: np
         lost=lost(exact, after),
         gained=estimate(gained),
     )
-
-
-def _first_levels(network: TrainableNetwork) -> dict[str, tuple[float, ...]]:
-    """The levels of every weight's grid, or of its first channel's."""
-    return {
-        layer.layer.name: _table(layer.weight_quantizer.qparams)
-        for layer in network.quantized_layers
-        if layer.weight_quantizer is not None
-    }
-
-
-def _levels(network: TrainableNetwork, first: Mapping[str, tuple[float, ...]]) -> Iterator[Levels]:
-    for layer in network.quantized_layers:
-        if layer.weight_quantizer is None:
-            continue
-        weight, grid = layer.folded_weight().detach().cpu().float(), layer.weight_quantizer.qparams
-        if grid.axis is not None:
-            weight = weight.select(grid.axis, 0)
-        counts, edges = np.histogram(weight.numpy(), bins=BINS)
-        name = layer.layer.name
-        yield Levels(
-            name,
-            layer.weight_quantizer.bits,
-            tuple(edges.tolist()),
-            tuple(counts.tolist()),
-            first[name],
-            _table(grid),
-        )
-
-
-def _kind(layer: Layer) -> str:
-    """``depthwise``, ``pointwise``, or the operation's name."""
-    if layer.weight_shape is None or not layer.op.startswith("conv"):
-        return layer.op
-    if layer.groups > 1 and layer.groups == layer.output_shape[0]:
-        return "depthwise"
-    return "pointwise" if all(size == 1 for size in layer.weight_shape[2:]) else layer.op
-
-
-def _table(grid: QParams) -> tuple[float, ...]:
-    """The levels of a grid, of the first where it has one for every channel, ascending; none of a piecewise one."""
-    if isinstance(grid, UniformQParams):
-        codes = torch.arange(grid.qmin, grid.qmax + 1)
-        return tuple(((codes - grid.zero_point.flatten()[0].cpu()) * grid.scale.flatten()[0].cpu()).tolist())
-    if isinstance(grid, LevelsQParams):
-        levels = grid.levels.reshape(-1, grid.levels.shape[-1])[0]
-        return tuple((levels * grid.scale.flatten()[0]).tolist())
-    return ()

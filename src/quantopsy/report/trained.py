@@ -1,0 +1,291 @@
+"""A training in words, as pictures and as a page: what it came to, bits, levels and errors of the layers over time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table as Lines
+
+from quantopsy.core.recipe import Expected
+from quantopsy.report import sheet
+from quantopsy.report.chart import Axis, Chart, Group, Line, Point, Section, Table
+from quantopsy.report.palette import Tone
+from quantopsy.report.sheet import Sheet
+from quantopsy.report.terminal import bullets, print_part
+from quantopsy.report.wording import Writer, count, duration, fixed, percent, significant, with_interval
+from quantopsy.training.history import Epoch
+from quantopsy.training.result import Levels, Trained
+
+_SHOWN = 6
+"""Layers whose levels are drawn, and whose lines stand out over time."""
+
+_KINDS = {"depthwise": "worse", "pointwise": "better"}
+"""Colours of the kinds of layers that DDQ's Figure 3 tells apart; all others are in the accent."""
+
+
+def statements(done: Trained) -> list[str]:
+    """What the training came to, bits, and what guards did."""
+    expected = done.expected
+    write = _writer(expected)
+    epochs, best = done.history.epochs, done.history.epochs[done.history.best]
+    lost = with_interval(*expected.lost, write.decimals)
+    told = [
+        f"{expected.metric} is {write.value(expected.after[0])} trained, {write.value(expected.before[0])} before, "
+        f"{write.value(expected.float[0])} in float: it loses {lost} to float ({write.confidence} interval, "
+        f"{count(expected.samples, 'image')}{' held out' if done.held_out else ''}).",
+        f"The best of {count(len(epochs) - 1, 'epoch')} by the validation images is number {best.number}."
+        if best.number
+        else "No epoch was better by the validation images than the network as it started: that is what is kept.",
+    ]
+    told += _bits_told(done, best)
+    last = epochs[-1]
+    if last.scales_kept:
+        told.append(f"{count(last.scales_kept, 'step size')} ran away and had to be put back.")
+    if last.frozen:
+        told.append(f"{count(last.frozen, 'weight')} jumped to and fro between two codes and were frozen.")
+    return told
+
+
+def cautions(done: Trained) -> list[str]:
+    """What limits the result."""
+    limits = []
+    if done.history.stopped is not None:
+        limits.append(f"Training ended early: {done.history.stopped}. The best state before is kept.")
+    if not done.held_out:
+        limits.append("The figures are of the images that chose the best epoch; give --evaluation for an honest one.")
+    if not done.history.epochs[done.history.best].within:
+        limits.append(f"No epoch was within the target of {done.settings.target}: train longer, or allow fewer bits.")
+    return limits
+
+
+def _bits_told(done: Trained, best: Epoch) -> Iterator[str]:
+    if done.settings.target is None:
+        return
+    yield f"Weights take {significant(done.average_bits)} bits on average, the target is {done.settings.target}."
+    means = {
+        kind: _mean([best.bits[n] for n, k in done.kinds.items() if k == kind and n in best.bits]) for kind in _KINDS
+    }
+    if all(value is not None for value in means.values()):
+        more = "more" if (means["depthwise"] or 0) > (means["pointwise"] or 0) else "no more"
+        yield (
+            f"Depthwise layers have {significant(means['depthwise'] or 0, 2)} bits on average and pointwise ones "
+            f"{significant(means['pointwise'] or 0, 2)}: {more}, where DDQ's Figure 3 finds more."
+        )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _writer(expected: Expected) -> Writer:
+    decimals = 1 if expected.unit == "points" else 3
+    return Writer(decimals, expected.unit, expected.level)
+
+
+def epochs_table(done: Trained) -> Table:
+    """A row per epoch."""
+    write = _writer(done.expected)
+    rows = []
+    for position, epoch in enumerate(done.history.epochs):
+        bits = f"{np.mean(list(epoch.bits.values())):.2f}" if epoch.bits else "float"
+        error = percent(float(np.mean(list(epoch.errors.values())))) if epoch.errors else ""
+        rows.append(
+            (
+                str(epoch.number) + (" (kept)" if position == done.history.best else ""),
+                significant(epoch.loss) if epoch.number else "",
+                write.number(epoch.value),
+                bits,
+                error,
+                str(epoch.frozen or ""),
+                duration(epoch.seconds) if epoch.number else "",
+            )
+        )
+    headings = (
+        "epoch",
+        "loss",
+        f"{done.expected.metric}, validation",
+        "bits of a layer",
+        "error of a weight",
+        "frozen",
+        "time",
+    )
+    return Table("Epochs", headings, tuple(rows))
+
+
+def epochs_chart(done: Trained) -> Chart:
+    """The metric on the validation images over the epochs."""
+    epochs, unit = done.history.epochs, done.expected.unit
+    points = tuple(
+        Point(e.number, e.value, title=f"epoch {e.number}\n{fixed(e.value, 2)}", hollow=i == done.history.best)
+        for i, e in enumerate(epochs)
+    )
+    label = f"{done.expected.metric}{f' ({unit})' if unit else ''}"
+    return Chart(
+        "The validation images",
+        Axis("epoch"),
+        Axis(label),
+        (Group("behind the epoch", points, Tone("accent")),),
+        (Line("", tuple((e.number, e.value) for e in epochs), Tone("accent")),),
+        hollow="the epoch that is kept",
+    )
+
+
+def loss_chart(done: Trained) -> Chart:
+    """The loss over the steps."""
+    losses = done.history.losses
+    return Chart(
+        "Loss",
+        Axis("step"),
+        Axis("loss", logarithmic=True),
+        (
+            Group(
+                "every tenth step",
+                tuple(Point(s, v, title=f"step {s}\n{significant(v)}") for s, v in losses),
+                Tone("muted"),
+            ),
+        ),
+    )
+
+
+def bits_chart(done: Trained) -> Chart:
+    """Bits of every layer's weight after training (DDQ, Figure 3)."""
+    bits = done.history.epochs[done.history.best].bits
+    names = [name for name in done.kinds if name in bits]
+    groups = []
+    for kind in dict.fromkeys(done.kinds[name] for name in names):
+        points = tuple(
+            Point(position, bits[name], title=f"{name}\n{kind}, {bits[name]} bits")
+            for position, name in enumerate(names)
+            if done.kinds[name] == kind
+        )
+        groups.append(Group(kind, points, Tone(_KINDS.get(kind, "accent"))))
+    return Chart(
+        "Bits of weights after training",
+        Axis("layer, in order"),
+        Axis("bits"),
+        tuple(groups),
+        (Line("", tuple((i, bits[name]) for i, name in enumerate(names)), Tone("muted")),),
+        wide=True,
+    )
+
+
+def bits_over_time(done: Trained) -> Chart:
+    """Bits of every layer's weight over the epochs (DDQ, Figure 4)."""
+    epochs = done.history.epochs
+    names = [name for name in done.kinds if name in epochs[0].bits]
+    lines = [
+        Line("", tuple((e.number, e.bits[name]) for e in epochs), Tone(_KINDS.get(done.kinds[name], "accent")))
+        for name in names
+    ]
+    mean = tuple((e.number, float(np.mean([e.bits[name] for name in names]))) for e in epochs)
+    return Chart(
+        "Bits of weights over time",
+        Axis("epoch"),
+        Axis("bits"),
+        (
+            Group(
+                "mean of all layers", tuple(Point(x, y, title=f"epoch {x}\n{y:.2f} bits") for x, y in mean), Tone("ink")
+            ),
+        ),
+        (*lines, Line("", mean, Tone("ink"))),
+    )
+
+
+def errors_chart(done: Trained) -> Chart:
+    """||W_q - W||^2 / ||W||^2 of every layer over the epochs (DDQ, Figure 5(a))."""
+    epochs = done.history.epochs
+    names = sorted(epochs[-1].errors, key=lambda name: -epochs[-1].errors[name])
+    lines = tuple(
+        Line("", tuple((e.number, e.errors[name]) for e in epochs), Tone("accent" if rank < _SHOWN else "line"))
+        for rank, name in enumerate(names)
+    )
+    ends = tuple(
+        Point(epochs[-1].number, epochs[-1].errors[name], title=f"{name}\n{percent(epochs[-1].errors[name])}")
+        for name in names
+    )
+    return Chart(
+        "Quantization error of weights",
+        Axis("epoch"),
+        Axis("share of the weight's square", logarithmic=True),
+        (Group("at the end", ends, Tone("accent")),),
+        lines,
+    )
+
+
+def levels_charts(done: Trained) -> tuple[Chart, ...]:
+    """Learned levels over the histogram of the weights (DDQ, Figures 1 and 5(b)), of the layers whose levels moved
+    most."""
+    found = sorted((levels for levels in done.levels if levels.levels), key=lambda levels: -_moved(levels))
+    return tuple(_levels_chart(levels) for levels in found[:_SHOWN])
+
+
+def _moved(levels: Levels) -> float:
+    """How unevenly spaced the levels have become: the spread of their distances."""
+    gaps = np.diff(levels.levels)
+    return float(gaps.std() / gaps.mean()) if len(gaps) and gaps.mean() > 0 else 0.0
+
+
+def _levels_chart(levels: Levels) -> Chart:
+    top = max(levels.counts) or 1
+    outline = []
+    for low, high, number in zip(levels.edges[:-1], levels.edges[1:], levels.counts, strict=True):
+        outline += [(low, number / top), (high, number / top)]
+    points = tuple(Point(x, 0.0, title=f"level {i}\n{significant(x)}") for i, x in enumerate(levels.levels))
+    before = tuple(Point(x, -0.08, title=f"level {i} before\n{significant(x)}") for i, x in enumerate(levels.start))
+    return Chart(
+        f"{levels.name}, {levels.bits} bits",
+        Axis("weight"),
+        Axis("share of the fullest bin"),
+        (Group("levels", points, Tone("accent")), Group("before training", before, Tone("muted"))),
+        (Line("weights", tuple(outline), Tone("ink")),),
+    )
+
+
+def page(done: Trained) -> Sheet:
+    """What stands on the page."""
+    lead, *rest = statements(done)
+    settings = done.settings
+    method = settings.method if settings.target is None else f"{settings.method}, bits learned"
+    sections = [Section("epochs", "Training", charts=(epochs_chart(done), loss_chart(done)), table=epochs_table(done))]
+    if settings.target is not None:
+        sections.append(Section("bits", "Bits", charts=(bits_chart(done), bits_over_time(done))))
+    if done.levels:
+        sections.append(
+            Section(
+                "levels",
+                "Levels",
+                "Where the levels of weights are, over how the weights are distributed: of the layers with the most "
+                "unevenly spaced ones; of the first channel where every channel has its own.",
+                charts=levels_charts(done),
+            )
+        )
+        sections.append(Section("errors", "Quantization error", charts=(errors_chart(done),)))
+    return Sheet(
+        heading=f"{done.model}: training",
+        facts=(f"data {done.data}", f"method {method}", f"{settings.epochs} epochs", duration(done.seconds)),
+        lead=lead,
+        statements=tuple(rest),
+        cautions=tuple(cautions(done)),
+        sections=tuple(sections),
+    )
+
+
+def write(done: Trained, path: str | Path) -> Path:
+    """Write the page of ``done`` to ``path``."""
+    return sheet.write(page(done), path)
+
+
+def print_trained(done: Trained, console: Console) -> None:
+    """Print words and the table of epochs."""
+    found = epochs_table(done)
+    lines = Lines(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in found.headings:
+        lines.add_column(heading, justify="right")
+    for row in found.rows:
+        lines.add_row(*row)
+    print_part(console, bullets(statements(done), cautions(done)))
+    print_part(console, lines)
