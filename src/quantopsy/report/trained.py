@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,19 +66,17 @@ def _bits_told(done: Trained, best: Epoch) -> Iterator[str]:
     if done.settings.target is None:
         return
     yield f"Weights take {significant(done.average_bits)} bits on average, the target is {done.settings.target}."
-    means = {
-        kind: _mean([best.bits[n] for n, k in done.kinds.items() if k == kind and n in best.bits]) for kind in _KINDS
-    }
-    if all(value is not None for value in means.values()):
-        more = "more" if (means["depthwise"] or 0) > (means["pointwise"] or 0) else "no more"
+    depthwise, pointwise = (_mean_bits(done, best, kind) for kind in ("depthwise", "pointwise"))
+    if depthwise is not None and pointwise is not None:
         yield (
-            f"Depthwise layers have {significant(means['depthwise'] or 0, 2)} bits on average and pointwise ones "
-            f"{significant(means['pointwise'] or 0, 2)}: {more}, where DDQ's Figure 3 finds more."
+            f"Depthwise layers have {significant(depthwise, 2)} bits on average and pointwise ones "
+            f"{significant(pointwise, 2)}: {'' if depthwise > pointwise else 'no '}more, where DDQ's Figure 3 finds more."
         )
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _mean_bits(done: Trained, epoch: Epoch, kind: str) -> float | None:
+    found = [epoch.bits[name] for name, mine in done.kinds.items() if mine == kind and name in epoch.bits]
+    return float(np.mean(found)) if found else None
 
 
 def _writer(expected: Expected) -> Writer:
@@ -182,15 +180,12 @@ def bits_over_time(done: Trained) -> Chart:
         for name in names
     ]
     mean = tuple((e.number, float(np.mean([e.bits[name] for name in names]))) for e in epochs)
+    points = tuple(Point(x, y, title=f"epoch {x}\n{y:.2f} bits") for x, y in mean)
     return Chart(
         "Bits of weights over time",
         Axis("epoch"),
         Axis("bits"),
-        (
-            Group(
-                "mean of all layers", tuple(Point(x, y, title=f"epoch {x}\n{y:.2f} bits") for x, y in mean), Tone("ink")
-            ),
-        ),
+        (Group("mean of all layers", points, Tone("ink")),),
         (*lines, Line("", mean, Tone("ink"))),
     )
 

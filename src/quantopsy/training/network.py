@@ -24,8 +24,8 @@ from quantopsy.training.quantizers import METHODS, FakeQuantizer, trainable
 class Grids:
     """How the grids of a plan are to learn.
 
-    ``weight`` and ``activation`` are names of :data:`quantopsy.training.quantizers.METHODS`; ``correction`` the lambda of
-    DDQ equation (9), for all of them. ``mixed``: gates set the bits of weights, the plan's being the most.
+    ``weight`` and ``activation`` are names of :data:`quantopsy.training.quantizers.METHODS`; ``correction`` the lambda
+    of DDQ equation (9), for all of them. ``mixed``: gates set the bits of weights, the plan's being the most.
     ``bias_bits``: biases on grids of their own too (DDQ equation (5)); None leaves them float.
     """
 
@@ -40,7 +40,7 @@ class Grids:
         return Plan.of({site: self._started(site, spec) for site, spec in plan.sites})
 
     def quantizer(self, site: Site, spec: Spec, grid: QParams) -> FakeQuantizer:
-        """What learns at ``site`` from ``grid`` on: straight-through where the spec is of a kind that no method trains."""
+        """What learns at ``site`` from ``grid`` on; straight-through where the spec's kind is none of the method's."""
         method = self.method(site)
         learns = spec.kind == METHODS[method].start(replace(spec, kind="uniform", options=())).kind
         mixed = self.mixed and site.role == "weight"

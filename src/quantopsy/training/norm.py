@@ -1,7 +1,7 @@
 """A batch norm that goes on normalising behind a layer it is folded into.
 
-The layer's folded weight is w gamma / sigma, with sigma the running standard deviation of what the batch norm reads, and
-that is what is quantized, so that training sees the very weight that is deployed (Jacob et al. 2017, section 3.2;
+The layer's folded weight is w gamma / sigma, with sigma the running standard deviation of what the batch norm reads,
+and that is what is quantized, so that training sees the very weight that is deployed (Jacob et al. 2017, section 3.2;
 Krishnamoorthi 2018, section 3.2.2). In training the result y of the layer is normalised by its batch's own moments,
 
     gamma (y - mean_B(y)) / std_B(y) + beta,
@@ -117,7 +117,7 @@ def measured_moments(program: Program, batches: Iterable[Any]) -> dict[str, Mome
 
 @torch.no_grad()
 def reestimate(network: nn.Module, run: Callable[[Any], object], batches: Iterable[Any]) -> None:
-    """Set the running moments of kept batch norms in ``network`` to those over ``batches``, on its grids as they are."""
+    """Set the running moments of kept batch norms in ``network`` to those over ``batches``, its grids as they are."""
     norms = [module for module in network.modules() if isinstance(module, KeptNorm)]
     network.train()
     for number, batch in enumerate(batches):

@@ -19,13 +19,14 @@ FLOAT = "float"
 class TrainingSettings:
     """How a network is trained; all of it is echoed, and kept in the folder.
 
-    ``bits`` and ``activation_bits``: None for those of the study or recipe that training starts from; of a model 4 (8
-    the most where bits learn) and 8. ``method`` of weights, and of activations where it is for them; ``activation_method`` else. ``edge_bits``: of the
-    first and the last layer with a weight, both sites; 0 treats them as the others. ``target``: of the footprint of
-    all weights, such as ``4bits``, ``500KB`` or ``0.125x``; it makes the bits of weights learn, ``bits`` the most.
-    ``distillation``: weight of the divergence from the float network's outputs beside the labels' loss; 0 for none.
-    ``correction``: lambda of DDQ equation (9). ``rate``: of weights and biases, the others follow from it
-    (:func:`quantopsy.training.optimizers.optimizers`). ``patience``: epochs without a better one after which it ends.
+    ``bits`` and ``activation_bits``: None for those of the study or recipe that training starts from; of a model 4
+    (8, the most, where bits learn) and 8. ``method`` of weights, and of activations where it is for them;
+    ``activation_method`` else. ``edge_bits``: of a model's first and last layer with a weight; 0 treats them as the
+    others. ``target``: of the footprint of all weights, such as ``4bits``, ``500KB`` or ``0.125x``; it makes the bits
+    of weights learn, ``bits`` the most. ``distillation``: weight of the divergence from the float network's outputs
+    beside the labels' loss; 0 for none. ``correction``: lambda of DDQ equation (9). ``rate``: of weights and biases, the
+    others follow from it (:func:`quantopsy.training.optimizers.optimizers`). ``patience``: epochs without a better one
+    after which it ends.
     """
 
     method: str = "ddq"
