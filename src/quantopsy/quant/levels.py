@@ -36,7 +36,7 @@ class LevelsQParams(QParams):
     def encode(self, x: Tensor) -> Tensor:
         if (found := self._search(x)) is not None:
             bins, index = found
-            return look_up(bins.codes.view(-1), index).to(torch.int32)
+            return look_up(bins.codes.view(-1).to(torch.int32), index)
         position = x / self._aligned(self.scale, x)
         if self.levels.ndim == 1:
             return in_memory_order(lambda flat: torch.bucketize(flat, self._borders, out_int32=True), position)
@@ -54,13 +54,23 @@ class LevelsQParams(QParams):
         values = self.decode(self.encode(x)) if found is None else self._values(*found, x)
         return _laid_like(values.to(x.dtype), x)
 
-    def snap_with_codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``snap(x)``, and ``encode(x)`` as uint8, of at most 256 levels: cheaper than one after the other."""
+    def locate(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``snap(x)``; the place of every value in a list, as small integers; and what the list says of a place:
+        the level's number, int64, counted through all tables."""
+        tables = self.levels.numel() // self.levels.shape[-1]
         if (found := self._search(x)) is not None:
             bins, index = found
-            return self._values(bins, index, x).to(x.dtype), look_up(bins.codes.view(-1), index)
+            rows = torch.arange(tables)[:, None] * self.levels.shape[-1]
+            return (
+                self._values(bins, index, x).to(x.dtype),
+                _small(index, bins.codes.numel()),
+                (bins.codes + rows).view(-1),
+            )
         codes = self.encode(x)
-        return _laid_like(self.decode(codes).to(x.dtype), x), _laid_like(codes.to(torch.uint8), x)
+        values = _laid_like(self.decode(codes).to(x.dtype), x)
+        if tables > 1:
+            codes = codes + self._table(x) * self.levels.shape[-1]
+        return values, _small(codes, self.levels.numel()), torch.arange(self.levels.numel(), device=x.device)
 
     def covers(self, x: Tensor) -> Tensor:
         low, high = (self._aligned(self.levels[..., end] * self.scale, x) for end in (0, -1))
@@ -86,10 +96,13 @@ class LevelsQParams(QParams):
         bins = self._bins
         if bins is None or x.numel() < bins.codes.numel():
             return None
-        if self.levels.ndim == 1:
-            return bins, bins.index(x, self._aligned(self.scale, x), None)
-        table = torch.arange(len(bins.codes), dtype=torch.int32).view(self.scale.shape)
-        return bins, bins.index(x, self._aligned(self.scale, x), self._aligned(table, x))
+        table = None if self.levels.ndim == 1 else self._table(x)
+        return bins, bins.index(x, self._aligned(self.scale, x), table)
+
+    def _table(self, x: Tensor) -> Tensor:
+        """Which of the tables of their own values have, int32, broadcastable to ``x``."""
+        tables = torch.arange(self.scale.numel(), dtype=torch.int32, device=x.device)
+        return self._aligned(tables.view(self.scale.shape), x)
 
     @cached_property
     def _bins(self) -> Bins | None:
@@ -99,7 +112,7 @@ class LevelsQParams(QParams):
         return Bins.of(self._borders.reshape(-1, self.levels.shape[-1] - 1))
 
     def _values(self, bins: Bins, index: Tensor, x: Tensor) -> Tensor:
-        levels = self.levels.reshape(len(bins.codes), -1).gather(1, bins.codes.long())
+        levels = self.levels.reshape(len(bins.codes), -1).gather(1, bins.codes)
         if self.levels.ndim > self.scale.ndim:
             return look_up((levels * self.scale.reshape(-1, 1)).view(-1), index)
         return look_up(levels.view(-1), index).mul_(self._aligned(self.scale, x))
@@ -116,6 +129,13 @@ class LevelsQParams(QParams):
 def _laid_like(values: Tensor, x: Tensor) -> Tensor:
     # Tables of their own are searched channel by channel, which loses the memory format.
     return values if values.stride() == x.stride() else torch.empty_like(x, dtype=values.dtype).copy_(values)
+
+
+def _small(index: Tensor, most: int) -> Tensor:
+    """``index``, below ``most``, in the fewest bytes that hold it."""
+    if most <= 1 << 8:
+        return index.to(torch.uint8)
+    return index.to(torch.int16) if most <= 1 << 15 else index
 
 
 def own_tables(levels: Tensor) -> LevelsQParams:

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from quantopsy.quant import LevelsQParams, QParams, fake_quantize
 from quantopsy.quant.qparams import narrow, refuse_nan, wide
-from quantopsy.training.quantizers.sharing import products, sums, sums_by_code, within_ends
+from quantopsy.training.quantizers.sharing import products, sums, sums_by_place, within_ends
 
 
 class LearnedStep(Function):
@@ -82,7 +82,7 @@ class LearnedLevels(Function):
     """``apply(x, scale, levels, grid, factor, correction)``: DDQ equations (8) and (9).
 
     ``grid`` has the same ``levels`` (..., L) and scale, detached. dL/dlevels_k = s times the sum of g' over the values
-    on level k; the scale's gradient is LSQ's. Saved: ``x`` and a byte of code for every value, whatever L is.
+    on level k; the scale's gradient is LSQ's. Saved: ``x`` and where every value was found, 1 to 4 bytes, whatever L is.
     """
 
     @staticmethod
@@ -90,22 +90,23 @@ class LearnedLevels(Function):
         ctx: Any, x: Tensor, scale: Tensor, _: Tensor, grid: LevelsQParams, factor: Tensor, correction: float
     ) -> Tensor:
         refuse_nan(x)
-        result, codes = grid.snap_with_codes(wide(x))
-        ctx.save_for_backward(x, codes, scale, factor)
+        result, places, level = grid.locate(wide(x))
+        ctx.save_for_backward(x, places, level, scale, factor)
         ctx.grid, ctx.correction = grid, correction
         return narrow(result, x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, codes, scale, factor = ctx.saved_tensors
+        x, places, level, scale, factor = ctx.saved_tensors
         grid: LevelsQParams = ctx.grid
         gradient, x = wide(grads[0]), wide(x)
         to_x = within_ends(gradient, x, grid)
         to_grid, rounded = gradient, to_x
         if ctx.correction:
-            to_grid, rounded = _corrected(gradient, to_x, grid.decode(codes.to(torch.int32)), x, ctx)
-        by_level = sums_by_code(to_grid, codes, grid.levels.shape[-1], grid)
+            to_grid, rounded = _corrected(gradient, to_x, grid.snap(x), x, ctx)
+        by_place = sums_by_place(to_grid, places, len(level))
+        by_level = by_place.new_zeros(grid.levels.numel()).index_add_(0, level, by_place).view_as(grid.levels)
         to_scale = (grid.levels * by_level).sum(-1) - products(rounded, x, grid) / scale
         return to_x.to(grads[0].dtype), factor * to_scale, by_level * scale[..., None], None, None, None
 

@@ -1,12 +1,13 @@
 """Sums over the values that share a grid, and the mask of those between its ends.
 
-Grid shapes as in :mod:`quantopsy.quant.qparams`: (), (C,) or (C, G); L levels.
+Grid shapes as in :mod:`quantopsy.quant.qparams`: (), (C,) or (C, G).
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,26 +35,24 @@ def products(a: Tensor, b: Tensor, grid: QParams) -> Tensor:
     return torch.dot(a.permute(order).reshape(-1), b.permute(order).reshape(-1))
 
 
-def sums_by_code(values: Tensor, codes: Tensor, levels: int, grid: QParams) -> Tensor:
-    """Sum of ``values`` over every level of every grid, of the grid shape and L = ``levels``."""
-    shape = grid.ends[0].shape
-    if shape.numel() > 1:
-        table = torch.arange(shape.numel(), dtype=torch.int32, device=codes.device).view(shape)
-        codes = codes + aligned(table, codes, grid.axis, grid.group_size) * levels
+def sums_by_place(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """(``count``,): sum of ``values`` over each of so many places; ``places`` integers, same shape as ``values``."""
     order = memory_order(values)
-    codes, values = codes.permute(order).reshape(-1), values.permute(order).reshape(-1)
-    ways = 1
-    if codes.dtype == torch.uint8 and levels <= 256 // _WAYS and len(codes) % _WAYS == 0:
-        # Neighbours often share a level, rectified zeros above all; added to the same place one would wait for
-        # the other. So each of eight neighbours has a table of its own: their bytes are one int64.
-        ways = _WAYS
-        apart = sum(way * levels << 8 * way for way in range(_WAYS))
-        codes = (codes.view(torch.int64) + (apart - (apart >> 63 << 64))).view(torch.uint8)
-    counted = torch.bincount(codes, weights=values, minlength=ways * shape.numel() * levels)
-    return counted.view(ways, -1).sum(0).view(*shape, levels)
+    places, values = places.permute(order).reshape(-1), values.permute(order).reshape(-1)
+    size = places.element_size()
+    ways = _WORD // size
+    # Neighbours often share a place, rectified zeros above all, and one addition to it would wait for the other.
+    # So the neighbours that lie in one int64 get a list each, in one addition to all of them.
+    if places.device.type == "cpu" and ways > 1 and len(places) % ways == 0 and ways * count <= _MOST[size]:
+        apart = np.arange(ways, dtype=f"u{size}") * count
+        places = (places.view(torch.int64) + int(apart.view(np.int64)[0])).view(places.dtype)
+        return torch.bincount(places, weights=values, minlength=ways * count).view(ways, count).sum(0)
+    return torch.bincount(places, weights=values, minlength=count)
 
 
-_WAYS = 8
+_WORD = 8
+_MOST = {1: 1 << 8, 2: 1 << 15, 4: 1 << 31}
+"""Places that an integer of so many bytes tells apart."""
 
 
 def values_per_grid(x: Tensor, grid: QParams) -> Tensor | float:
