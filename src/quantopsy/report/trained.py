@@ -70,7 +70,7 @@ def _bits_told(done: Trained, best: Epoch) -> Iterator[str]:
     if depthwise is not None and pointwise is not None:
         yield (
             f"Depthwise layers have {significant(depthwise, 2)} bits on average and pointwise ones "
-            f"{significant(pointwise, 2)}: {'' if depthwise > pointwise else 'no '}more, where DDQ's Figure 3 finds more."
+            f"{significant(pointwise, 2)}: {'' if depthwise > pointwise else 'no '}more. DDQ's Figure 3 finds more."
         )
 
 
