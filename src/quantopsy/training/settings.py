@@ -25,8 +25,8 @@ class TrainingSettings:
     others. ``target``: of the footprint of all weights, such as ``4bits``, ``500KB`` or ``0.125x``; it makes the bits
     of weights learn, ``bits`` the most. ``distillation``: weight of the divergence from the float network's outputs
     beside the labels' loss; 0 for none. ``correction``: lambda of DDQ equation (9). ``rate``: of weights and biases;
-    the others follow from it (:func:`quantopsy.training.optimizers.optimizers`). ``patience``: epochs without a better one
-    after which it ends.
+    the others follow from it (:func:`quantopsy.training.optimizers.optimizers`). ``patience``: epochs without a
+    better one after which it ends.
     """
 
     method: str = "ddq"
