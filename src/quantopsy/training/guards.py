@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantopsy.core import QuantopsyError
 from quantopsy.training.network import QuantizedLayer, TrainableNetwork
 
 FURTHEST = 32.0
@@ -20,21 +21,26 @@ OFTEN = 0.05
 """Oscillations a step above which a weight is frozen."""
 
 
-def first_not_finite(network: TrainableNetwork, inputs: Any) -> str:
-    """The first layer, in order, whose weight or result is not finite; of the inputs ``inputs`` themselves."""
+def first_not_finite(network: TrainableNetwork, inputs: Any) -> str | None:
+    """The first layer, in order, whose weight, grid or result for ``inputs`` is not finite; None where all are."""
     for layer in network.quantized_layers:
-        for tensor in (layer.weight, layer.bias):
-            if tensor is not None and not bool(torch.isfinite(tensor).all()):
-                return f"the weights of layer {layer.layer.name!r}"
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in layer.parameters()):
+            return layer.layer.name
+    names = [layer.layer.name for layer in network.quantized_layers]
+    reached: list[str] = []
     found: list[str] = []
 
     def look(name: str, value: Tensor) -> None:
-        if not found and not bool(torch.isfinite(value).all()):
-            found.append(f"layer {name!r}")
+        reached.append(name)
+        if not bool(torch.isfinite(value).all()):
+            found.append(name)
 
-    with torch.no_grad():
-        network.run(inputs, look)
-    return found[0] if found else "the loss"
+    try:
+        with torch.no_grad():
+            network.run(inputs, look)
+    except QuantopsyError:  # a grid refuses NaN: it is of the layer that comes next
+        found.append(names[len(reached)])
+    return found[0] if found else None
 
 
 class ScaleGuard:
@@ -66,7 +72,7 @@ class OscillationGuard:
     """
 
     def __init__(self, network: TrainableNetwork) -> None:
-        self._layers = [layer for layer in network.quantized_layers if layer.weight_quantizer and layer.norm is None]
+        self._layers = [layer for layer in network.quantized_layers if layer.weight_quantizer]
         self._seen: dict[int, dict[str, Tensor]] = {}
 
     @torch.no_grad()
@@ -80,7 +86,7 @@ class OscillationGuard:
         assert weight is not None
         assert quantizer is not None
         grid = quantizer.qparams
-        codes = grid.encode(layer.folded_weight())
+        codes = grid.encode(layer.latent_weight())
         if seen is None:
             none = torch.zeros_like(weight)
             self._seen[index] = {

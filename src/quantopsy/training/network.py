@@ -14,7 +14,7 @@ from quantopsy.engine.calibration import Calibration, edges, grids_of
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.graph.execute import Lookup, Overlay, Program, Step, Values
 from quantopsy.graph.network import Network
-from quantopsy.quant import QParams
+from quantopsy.quant import LevelsQParams, QParams, UniformQParams
 from quantopsy.quant.uniform import from_range
 from quantopsy.training.norm import KeptNorm, Moments
 from quantopsy.training.quantizers import METHODS, FakeQuantizer, trainable
@@ -104,16 +104,32 @@ class QuantizedLayer(nn.Module):
             y = step.activate(lookup, y)
         return y if self.output_quantizer is None else self.output_quantizer(y)
 
-    def folded_weight(self) -> Tensor:
-        """The weight that is put on the grid: with a kept batch norm in it, and as its method bends it."""
+    def latent_weight(self) -> Tensor:
+        """The weight that its quantizer reads: what is trained, as the method bends it."""
         assert self.weight is not None
-        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer.weight(self.weight)
-        return weight if self.norm is None else self.norm.folded(weight)
+        return self.weight if self.weight_quantizer is None else self.weight_quantizer.weight(self.weight)
 
     def quantized_weight(self) -> Tensor:
-        """The weight on its grid."""
-        weight = self.folded_weight()
-        return weight if self.weight_quantizer is None else self.weight_quantizer(weight)
+        """The weight on its grid; in evaluation with a kept batch norm in it."""
+        weight, quantizer = self.latent_weight(), self.weight_quantizer
+        if self.norm is None or self.training:
+            return weight if quantizer is None else quantizer(weight)
+        if quantizer is None:
+            return weight * self.norm.ratio.reshape(-1, *(1,) * (weight.dim() - 1))
+        return self.grid.decode(quantizer.qparams.encode(weight))
+
+    @property
+    def takes_norm(self) -> bool:
+        """Whether its weight's grid can take a factor for every channel: it is float, uniform, or a table of levels."""
+        quantizer = self.weight_quantizer
+        return quantizer is None or isinstance(quantizer.qparams, UniformQParams | LevelsQParams)
+
+    @property
+    def grid(self) -> QParams:
+        """The grid of the weight as it is deployed: with a kept batch norm in it one for every channel."""
+        assert self.weight_quantizer is not None
+        grid = self.weight_quantizer.qparams
+        return grid if self.norm is None else _per_channel(grid, self.norm.ratio.detach())
 
     def quantized_bias(self) -> Tensor:
         """The bias, with what a kept batch norm's mean has drifted, on its grid where it has one."""
@@ -177,7 +193,7 @@ class TrainableNetwork(nn.Module):
                     started[str(step.weight)] = learning.weight_quantizer
             if grids.bias_bits is not None and learning.bias is not None:
                 learning.bias_quantizer = _bias_quantizer(learning.bias, grids.bias_bits)
-            if moments is not None and step.layer.name in moments:
+            if moments is not None and step.layer.name in moments and learning.takes_norm:
                 learning.norm = KeptNorm(*moments[step.layer.name])
             self.layers[step.layer.name.replace(".", "/")] = learning
         for name, quantizer in started.items():
@@ -189,6 +205,11 @@ class TrainableNetwork(nn.Module):
     def quantized_layers(self) -> list[QuantizedLayer]:
         """The layers in topological order."""
         return [layer for layer in self.layers.values() if isinstance(layer, QuantizedLayer)]
+
+    def _by_name(self, name: str) -> QuantizedLayer:
+        found = self.layers[name.replace(".", "/")]
+        assert isinstance(found, QuantizedLayer)
+        return found
 
     @property
     def quantizers(self) -> list[FakeQuantizer]:
@@ -232,19 +253,26 @@ class TrainableNetwork(nn.Module):
         for quantized in self.quantized_layers:
             layer = quantized.layer
             if quantized.weight is not None and layer.weight is not None:
-                weight = quantized.folded_weight()
-                tensors[layer.weight] = _plain(weight)
+                # With a batch norm in it the weight moves to its grid: w a / (s a) is not w / s to the last bit.
+                kept = quantized.norm is not None
+                tensors[layer.weight] = _plain(quantized.quantized_weight() if kept else quantized.latent_weight())
             if quantized.bias is not None and layer.bias is not None:
                 tensors[layer.bias] = _plain(quantized.quantized_bias())
         calibration = Calibration(origins=network.origins, given=dict(self.given))
         specs: dict[Site, Spec] = {}
         for site, quantizers in self.sites.items():
             layer = network.layer(site.layer)
-            spec = specs[site] = quantizers[0].fitted(self.plan[site])
-            values = (str(layer.weight),) if site.role == "weight" else edges(layer, site.role)
-            for value, quantizer in zip(values, quantizers, strict=True):
-                key = value if site.role == "weight" else network.origin(value)
-                calibration.encodings[key, spec] = quantizer.qparams.map_grids(lambda grid: grid.cpu().clone())
+            spec = quantizers[0].fitted(self.plan[site])
+            if site.role == "weight":
+                found = [(str(layer.weight), self._by_name(site.layer).grid)]
+                if found[0][1].axis is not None and spec.granularity == "per_tensor":
+                    spec = replace(spec, granularity="per_channel")
+            else:
+                values = [network.origin(value) for value in edges(layer, site.role)]
+                found = [(value, quantizer.qparams) for value, quantizer in zip(values, quantizers, strict=True)]
+            specs[site] = spec
+            for value, grid in found:
+                calibration.encodings[value, spec] = grid.map_grids(lambda tensor: tensor.detach().cpu().clone())
         return replace(network, tensors=tensors), Plan.of(specs), calibration
 
 
@@ -256,3 +284,14 @@ def _bias_quantizer(bias: Tensor, bits: int) -> FakeQuantizer:
 
 def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
+
+
+def _per_channel(grid: QParams, factor: Tensor) -> QParams:
+    """``grid`` with ``factor`` (C,) times its scale in every channel along axis 0."""
+    assert isinstance(grid, UniformQParams | LevelsQParams)
+    if grid.axis is not None:
+        return replace(grid, scale=grid.scale * factor.reshape(-1, *(1,) * (grid.scale.dim() - 1)))
+    scale = (grid.scale * factor).clamp(min=torch.finfo(torch.float32).tiny)
+    if isinstance(grid, UniformQParams):
+        return replace(grid, scale=scale, zero_point=grid.zero_point.expand(len(factor)).clone(), axis=0)
+    return replace(grid, scale=scale, axis=0)

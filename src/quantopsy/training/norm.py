@@ -1,13 +1,9 @@
-"""A batch norm that goes on normalising behind a layer it is folded into.
+"""A batch norm that goes on normalising behind a layer it was folded into.
 
-The layer's folded weight is w gamma / sigma, with sigma the running standard deviation of what the batch norm reads,
-and that is what is quantized, so that training sees the very weight that is deployed (Jacob et al. 2017, section 3.2;
-Krishnamoorthi 2018, section 3.2.2). In training the result y of the layer is normalised by its batch's own moments,
-
-    gamma (y - mean_B(y)) / std_B(y) + beta,
-
-which is the batch norm of the unfolded layer, since normalising undoes the factor gamma / sigma. In evaluation nothing
-is left to do beside the bias.
+In training it normalises what the layer with its quantized weight gives, by the moments of the batch, as in any network
+that is quantized with its batch norms in place. In evaluation, and in what is deployed, its running moments are folded:
+with a = gamma / sigma the layer's weight is a Q(w), which is on the grid of Q with a times the scale, so that a grid of
+the whole tensor becomes one per channel (Krishnamoorthi 2018, section 3.2.2, discusses the other order, Q(a w)).
 """
 
 from __future__ import annotations
@@ -39,51 +35,37 @@ class KeptNorm(nn.Module):
     """The batch norm of a folded layer with C channels, in units of what the folded layer gives.
 
     It starts from ``start`` and ``spread``, mean and standard deviation of the folded layer's result (without bias) as
-    they were measured, with gamma = sigma = ``spread``: the folded weight is then the network's own.
+    they were measured, with gamma = sigma = ``spread`` and beta = bias + ``start``: it is then the identity.
     """
 
     start: Tensor
+    mean: Tensor
     sigma: Tensor
-    drift: Tensor
 
     def __init__(self, start: Tensor, spread: Tensor) -> None:
         super().__init__()
         self.momentum = MOMENTUM
         self.gamma = nn.Parameter(spread.clone())
         self.register_buffer("start", start.clone())
+        self.register_buffer("mean", start.clone())
         self.register_buffer("sigma", spread.clone())
-        # Of the running mean from where it started: zero, so that the bias is the folded one to the bit.
-        self.register_buffer("drift", torch.zeros_like(start))
 
     @property
     def ratio(self) -> Tensor:
-        """gamma / sigma, (C,): 1 before the first step."""
-        return self.gamma / self.sigma
-
-    def folded(self, weight: Tensor) -> Tensor:
-        """``weight`` with the batch norm in it."""
-        return weight * self.ratio.reshape(-1, *(1,) * (weight.dim() - 1))
+        """a = |gamma| / sigma, (C,): 1 before the first step. A negative one would turn the grid of a weight around."""
+        return self.gamma.abs() / self.sigma
 
     def bias(self, bias: Tensor) -> Tensor:
-        """The bias in evaluation: less by what the running mean has drifted."""
-        return bias - self.ratio * self.drift
+        """The bias in evaluation, beta - a mean: ``bias`` itself, to the bit, before the first step."""
+        return bias + (self.start - self.ratio * self.mean)
 
     def forward(self, y: Tensor, bias: Tensor) -> Tensor:
         """A layer's result without its bias, (B, C, ...), normalised by the batch; the running moments follow."""
-        beta = bias + self.ratio * self.start
-        self.follow(y.detach(), self.momentum)
-        return F.batch_norm(y, None, None, self.gamma, beta, training=True, eps=EPS)
-
-    @torch.no_grad()
-    def follow(self, y: Tensor, momentum: float) -> None:
-        """Move the running moments towards those of ``y``, a layer's result without its bias."""
-        dims = [dim for dim in range(y.dim()) if dim != 1]
-        variance, mean = torch.var_mean(y, dims, correction=0)
-        ratio = self.ratio
-        # Not in place: backward needs the moments as forward had them.
-        self.drift = self.drift + momentum * (mean / ratio - self.start - self.drift)
-        sigma = (variance + EPS).sqrt() / ratio.abs()
-        self.sigma = self.sigma + momentum * (sigma - self.sigma)
+        with torch.no_grad():
+            variance, mean = torch.var_mean(y, [dim for dim in range(y.dim()) if dim != 1], correction=0)
+            self.mean.lerp_(mean, self.momentum)
+            self.sigma.lerp_((variance + EPS).sqrt(), self.momentum)
+        return F.batch_norm(y, None, None, self.gamma.abs(), bias + self.start, training=True, eps=EPS)
 
 
 def normalised(layer: Layer) -> bool:

@@ -80,7 +80,7 @@ def levels_of(network: TrainableNetwork, first: Mapping[str, tuple[float, ...]])
     for layer in network.quantized_layers:
         if layer.weight_quantizer is None:
             continue
-        weight, grid = layer.folded_weight().detach().cpu().float(), layer.weight_quantizer.qparams
+        weight, grid = layer.latent_weight().detach().cpu().float(), layer.weight_quantizer.qparams
         if grid.axis is not None:
             weight = weight.select(grid.axis, 0)
         counts, edges = np.histogram(weight.numpy(), bins=BINS)

@@ -157,7 +157,12 @@ class Trainer:
             (settings.seed * 1_000_003 + self.step) * 64 + self.accelerator.process_index
         )
         inputs = tuple(augmented(x, self.augmentation, generator).to(self.accelerator.device) for x in _tensors(batch))
-        parts = self._losses(inputs, batch)
+        try:
+            parts = self._losses(inputs, batch)
+        except QuantopsyError:  # grids refuse NaN
+            if not self._blown_up(inputs):
+                raise
+            return float("nan")
         total = sum(parts.values(), torch.zeros((), device=self.accelerator.device))
         if self.job.limit is not None:
             total = total * self.job.limit.price().to(total)
@@ -166,7 +171,7 @@ class Trainer:
         self.accelerator.backward(total)
         norm = self.accelerator.clip_grad_norm_(self._clipped(), 1.0)
         if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
-            self._blown_up(inputs)
+            self._blown_up(inputs, loss=True)
             return float("nan")
         for optimizer in self.optimizers:
             optimizer.step()
@@ -200,13 +205,14 @@ class Trainer:
         """Parameters whose gradients are clipped together: all but gates, whose gradient's sign is what counts."""
         return [parameter for group in self.optimizers[0].param_groups for parameter in group["params"]]
 
-    def _blown_up(self, inputs: tuple[Tensor, ...]) -> None:
+    def _blown_up(self, inputs: tuple[Tensor, ...], loss: bool = False) -> bool:
+        """Whether something is not finite, the ``loss`` or a layer; the training then ends at its best state so far."""
         culprit = first_not_finite(self.network, inputs)
-        self.history.stopped = f"the loss is not finite at step {self.step}: {culprit} blew up first"
-        if self.best is None:
-            raise QuantopsyError(
-                "training", f"{self.history.stopped}, and there is no good state before", "give a smaller --rate"
-            )
+        if culprit is None and not loss:
+            return False
+        what = "the loss is" if culprit is None else f"layer {culprit!r} was the first to be"
+        self.history.stopped = f"{what} not finite at step {self.step} (a smaller --rate may help)"
+        return True
 
     def _average(self) -> None:
         decay = self.settings.ema
@@ -229,7 +235,12 @@ class Trainer:
         if self.average is not None:
             own = {name: value.clone() for name, value in self.network.state_dict().items()}
             self.network.load_state_dict(self.average)
-        value = self.job.metric.value(self.statistics(self.job.validation))
+        try:
+            value = self.job.metric.value(self.statistics(self.job.validation))
+        except QuantopsyError:
+            if not self._blown_up(_tensors(self.job.images.batch(self.job.validation[:2]))):
+                raise
+            return
         limit = self.job.limit
         epoch = Epoch(
             number=self.step // self.steps_per_epoch,
@@ -356,7 +367,7 @@ def quantization_errors(network: TrainableNetwork) -> dict[str, float]:
     found = {}
     for layer in network.quantized_layers:
         if layer.weight_quantizer is not None:
-            weight = layer.folded_weight()
+            weight = layer.latent_weight()
             apart = (layer.weight_quantizer(weight) - weight).square().sum()
             found[layer.layer.name] = float(apart / weight.square().sum().clamp(min=1e-30))
     return found

@@ -1,0 +1,138 @@
+"""A trainable network is the engine's quantized network before the first step and behind the last."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from learning import pictures, started
+from torch import Tensor
+from torch.nn import functional as F
+
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
+from quantopsy.engine.calibration import Calibration
+from quantopsy.graph.capture import capture
+from quantopsy.graph.execute import compile_network
+from quantopsy.remedy.apply import Simulated
+from quantopsy.training.network import Grids, TrainableNetwork
+from quantopsy.training.norm import measured_moments
+from quantopsy.training.quantizers import METHODS
+from quantopsy.training.settings import TrainingSettings
+
+
+def simulated(network, plan, calibration, x: Tensor) -> Tensor:
+    return Simulated(network, plan, calibration)(x)
+
+
+def trained_a_little(network: TrainableNetwork, steps: int = 3) -> None:
+    """Any user's loop."""
+    network.train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    for step in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(network(pictures(step, 8)), torch.arange(8) % 5).backward()
+        optimizer.step()
+    network.eval()
+
+
+@pytest.mark.parametrize("scheme", ["per-tensor", "per-channel"])
+@pytest.mark.parametrize("norms", ["folded", "kept"])
+@pytest.mark.parametrize("method", METHODS)
+def test_it_is_the_simulation_before_and_after(method, norms, scheme) -> None:
+    settings = TrainingSettings(method=method)
+    start, program = started(method=method, scheme=scheme)
+    x = pictures(7, 8)
+    moments = measured_moments(program, [(x,)]) if norms == "kept" else None
+    network = TrainableNetwork(program, start.plan, start.calibration, settings.grids, moments).eval()
+    with torch.no_grad():
+        before = network(x)
+    exact = simulated(start.network, start.plan, start.calibration, x)
+    # DoReFa begins at the inverse of its tanh, equal but for rounding, which may move a value across a border.
+    tolerance = 0.05 * float(exact.abs().max()) if method in ("dorefa", "pact") else 0.0
+    torch.testing.assert_close(before, exact, rtol=0, atol=tolerance)
+    trained_a_little(network)
+    with torch.no_grad():
+        after = network(x)
+    assert not torch.equal(after, before)
+    assert torch.equal(simulated(*network.trained(), x), after)
+
+
+def test_what_is_read_twice_has_one_quantizer() -> None:
+    start, program = started()
+    network = TrainableNetwork(program, start.plan, start.calibration)
+    # `left` and `right` read what `depthwise` gives.
+    (left,), (right,) = network.sites[Site("left", "input")], network.sites[Site("right.0", "input")]
+    assert left is right
+    assert len(network.quantizers) == len({id(q) for found in network.sites.values() for q in found})
+
+
+def test_everything_learns_and_nothing_else() -> None:
+    start, program = started(method="lsq")
+    network = TrainableNetwork(program, start.plan, start.calibration, Grids("lsq", "lsq"))
+    F.cross_entropy(network(pictures(0, 8)), torch.arange(8) % 5).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    weights = {name for layer in start.network.layers for name in (layer.weight, layer.bias) if name}
+    assert sum(p.numel() for p in network.parameters()) == sum(
+        start.network.tensors[name].numel() for name in weights
+    ) + len(network.quantizers)
+
+
+def test_the_gradient_without_grids_is_the_float_network_s() -> None:
+    start, program = started()
+    network = TrainableNetwork(program, Plan(), Calibration())
+    x = pictures(0, 8)
+    F.cross_entropy(network(x), torch.arange(8) % 5).backward()
+    module = start.network.module()
+    tensors = {name: t.clone().requires_grad_() for name, t in start.network.tensors.items() if t.is_floating_point()}
+    F.cross_entropy(torch.func.functional_call(_stateful(module, tensors), {}, (x,)), torch.arange(8) % 5).backward()
+    for layer in network.quantized_layers:
+        if layer.weight is not None:
+            wanted = tensors[str(layer.layer.weight)].grad
+            assert wanted is not None
+            torch.testing.assert_close(layer.weight.grad, wanted, rtol=1e-4, atol=1e-5)
+
+
+def _stateful(module: torch.fx.GraphModule, tensors: dict[str, Tensor]) -> torch.nn.Module:
+    """``module`` reading ``tensors``, which carry gradients."""
+
+    class Reading(torch.fx.Interpreter):
+        def fetch_attr(self, target: str) -> object:
+            return tensors.get(target, super().fetch_attr(target))
+
+    class Wrapped(torch.nn.Module):
+        def forward(self, x: Tensor) -> object:
+            found = Reading(module).run(x)
+            return found[0] if isinstance(found, tuple | list) else found
+
+    return Wrapped()
+
+
+def test_biases_are_on_grids_where_asked_for() -> None:
+    start, program = started()
+    network = TrainableNetwork(program, start.plan, start.calibration, Grids("lsq", "lsq", bias_bits=4))
+    trained_a_little(network)
+    float_network, plan, calibration = network.trained()
+    for layer in float_network.layers:
+        if layer.bias is not None:
+            assert len(float_network.tensors[layer.bias].unique()) <= 16
+    x = pictures(5, 4)
+    with torch.no_grad():
+        assert torch.equal(simulated(float_network, plan, calibration, x), network(x))
+
+
+def test_kinds_that_no_method_trains_pass_gradients_straight_through() -> None:
+    start, program = started(plan={"layers": {"left": {"weight": {"kind": "piecewise", "bits": 3}}}})
+    network = TrainableNetwork(program, start.plan, start.calibration)
+    trained_a_little(network)
+    float_network, plan, calibration = network.trained()
+    assert plan[Site("left", "weight")].kind == "piecewise"
+    x = pictures(5, 4)
+    with torch.no_grad():
+        assert torch.equal(simulated(float_network, plan, calibration, x), network(x))
+
+
+@pytest.mark.parametrize("spec", [Spec(bits=4, tensors=2), Spec(bits=4, correction="mean_variance")])
+def test_what_is_on_no_grid_of_its_own_is_refused_with_its_layer(spec, small, images) -> None:
+    network = capture(small, (images[:2],))
+    assert compile_network(network)
+    with pytest.raises(QuantopsyError, match="left"):
+        Grids().start(Plan.of({Site("left", "weight"): spec}))

@@ -1,0 +1,96 @@
+"""A kept batch norm trains as the batch norm that was folded, and is nothing but a bias in evaluation."""
+
+from __future__ import annotations
+
+import torch
+from learning import pictures
+from torch import nn
+
+from quantopsy.core import Plan
+from quantopsy.engine.calibration import Calibration
+from quantopsy.graph.capture import capture
+from quantopsy.graph.execute import compile_network
+from quantopsy.training.network import TrainableNetwork
+from quantopsy.training.norm import KeptNorm, measured_moments, reestimate
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x).mean((2, 3))
+
+
+def pair(x: torch.Tensor) -> tuple[Normed, TrainableNetwork]:
+    """A module whose batch norm knows ``x``, and its folded network with the batch norm kept; nothing quantized."""
+    torch.manual_seed(0)
+    module = Normed()
+    norm = module.body[1]
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.uniform_(norm.bias, -0.5, 0.5)
+    norm.momentum = None  # a plain mean
+    with torch.no_grad():
+        module.train()(x)
+        norm.running_var *= (x[:, 0, 2:, 2:].numel() - 1) / x[:, 0, 2:, 2:].numel()
+    norm.momentum = 0.1
+    module.eval()
+    program = compile_network(capture(module, (x[:2],)))
+    moments = measured_moments(program, [(x,)])
+    return module, TrainableNetwork(program, Plan(), Calibration(), moments=moments)
+
+
+def test_evaluation_is_the_folded_network_to_the_bit() -> None:
+    x = pictures(0, 16)
+    _, network = pair(x)
+    network.eval()
+    folded = network.program.network
+    with torch.no_grad():
+        assert torch.equal(network(x), folded.unflatten(network.program.forward(network.program.place((x,)))))
+
+
+def test_training_normalises_as_torch_does() -> None:
+    x, batch = pictures(0, 64), pictures(1, 16)
+    module, network = pair(x)
+    with torch.no_grad():
+        torch.testing.assert_close(network.train()(batch), module.train()(batch), rtol=1e-3, atol=1e-4)
+
+
+def test_training_leads_where_the_unfolded_network_leads() -> None:
+    x = pictures(0, 64)
+    module, network = pair(x)
+    for step in range(5):
+        batch = pictures(10 + step, 16)
+        for learner in (module.train(), network.train()):
+            optimizer = torch.optim.SGD([p for p in learner.parameters() if p.dim() == 1], lr=0.05)
+            optimizer.zero_grad()
+            learner(batch).square().sum().backward()
+            optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(x), module.eval()(x), rtol=2e-2, atol=2e-2)
+
+
+def test_what_was_trained_is_folded_again() -> None:
+    x = pictures(0, 32)
+    _, network = pair(x)
+    with torch.no_grad():
+        for step in range(3):
+            network.train()(pictures(step, 16))
+    network.eval()
+    float_network, _, _ = network.trained()
+    program = compile_network(float_network)
+    with torch.no_grad():
+        found = float_network.unflatten(program.forward(program.place((x,))))
+        torch.testing.assert_close(found, network(x), rtol=1e-5, atol=1e-5)
+
+
+def test_moments_are_estimated_again() -> None:
+    x = pictures(0, 32)
+    _, network = pair(x)
+    other = 3 * pictures(4, 32) + 1
+    with torch.no_grad():
+        wanted = network.train()(other)
+        reestimate(network, network.run, [(other,)])
+        assert any(isinstance(module, KeptNorm) for module in network.modules())
+        torch.testing.assert_close(network(other), wanted, rtol=1e-3, atol=1e-3)
