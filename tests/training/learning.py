@@ -40,12 +40,12 @@ def images(seed: int, count: int) -> TensorDataset:
 
 def training() -> TensorDataset:
     """To train on."""
-    return images(1, 160)
+    return images(1, 240)
 
 
 def evaluation() -> TensorDataset:
     """To measure on."""
-    return images(2, 120)
+    return images(2, 160)
 
 
 def started(**settings: object) -> tuple[Start, Program]:

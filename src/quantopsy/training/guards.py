@@ -87,9 +87,11 @@ class OscillationGuard:
         assert quantizer is not None
         grid = quantizer.qparams
         codes = grid.encode(layer.latent_weight())
-        if seen is None:
+        bits = torch.tensor(quantizer.bits)
+        if seen is None or not torch.equal(seen["bits"], bits):  # codes of other bits are other codes
             none = torch.zeros_like(weight)
             self._seen[index] = {
+                "bits": bits,
                 "codes": codes,
                 "mean": codes.float(),
                 "way": none.to(torch.int8),

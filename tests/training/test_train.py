@@ -1,0 +1,206 @@
+"""A training from its start to files that every other command takes; killed, resumed, spread, blown up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from learning import evaluation, images, network, training
+from torch import Tensor
+
+import quantopsy as qp
+from quantopsy.analysis.progress import Silent
+from quantopsy.core import QuantopsyError, Site
+from quantopsy.core.recipe import Recipe
+from quantopsy.training.settings import TrainingSettings
+from quantopsy.training.start import usual_plan
+from quantopsy.training.train import train
+from quantopsy.training.trainer import CHECKPOINT, Trainer
+
+LITTLE = {"epochs": 2, "batch": 16, "bits": 2, "activation_bits": 8, "calibration_samples": 32, "augment": "none"}
+
+
+def trained(out: Path, progress=None, **settings):
+    chosen = TrainingSettings(**{**LITTLE, **settings})
+    return train(network(), training(), evaluation=evaluation(), out=out, settings=chosen, progress=progress)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return dict(torch.export.load(folder / "network.pt2").state_dict)
+
+
+def test_it_wins_back_what_quantization_took(tmp_path) -> None:
+    done = trained(tmp_path, epochs=6, rate=0.03)
+    expected = done.expected
+    assert expected.samples == 160
+    assert expected.lost_before[0] > 5.0
+    assert expected.gained[1] > 0.0  # for certain
+    assert expected.gained[0] == pytest.approx(expected.after[0] - expected.before[0])
+    history = done.history
+    assert [epoch.number for epoch in history.epochs] == list(range(7))
+    assert history.epochs[history.best].value == max(epoch.value for epoch in history.epochs)
+
+
+def test_network_and_recipe_are_taken_by_every_other_command(tmp_path) -> None:
+    done = trained(tmp_path)
+    applied = qp.apply(tmp_path, data=evaluation())
+    assert applied.same_model
+    assert applied.after[0] == pytest.approx(done.expected.after[0])
+    recipe = Recipe.load(tmp_path / "recipe.json")
+    assert recipe.plan[Site("left", "weight")].kind == "learned"
+    study = qp.analyze(tmp_path / "network.pt2", evaluation(), bits=(4,), mode="screen", out=tmp_path / "study")
+    assert list(study.layers()["name"]) == [layer.name for layer in qp.capture(network(), (torch.zeros(2, 3, 12, 12),)).layers]
+    # A training goes on from a recipe, and begins where it ended.
+    again = train(
+        tmp_path, training(), evaluation=evaluation(), out=tmp_path / "on", settings=TrainingSettings(**LITTLE)
+    )
+    assert again.expected.before[0] == pytest.approx(done.expected.after[0])
+
+
+def test_a_study_s_network_starts_from_its_plan(tmp_path) -> None:
+    qp.analyze(network(), evaluation(), bits=(4,), mode="screen", out=tmp_path / "study", scheme="per-channel")
+    with pytest.raises(QuantopsyError, match="its model was a Python object"):
+        train(tmp_path / "study", training(), out=tmp_path / "trained", settings=TrainingSettings(**LITTLE))
+    qp.analyze(
+        "learning:network", "learning:evaluation", bits=(4,), mode="screen", out=tmp_path / "named", scheme="per-channel"
+    )
+    settings = TrainingSettings(method="lsq", epochs=1, calibration_samples=32)
+    done = train(tmp_path / "named", training(), out=tmp_path / "trained", settings=settings)
+    plan = done.recipe.plan
+    assert plan[Site("left", "weight")].granularity == "per_channel"
+    assert plan[Site("left", "weight")].bits == 4
+    assert Site("add", "output") in plan  # where an analysis quantizes
+    assert done.held_out
+
+
+class Interrupted(Silent):
+    """Ctrl-C at a step."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+        self.phase = ""
+
+    def start(self, phase: str, total: float) -> None:
+        self.phase = phase
+
+    def advance(self, amount: float) -> None:
+        if self.phase == "training":
+            self.left -= amount
+            if self.left <= 0:
+                raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("more", [{}, {"norms": "kept"}, {"ema": 0.9, "method": "lsq"}, {"target": "3.5bits", "bits": 5}])
+def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, more) -> None:
+    whole = trained(tmp_path / "whole", augment="flip+shift", **more)
+    for step in (5, 14):  # within the first epoch, and the second
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "parts", Interrupted(step), augment="flip+shift", **more)
+        assert (tmp_path / "parts" / CHECKPOINT).exists()
+    parts = trained(tmp_path / "parts", augment="flip+shift", **more)
+    assert parts.expected == whole.expected
+    assert parts.history.losses == whole.history.losses
+    assert [epoch.value for epoch in parts.history.epochs] == [epoch.value for epoch in whole.history.epochs]
+    mine, other = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path) -> None:
+    trained(tmp_path)
+    with pytest.raises(QuantopsyError, match=r"settings differ.*--fresh"):
+        trained(tmp_path, rate=0.02)
+    (tmp_path / CHECKPOINT).write_bytes(b"cut off")
+    with pytest.raises(QuantopsyError, match="does not load"):
+        trained(tmp_path)
+
+
+def test_bits_learn_until_the_target_is_met(tmp_path) -> None:
+    done = trained(tmp_path, target="3.5bits", bits=6, epochs=4, edge_bits=0)
+    kept = done.history.epochs[done.history.best]
+    assert kept.within
+    assert done.average_bits <= 3.5
+    assert all(2 <= bits <= 6 for bits in kept.bits.values())
+    assert {site.layer: spec.bits for site, spec in done.recipe.plan.sites if site.role == "weight"} == dict(kept.bits)
+
+
+def test_a_target_that_no_bits_meet_is_refused(tmp_path) -> None:
+    with pytest.raises(QuantopsyError, match="the least that the bit-widths allow"):
+        trained(tmp_path, target="1.5bits", bits=6)
+    with pytest.raises(QuantopsyError, match="lsq does not learn bits"):
+        trained(tmp_path, target="3bits", method="lsq")
+
+
+def test_without_labels_the_float_network_teaches(tmp_path) -> None:
+    unlabelled = [(x,) for x, _ in training()]
+    settings = TrainingSettings(**LITTLE)
+    done = train(network(), unlabelled, evaluation=[(x,) for x, _ in evaluation()], out=tmp_path, settings=settings)
+    assert done.expected.metric == "agreement"
+    assert done.expected.gained[0] > 0
+    with pytest.raises(QuantopsyError, match="no labels and distillation is off"):
+        train(
+            network(), unlabelled, out=tmp_path / "none", settings=TrainingSettings(**{**LITTLE, "distillation": 0.0})
+        )
+
+
+def test_what_blows_up_is_named_and_the_best_state_kept(tmp_path, monkeypatch) -> None:
+    step = Trainer._step
+
+    def poisoned(self, batch):
+        if self.step == 16:  # in the second epoch
+            layer = self.network.layers["right/0"]
+            with torch.no_grad():
+                layer.weight[0, 0, 0, 0] = float("nan")
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", poisoned)
+    done = trained(tmp_path)
+    assert "'right.0'" in done.history.stopped
+    assert "step 16" in done.history.stopped
+    assert all(torch.isfinite(weight).all() for weight in weights(tmp_path).values())
+    assert done.expected.after[0] >= done.expected.before[0]
+
+
+def test_the_float_network_is_trained_the_same_way(tmp_path) -> None:
+    done = trained(tmp_path, method="float")
+    assert not done.recipe.plan.sites
+    assert qp.apply(tmp_path, data=evaluation()).lost[0] == 0.0
+
+
+def test_first_and_last_layer_keep_their_bits() -> None:
+    found = qp.capture(network(), (torch.zeros(2, 3, 12, 12),))
+    plan = usual_plan(found, TrainingSettings(bits=3, activation_bits=4))
+    bits = {site.layer: spec.bits for site, spec in plan.sites if site.role == "weight"}
+    assert bits == {"stem.0": 8, "depthwise.0": 3, "left": 3, "right.0": 3, "head": 8}
+    override = TrainingSettings(bits=3, plan={"layers": {"le*": {"weight": {"bits": 5}, "input": None}}})
+    plan = usual_plan(found, override)
+    assert plan[Site("left", "weight")].bits == 5
+    assert Site("left", "input") not in plan
+    with pytest.raises(QuantopsyError, match="lefft"):
+        usual_plan(found, TrainingSettings(plan={"layers": {"lefft": {"weight": {"bits": 5}}}}))
+
+
+def test_too_few_images_to_choose_by(tmp_path) -> None:
+    with pytest.raises(QuantopsyError, match="too few to choose by"):
+        train(network(), images(0, 30), out=tmp_path, settings=TrainingSettings(**LITTLE))
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path) -> None:
+    arguments = ["train", "learning:network", "--data", "learning:training", "--evaluation", "learning:evaluation"]
+    arguments += ["--bits", "3", "--epochs", "1", "--batch", "16", "--augment", "none", "--out"]
+    module = [sys.executable, "-m"]
+    launch = [*module, "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--module"]
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tests), str(tests / "training"), environment.get("PYTHONPATH", "")])
+    for out, prefix in (("two", launch), ("one", module)):
+        command = [*prefix, "quantopsy.cli", *arguments, str(tmp_path / out)]
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert found.returncode == 0, found.stderr[-2000:]
+    mine, other = weights(tmp_path / "two"), weights(tmp_path / "one")
+    for name in other:
+        torch.testing.assert_close(mine[name], other[name], rtol=1e-3, atol=1e-4)
