@@ -3,8 +3,8 @@
     python benchmarks/train_step.py
 
 Tensors are those of a ResNet-20 on CIFAR-10 at batch 64. Every method on the same tensor and gradient, in turns;
-the ratio is to LSQ's. Then the look-up of the nearest of 16 learned levels beside a uniform fake-quantize. Where
-other processes want the cores measure with OMP_NUM_THREADS=1.
+the ratio is to LSQ's. Then the look-up of the nearest of 16 learned levels beside a uniform fake-quantize. Times
+are of the processor, so that other processes count little; give it one thread: OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def medians(sides: dict[str, Callable[[], object]]) -> dict[str, float]:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for warm in (False, False, *[True] * ROUNDS):
         for name, function in sides.items():
-            start = time.perf_counter()
+            start = time.process_time()
             function()
             if warm:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     return {name: statistics.median(kept) * 1e3 for name, kept in seconds.items()}
 
 
@@ -83,18 +83,23 @@ def look_up() -> dict[str, float]:
     return medians({kind: lambda grid=grid: fake_quantize(x, grid) for kind, grid in grids.items()})  # type: ignore[misc]
 
 
+def _row(table: Table, name: str, method: str, milliseconds: float, yardstick: float) -> None:
+    limit = f"{LIMIT:.1f}" if method == "ddq" else ""
+    table.add_row(name, method, f"{milliseconds:.3f}", f"{milliseconds / yardstick:.2f}", limit)
+
+
 def main() -> None:
     torch.manual_seed(0)
     keep_freed_memory()
     table = Table("", "method", "ms", "of LSQ's", "limit")
+    total = dict.fromkeys(("lsq", "ddq"), 0.0)
     for name, role, granularity, shape in TENSORS:
         times = methods(role, granularity, shape)
         for method, milliseconds in times.items():
-            limit = f"{LIMIT:.1f}" if method == "ddq" else ""
-            table.add_row(
-                f"{name} {granularity}", method, f"{milliseconds:.3f}", f"{milliseconds / times['lsq']:.2f}", limit
-            )
+            _row(table, f"{name} {granularity}", method, milliseconds, times["lsq"])
+        total = {method: total[method] + times[method] for method in total}
         table.add_section()
+    _row(table, "all of these", "ddq", total["ddq"], total["lsq"])
     times = look_up()
     table.add_row(
         "2^20 weights, forward, of uniform's", "learned", f"{times['learned']:.3f}",

@@ -55,4 +55,6 @@ def in_memory_order(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def memory_order(x: Tensor) -> list[int]:
     """The dimensions of ``x`` as they lie in memory, outermost first: permuted so, a dense tensor is contiguous."""
+    if x.is_contiguous():
+        return list(range(x.ndim))
     return sorted(range(x.ndim), key=lambda dim: x.stride(dim) if x.shape[dim] > 1 else 0, reverse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ ALPHA = -0.02
 """Exponent of the price while the limit is exceeded (DDQ section 4.2)."""
 
 # By form: what an element of s bits counts. Memory is proportional to s; equation (6) as printed sums 2^s.
-FORMS: Mapping[str, Callable[[Tensor], Tensor]] = {"bits": lambda s: s, "levels": torch.exp2}
+FORMS: Mapping[str, Callable[[Any], Any]] = {"bits": lambda s: s, "levels": lambda s: 2**s}
 
 _WANTED = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
 
@@ -32,6 +32,16 @@ class Part(NamedTuple):
 
     elements: int
     width: Gates | int
+
+    @property
+    def bits(self) -> int:
+        """Of an element, now."""
+        return self.width.bits if isinstance(self.width, Gates) else self.width
+
+    @property
+    def least_bits(self) -> int:
+        """Of an element, with every gate closed that may close."""
+        return self.width.minimum if isinstance(self.width, Gates) else self.width
 
 
 @dataclass(frozen=True)
@@ -51,10 +61,10 @@ class Footprint:
             raise QuantopsyError("footprint", "nothing is stored", "quantize the weight of a layer")
 
     def __call__(self) -> Tensor:
-        """The footprint now, float64, with a gradient to the gates."""
-        return self._sum(
-            part.width().double().sum() if isinstance(part.width, Gates) else part.width for part in self.parts
-        )
+        """The footprint now, a float64 scalar with a gradient to the gates."""
+        # Counts beyond 2^24 would not be whole in float32, and a limit that is just met might not be.
+        widths = (p.width().double().sum() if isinstance(p.width, Gates) else p.width for p in self.parts)
+        return torch.as_tensor(self._sum(widths), dtype=torch.float64)
 
     @property
     def elements(self) -> int:
@@ -64,31 +74,25 @@ class Footprint:
     @property
     def bits(self) -> int:
         """Memory in bits now, whatever the form."""
-        return sum(
-            part.elements * (part.width.bits if isinstance(part.width, Gates) else part.width) for part in self.parts
-        )
+        return sum(part.elements * part.bits for part in self.parts)
 
-    def least(self) -> Tensor:
-        """The footprint with every gate closed that may close."""
-        return self._sum(part.width.minimum if isinstance(part.width, Gates) else part.width for part in self.parts)
+    @property
+    def least(self) -> Footprint:
+        """The smallest that training can reach."""
+        return Footprint(tuple(Part(part.elements, part.least_bits) for part in self.parts), self.form)
 
-    def at(self, bits: float) -> Tensor:
+    def at(self, bits: float) -> float:
         """The footprint with ``bits`` for every element."""
-        return self._sum(bits for _ in self.parts)
+        return float(self._sum(bits for _ in self.parts))
 
-    def _sum(self, widths: Iterable[Tensor | float]) -> Tensor:
+    def _sum(self, widths: Iterable[Any]) -> Any:
         weigh = FORMS[self.form]
-        return torch.stack(
-            [
-                part.elements * weigh(torch.as_tensor(width, dtype=torch.float64))
-                for part, width in zip(self.parts, widths, strict=True)
-            ]
-        ).sum()
+        return sum(part.elements * weigh(width) for part, width in zip(self.parts, widths, strict=True))
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A footprint that training may not exceed: ``average`` bits of an element.
+    """A footprint that training may not exceed, that of ``average`` bits for every element.
 
     Raises :class:`QuantopsyError` where no bit-widths are within it.
     """
@@ -98,14 +102,12 @@ class Limit:
     alpha: float = ALPHA
 
     def __post_init__(self) -> None:
-        least = self.footprint.least()
-        if least > self.target:
-            elements = self.footprint.elements
-            widths = [p.width.minimum if isinstance(p.width, Gates) else p.width for p in self.footprint.parts]
-            bits = sum(part.elements * width for part, width in zip(self.footprint.parts, widths, strict=True))
+        least = self.footprint.least
+        if least() > self.target:
             raise QuantopsyError(
                 f"limit of {self.average:.4g} bits on average",
-                f"the least that the bit-widths allow is {bits / elements:.4g} ({amount('size', bits / 8, up=True)})",
+                f"{least.bits / least.elements:.4g} ({amount('size', least.bits / 8, up=True)}) are the least that "
+                f"training can reach{'' if self.footprint.form == 'bits' else ', and it counts levels'}",
                 "raise the limit, or lower the minimum",
             )
 
@@ -123,7 +125,7 @@ class Limit:
         raise QuantopsyError(f"limit {text!r}", "is no footprint", "write 4bits, 0.125x (of float32), 300KB or 2MiB")
 
     @property
-    def target(self) -> Tensor:
+    def target(self) -> float:
         """``zeta(b, ..., b)`` of DDQ equation (7)."""
         return self.footprint.at(self.average)
 

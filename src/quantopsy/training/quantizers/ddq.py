@@ -87,14 +87,13 @@ class DDQ(FakeQuantizer):
 
     def _composed(self) -> Tensor:
         """Levels (..., 2^s) in units of the scale, ascending, with a gradient."""
-        levels = Stored.apply(self.levels, self._fraction) + self.lowest
-        if self.gates is not None:
-            block = 2 ** (self.spec.bits - self.gates.bits)
-            levels = compose(levels, self.gates())[..., ::block]
-        if self._of_activation:
-            magnitude = levels.detach().abs()
-            levels = levels.masked_fill(magnitude == magnitude.amin(-1, keepdim=True), 0)
-        return levels
+        if self.gates is None:
+            levels: Tensor = StoredLevels.apply(self.levels, self.lowest, self._fraction, self._of_activation)
+            return levels
+        block = 2 ** (self.spec.bits - self.gates.bits)
+        levels = StoredLevels.apply(self.levels, self.lowest, self._fraction, False)
+        levels = compose(levels, self.gates())[..., ::block]
+        return levels.masked_fill(nearest_to_zero(levels.detach()), 0) if self._of_activation else levels
 
     def _grid(self, levels: Tensor) -> LevelsQParams:
         scale = self.scale.detach().clamp(min=SMALLEST_SCALE)
@@ -108,17 +107,30 @@ def store(levels: Tensor, fraction: int) -> Tensor:
     return (levels * fraction).round().clamp(0, largest) / fraction
 
 
-class Stored(Function):
-    """``R(q~)`` in ascending order; straight through, every entry gets the gradient of the place it was sorted to."""
+def nearest_to_zero(levels: Tensor) -> Tensor:
+    """True for the level of least magnitude of every table (..., L), for two where they are equally near."""
+    magnitude = levels.abs()
+    return magnitude == magnitude.amin(-1, keepdim=True)
+
+
+class StoredLevels(Function):
+    """``apply(q~, lowest, fraction, pinned)``: ``R(q~) + lowest`` in ascending order, the one nearest to zero at
+    exactly zero where ``pinned``.
+
+    Straight through: every entry gets the gradient of the place it was sorted to, a pinned one none.
+    """
 
     @staticmethod
-    def forward(ctx: Any, levels: Tensor, fraction: int) -> Tensor:
+    def forward(ctx: Any, levels: Tensor, lowest: Tensor, fraction: int, pinned: bool) -> Tensor:
         stored, order = store(levels, fraction).sort(dim=-1, stable=True)
-        ctx.save_for_backward(order)
-        return stored
+        stored += lowest
+        held = nearest_to_zero(stored) if pinned else None
+        ctx.save_for_backward(order, held)
+        return stored if held is None else stored.masked_fill_(held, 0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (order,) = ctx.saved_tensors
-        return torch.empty_like(grads[0]).scatter_(-1, order, grads[0]), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        order, held = ctx.saved_tensors
+        gradient = grads[0] if held is None else grads[0].masked_fill(held, 0)
+        return torch.empty_like(gradient).scatter_(-1, order, gradient), None, None, None

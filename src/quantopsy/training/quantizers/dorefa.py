@@ -29,7 +29,7 @@ class DoReFa(StraightThrough):
 
     def weight(self, latent: Tensor) -> Tensor:
         squashed = torch.tanh(latent)
-        return self.largest * squashed / squashed.abs().amax().clamp(min=torch.finfo(squashed.dtype).tiny)
+        return self.largest * (squashed / squashed.abs().amax().clamp(min=torch.finfo(squashed.dtype).tiny))
 
     def latent(self, weight: Tensor) -> Tensor:
         """``atanh`` of ``weight``, whose largest magnitude c is kept from here on; :meth:`weight` gives it back

@@ -82,7 +82,7 @@ class LearnedLevels(Function):
     """``apply(x, scale, levels, grid, factor, correction)``: DDQ equations (8) and (9).
 
     ``grid`` has the same ``levels`` (..., L) and scale, detached. dL/dlevels_k = s times the sum of g' over the values
-    on level k; the scale's gradient is LSQ's. Saved: ``x`` and where every value was found, 1 to 4 bytes for any L.
+    on level k; the scale's gradient is LSQ's. Kept: ``x`` and where each value was found, 1 to 4 bytes.
     """
 
     @staticmethod

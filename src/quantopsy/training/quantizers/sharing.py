@@ -66,9 +66,9 @@ def within_ends(values: Tensor, x: Tensor, grid: QParams) -> Tensor:
     """``values`` where ``x`` lies between the lowest and the highest level, both included, and 0 elsewhere."""
     low, high = grid.ends
     if grid.axis is None and x.device.type == "cpu":
-        # One pass instead of five; its interval is open.
-        outside = low.to(x.dtype).nextafter(low.new_tensor(-math.inf).to(x.dtype)), high
-        low, high = outside[0], high.to(x.dtype).nextafter(high.new_tensor(math.inf).to(x.dtype))
-        return torch.ops.aten.hardtanh_backward(values, x, float(low), float(high))
+        # One pass instead of five; its interval is open, so it is the next one larger.
+        real = np.float32 if x.dtype == torch.float32 else np.float64
+        outside = np.nextafter(np.array([float(low), float(high)], real), np.array([-np.inf, np.inf], real))
+        return torch.ops.aten.hardtanh_backward(values, x, *outside.tolist())
     low, high = (aligned(end, x, grid.axis, grid.group_size) for end in (low, high))
     return torch.where((x >= low) & (x <= high), values, 0)
