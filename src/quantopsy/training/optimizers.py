@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from quantopsy.training.footprint import Limit
 from quantopsy.training.network import TrainableNetwork
+from quantopsy.training.quantizers.gates import START
 
-GATE_RATE = 1e-8
-"""Of gates, which start as far from closing: one gradient against them and they close (DDQ, section 4)."""
+CLOSED_BY = 0.3
+"""Share of the training in which bits are to reach their limit, at the rate of :func:`gate_rate`; the rest is for the
+levels that remain."""
+
+HASTE = 1.05
+"""Factor of that rate at every step beyond, until the limit is met."""
+
+SETTLED_FROM = 0.5
+"""Share of the training from which bits that are within the limit stay."""
 
 RELATIVE = {"scale": 1.0, "offset": 1.0, "levels": 1.0}
 """Rates of what grids learn, relative to the weights'."""
 
 
-def optimizers(network: TrainableNetwork, rate: float, decay: float) -> list[torch.optim.Optimizer]:
+def optimizers(network: TrainableNetwork, rate: float, decay: float, gates: float = 0.0) -> list[torch.optim.Optimizer]:
     """SGD with momentum 0.9 for weights, biases and grids, and plain SGD for gates.
 
-    ``decay`` of weights only; step sizes and levels are no weights that should shrink.
+    ``decay`` of weights only; step sizes and levels are no weights that should shrink. ``gates`` is the rate of gates.
     """
     by_group: dict[str, list[nn.Parameter]] = {}
     for quantizer in network.quantizers:
         for name, parameters in quantizer.rate_groups().items():
             by_group.setdefault(name, []).extend(parameters)
-    gates = by_group.pop("gates", [])
-    learned = {id(parameter) for group in (*by_group.values(), gates) for parameter in group}
+    switches = by_group.pop("gates", [])
+    learned = {id(parameter) for group in (*by_group.values(), switches) for parameter in group}
     others = [parameter for parameter in network.parameters() if id(parameter) not in learned]
     weights = [parameter for parameter in others if parameter.dim() > 1]
     groups = [
@@ -38,19 +46,38 @@ def optimizers(network: TrainableNetwork, rate: float, decay: float) -> list[tor
     made: list[torch.optim.Optimizer] = [
         torch.optim.SGD([group for group in groups if group["params"]], lr=rate, momentum=0.9, nesterov=True)
     ]
-    if gates:
-        made.append(torch.optim.SGD(gates, lr=GATE_RATE))
+    if switches:
+        made.append(torch.optim.SGD(switches, lr=gates))
     return made
 
 
-def set_rates(made: Sequence[torch.optim.Optimizer], share: float, warm_up: float) -> None:
-    """Rates at ``share`` (0 to 1) of the training: up in a line over ``warm_up``, then down as a cosine to 0.
-
-    Those of gates stay.
-    """
+def set_rates(optimizer: torch.optim.Optimizer, share: float, warm_up: float) -> None:
+    """Rates at ``share`` (0 to 1) of the training: up in a line over ``warm_up``, then down as a cosine to 0."""
     factor = min(share / warm_up, 1.0) if warm_up else 1.0
     if share > warm_up:
         factor = 0.5 * (1 + math.cos(math.pi * (share - warm_up) / (1 - warm_up)))
-    for group in made[0].param_groups:
+    for group in optimizer.param_groups:
         group.setdefault("start", group["lr"])
         group["lr"] = group["start"] * factor
+
+
+def gate_rate(limit: Limit, steps: int) -> float:
+    """The rate of gates at which the price of equation (7) closes them in :data:`CLOSED_BY` of a training's ``steps``.
+
+    A gate starts at g = 1e-8 and closes below 0. Of n layers with an average share of the footprint, which is ``now``
+    bits an element, the price's gradient is |alpha| / (n now) for a loss of 1; each has to close (now - target) gates,
+    one after the other. DDQ's own rate, 1e-8 (section 4), is for ImageNet's hundreds of thousands of steps.
+    """
+    footprint = limit.footprint
+    now = footprint.bits / footprint.elements
+    gradient = abs(limit.alpha) / (len(footprint.parts) * now)
+    return START * max(now - limit.average, 0.0) / (gradient * CLOSED_BY * steps)
+
+
+def set_gate_rate(optimizer: torch.optim.Optimizer, limit: Limit, share: float) -> None:
+    """Faster where the limit is still exceeded after :data:`CLOSED_BY`; 0 where it is met at :data:`SETTLED_FROM`."""
+    for group in optimizer.param_groups:
+        if share >= SETTLED_FROM and limit.met:
+            group["lr"] = 0.0
+        elif share >= CLOSED_BY and not limit.met:
+            group["lr"] *= HASTE

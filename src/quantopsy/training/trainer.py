@@ -30,7 +30,7 @@ from quantopsy.training.guards import OscillationGuard, ScaleGuard, first_not_fi
 from quantopsy.training.history import Epoch, History
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.objective import Loss, distillation_loss, label_loss
-from quantopsy.training.optimizers import optimizers, set_rates
+from quantopsy.training.optimizers import gate_rate, optimizers, set_gate_rate, set_rates
 from quantopsy.training.quantizers.ste import StraightThrough
 from quantopsy.training.settings import TrainingSettings
 
@@ -80,11 +80,12 @@ class Trainer:
         self.accelerator = accelerator(self.settings)
         set_seed(self.settings.seed)
         self.network = job.network
-        self.optimizers = optimizers(self.network, self.settings.rate, self.settings.decay)
-        prepared = self.accelerator.prepare(self.network, *self.optimizers)
-        self.module, self.optimizers = prepared[0], list(prepared[1:])
         self.steps_per_epoch = max(len(job.training) // self.settings.batch, 1)
         self.steps = self.steps_per_epoch * self.settings.epochs
+        gates = gate_rate(job.limit, self.steps) if job.limit is not None else 0.0
+        self.optimizers = optimizers(self.network, self.settings.rate, self.settings.decay, gates)
+        prepared = self.accelerator.prepare(self.network, *self.optimizers)
+        self.module, self.optimizers = prepared[0], list(prepared[1:])
         self.step = 0
         self.history = History()
         self.best: dict[str, Tensor] | None = None
@@ -150,7 +151,9 @@ class Trainer:
     def _step(self, batch: Batch) -> float:
         settings = self.settings
         share = self.step / self.steps
-        set_rates(self.optimizers, share, settings.warm_up)
+        set_rates(self.optimizers[0], share, settings.warm_up)
+        if self.job.limit is not None:
+            set_gate_rate(self.optimizers[1], self.job.limit, share)
         if share >= FOLLOW_UNTIL:
             self._freeze_ranges()
         generator = torch.Generator().manual_seed(

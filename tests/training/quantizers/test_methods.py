@@ -154,7 +154,12 @@ def test_gates_pass_the_gradient_straight_and_those_of_the_minimum_none() -> Non
     assert (gates.logits == 1e-8).all()
     (gates() * torch.arange(1.0, 5)).sum().backward()
     assert gates.logits.grad is not None
-    assert gates.logits.grad.tolist() == [0, 0, 3, 4]
+    assert gates.logits.grad.tolist() == [0, 0, 0, 4]  # the next to close
+    with torch.no_grad():
+        gates.logits[3] = -1e-8
+    gates.logits.grad = None
+    (gates() * torch.arange(1.0, 5)).sum().backward()
+    assert gates.logits.grad.tolist() == [0, 0, 3, 4]  # the next to close, and the one that may open again
     logits = torch.tensor([-1.5, -1.0, 0.0, 1.0, 1.5], requires_grad=True)
     values = Heaviside.apply(logits)
     assert values.tolist() == [0, 0, 1, 1, 1]

@@ -13,14 +13,16 @@ from quantopsy.core import QuantopsyError
 from quantopsy.core.spec import MIN_BITS
 
 # All open, barely (DDQ section 4.2).
-_START = 1e-8
+START = 1e-8
 
 
 class Gates(nn.Module):
     """b trained variables; calling it gives the gates (b,), 1 for open, in descending order.
 
-    The first ``minimum`` stay open, without a gradient. Raises :class:`QuantopsyError` for a ``minimum`` below 2
-    or above ``bits``.
+    The first ``minimum`` stay open, without a gradient. Of the others two have one: the last open, which is the next to
+    close, and the first closed. A limit on memory pulls at all gates of a layer alike, and without this all of them
+    would close in the same step; so a step changes a bit-width by one at most. Raises :class:`QuantopsyError` for a
+    ``minimum`` below 2 or above ``bits``.
     """
 
     def __init__(self, bits: int, minimum: int = MIN_BITS) -> None:
@@ -29,13 +31,16 @@ class Gates(nn.Module):
             raise QuantopsyError(
                 f"at least {minimum} bits", f"the quantizer has {bits}", f"give {MIN_BITS} to {bits} of them"
             )
-        self.logits = nn.Parameter(torch.full((bits,), _START))
+        self.logits = nn.Parameter(torch.full((bits,), START))
         self.minimum = minimum
 
     def forward(self) -> Tensor:
         gates: Tensor = Heaviside.apply(self.logits)
         # Stable, so that while all are open the first ones are the same ones from step to step.
         gates = gates.sort(descending=True, stable=True).values
+        place, open_ = torch.arange(len(gates), device=gates.device), int(gates.detach().sum())
+        next_ = (place == open_ - 1) | (place == open_)
+        gates = torch.where(next_, gates, gates.detach())
         return torch.cat((torch.ones_like(gates[: self.minimum]), gates[self.minimum :]))
 
     @property
