@@ -421,15 +421,15 @@ def written(
         given=given_of(plan, ward.calibration),
         model=model_of(clinic.subject.network, clinic.subject.model_name),
         expected=expected,
-        proof=_by_image(clinic, treatment, images),
+        proof=by_image(images, *(clinic.result(found, images).statistics for found in (None, treatment))),
         steps=steps,
         provenance=provenance,
     )
 
 
-def _by_image(clinic: Clinic, treatment: Treatment, images: np.ndarray) -> Proof | None:
-    """What ``images`` gave, one by one; None where that would be more than the rest of a recipe."""
-    exact, quantized = (clinic.result(plan, images).statistics for plan in (None, treatment))
+def by_image(images: np.ndarray, exact: np.ndarray, quantized: np.ndarray) -> Proof | None:
+    """What ``images`` (n,) gave, one by one: the metric's statistics (n, K) of the float network and of the quantized
+    one; None where that would be more than the rest of a recipe."""
     if exact.size > PROOF_VALUES:
         return None
     positions, *statistics = (

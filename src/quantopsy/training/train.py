@@ -26,7 +26,7 @@ from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import statistics
 from quantopsy.remedy.apply import Simulated, encodings_of, given_of, model_of
-from quantopsy.remedy.repair import RECIPE, estimate
+from quantopsy.remedy.repair import RECIPE, by_image, estimate
 from quantopsy.training.footprint import FLOAT_BITS, Footprint, Limit, Part
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments, reestimate
@@ -179,6 +179,7 @@ def _written(
         given=given_of(plan, calibration),
         model=model_of(network, str(path)),
         expected=expected,
+        proof=by_image(np.sort(subject.order), exact, trained),
         provenance={
             "quantopsy": version("quantopsy"),
             "torch": version("torch"),
