@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,11 @@ from quantopsy.training.result import Levels, Trained
 _SHOWN = 6
 """Layers whose levels are drawn, and whose lines stand out over time."""
 
-_KINDS = {"depthwise": "worse", "pointwise": "better"}
-"""Colours of the kinds of layers that DDQ's Figure 3 tells apart; all others are in the accent."""
+_FEW = 32
+"""Levels before training that can still be told apart in a picture."""
+
+_KINDS = {"depthwise": "worse", "pointwise": "accent"}
+"""Colours of the kinds of layers that DDQ's Figure 3 tells apart; all others are muted."""
 
 
 def statements(done: Trained) -> list[str]:
@@ -33,9 +37,10 @@ def statements(done: Trained) -> list[str]:
     write = _writer(expected)
     epochs, best = done.history.epochs, done.history.epochs[done.history.best]
     lost = with_interval(*expected.lost, write.decimals)
+    unit = f" {expected.unit}" if expected.unit else ""
     told = [
         f"{expected.metric} is {write.value(expected.after[0])} trained, {write.value(expected.before[0])} before, "
-        f"{write.value(expected.float[0])} in float: it loses {lost} to float ({write.confidence} interval, "
+        f"{write.value(expected.float[0])} in float: it loses {lost}{unit} to float ({write.confidence} interval, "
         f"{count(expected.samples, 'image')}{' held out' if done.held_out else ''}).",
         f"The best of {count(len(epochs) - 1, 'epoch')} by the validation images is number {best.number}."
         if best.number
@@ -70,7 +75,8 @@ def _bits_told(done: Trained, best: Epoch) -> Iterator[str]:
     if depthwise is not None and pointwise is not None:
         yield (
             f"Depthwise layers have {significant(depthwise, 2)} bits on average and pointwise ones "
-            f"{significant(pointwise, 2)}: {'' if depthwise > pointwise else 'no '}more. DDQ's Figure 3 finds more."
+            f"{significant(pointwise, 2)}, {'as' if depthwise > pointwise else 'unlike'} in DDQ's Figure 3, where "
+            "depthwise layers have more."
         )
 
 
@@ -90,7 +96,7 @@ def epochs_table(done: Trained) -> Table:
     rows = []
     for position, epoch in enumerate(done.history.epochs):
         bits = f"{np.mean(list(epoch.bits.values())):.2f}" if epoch.bits else "float"
-        error = percent(float(np.mean(list(epoch.errors.values())))) if epoch.errors else ""
+        error = f"{100 * np.mean(list(epoch.errors.values())):.2g} %" if epoch.errors else ""
         rows.append(
             (
                 str(epoch.number) + (" (kept)" if position == done.history.best else ""),
@@ -160,7 +166,7 @@ def bits_chart(done: Trained) -> Chart:
             for position, name in enumerate(names)
             if done.kinds[name] == kind
         )
-        groups.append(Group(kind, points, Tone(_KINDS.get(kind, "accent"))))
+        groups.append(Group(kind, points, Tone(_KINDS.get(kind, "muted"))))
     return Chart(
         "Bits of weights after training",
         Axis("layer, in order"),
@@ -176,16 +182,18 @@ def bits_over_time(done: Trained) -> Chart:
     epochs = done.history.epochs
     names = [name for name in done.kinds if name in epochs[0].bits]
     lines = [
-        Line("", tuple((e.number, e.bits[name]) for e in epochs), Tone(_KINDS.get(done.kinds[name], "accent")))
+        Line("", tuple((e.number, e.bits[name]) for e in epochs), Tone(_KINDS.get(done.kinds[name], "muted")))
         for name in names
     ]
     mean = tuple((e.number, float(np.mean([e.bits[name] for name in names]))) for e in epochs)
     points = tuple(Point(x, y, title=f"epoch {x}\n{y:.2f} bits") for x, y in mean)
+    last = epochs[-1]
+    ends = tuple(Point(last.number, last.bits[name], title=f"{name}\n{last.bits[name]} bits") for name in names)
     return Chart(
         "Bits of weights over time",
         Axis("epoch"),
         Axis("bits"),
-        (Group("mean of all layers", points, Tone("ink")),),
+        (Group("layers, at the end", ends, Tone("accent")), Group("mean of all layers", points, Tone("ink"))),
         (*lines, Line("", mean, Tone("ink"))),
     )
 
@@ -226,18 +234,24 @@ def _moved(levels: Levels) -> float:
 
 def _levels_chart(levels: Levels) -> Chart:
     top = max(levels.counts) or 1
-    outline = []
-    for low, high, number in zip(levels.edges[:-1], levels.edges[1:], levels.counts, strict=True):
-        outline += [(low, number / top), (high, number / top)]
-    points = tuple(Point(x, 0.0, title=f"level {i}\n{significant(x)}") for i, x in enumerate(levels.levels))
-    before = tuple(Point(x, -0.08, title=f"level {i} before\n{significant(x)}") for i, x in enumerate(levels.start))
+    middles = [(low + high) / 2 for low, high in pairwise(levels.edges)]
+    share = [(x, number / top) for x, number in zip(middles, levels.counts, strict=True)]
+    weights = tuple(Point(x, y, title=f"{significant(x)}\n{percent(y)} of the fullest bin") for x, y in share)
+    groups = [Group("weights", weights, Tone("muted")), _row("levels", levels.levels, -0.05, Tone("accent"))]
+    if len(levels.start) <= _FEW:
+        groups.append(_row("before training", levels.start, -0.12, Tone("ink")))
     return Chart(
         f"{levels.name}, {levels.bits} bits",
         Axis("weight"),
         Axis("share of the fullest bin"),
-        (Group("levels", points, Tone("accent")), Group("before training", before, Tone("muted"))),
-        (Line("weights", tuple(outline), Tone("ink")),),
+        tuple(groups),
+        (Line("", tuple(share), Tone("muted")),),
     )
+
+
+def _row(label: str, levels: tuple[float, ...], height: float, tone: Tone) -> Group:
+    points = (Point(x, height, title=f"{label}, {number}\n{significant(x)}") for number, x in enumerate(levels))
+    return Group(label, tuple(points), tone)
 
 
 def page(done: Trained) -> Sheet:

@@ -1,0 +1,80 @@
+"""The command train: what a person sees, one document with --json, a mistake in one line, a page with the pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+MODEL, DATA, EVALUATION = "learning:network", "learning:training", "learning:evaluation"
+SHORT = ("--epochs", "2", "--batch", "16", "--bits", "3", "--out", "trained")
+
+
+def test_words_files_and_page(command, tmp_path) -> None:
+    options = ("--data", DATA, "--evaluation", EVALUATION, *SHORT)
+    code, out, err = command("train", MODEL, *options)
+    assert code == 0, err
+    assert "held out" in out
+    assert "top1 is" in out
+    folder = tmp_path / "trained"
+    assert {"network.pt2", "recipe.json", "report.html", "training.json"} <= {path.name for path in folder.iterdir()}
+    page = (folder / "report.html").read_text()
+    for heading in ("The validation images", "Levels", "Quantization error"):
+        assert heading in page
+    assert not re.search(r'(src|href)="http', page)  # works offline
+    code, out, err = command("apply", "trained", "--json")
+    assert json.loads(out)["samples"] == 160
+
+
+def test_bits_are_told_and_drawn_where_they_learn(command, tmp_path) -> None:
+    options = ("--data", DATA, "--epochs", "3", "--batch", "16", "--bits", "5", "--target", "4bits", "--edge-bits", "0")
+    code, out, err = command("train", MODEL, *options, "--out", "trained")
+    assert code == 0, err
+    assert "the target is 4bits" in out
+    assert "give --evaluation" in out  # the figures are of images that chose
+    page = (tmp_path / "trained" / "report.html").read_text()
+    assert "Bits of weights over time" in page
+
+
+def test_one_document(command) -> None:
+    code, out, _ = command("train", MODEL, "--data", DATA, "--evaluation", EVALUATION, *SHORT, "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert {"settings", "history", "expected", "levels", "average_bits"} <= set(document)
+    assert len(document["history"]["epochs"]) == 3
+    assert document["expected"]["samples"] == 160
+
+
+@pytest.mark.parametrize(
+    ("arguments", "thing"),
+    [
+        (("--method", "dddq"), "'dddq'"),
+        (("--target", "four"), "'four'"),
+        (("--target", "1bits"), "1 bits"),
+        (("--norms", "gone"), "'gone'"),
+        (("--augment", "blur"), "'blur'"),
+        (("--scheme", "per-pixel"), "'per-pixel'"),
+        (("--epochs", "0"), "epochs 0"),
+        (("--validation", "2"), "validation 2"),
+        (("--samples", "20"), "20 images"),
+        (("--loss", "learning:nothing"), "'nothing'"),
+    ],
+)
+def test_a_mistake_is_one_line(command, arguments, thing) -> None:
+    code, out, err = command("train", MODEL, "--data", DATA, *SHORT, *arguments)
+    assert (code, out) == (2, "")
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert thing in line
+
+
+def test_a_recipe_of_another_network_is_refused(command) -> None:
+    command("train", MODEL, "--data", DATA, *SHORT, "--json")
+    document = json.loads(open("trained/recipe.json").read())
+    document["provenance"]["given"]["model"] = "sample_models:network"
+    with open("other.json", "w") as file:
+        json.dump(document, file)
+    code, _, err = command("train", "other.json", "--data", DATA, "--out", "again")
+    assert code == 2
+    assert err.strip().splitlines()[-1].startswith("error: recipe's layer")
