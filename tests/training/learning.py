@@ -24,6 +24,13 @@ def network() -> SmallNet:
     return module.eval()
 
 
+def other_network() -> torch.nn.Module:
+    """Another architecture for the same images."""
+    torch.manual_seed(0)
+    head = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 5))
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), *head).eval()
+
+
 def pictures(seed: int, count: int) -> Tensor:
     """Smooth random images, 3 x 12 x 12."""
     generator = torch.Generator().manual_seed(seed)

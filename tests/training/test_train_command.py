@@ -69,12 +69,11 @@ def test_a_mistake_is_one_line(command, arguments, thing) -> None:
     assert thing in line
 
 
-def test_a_recipe_of_another_network_is_refused(command) -> None:
+def test_a_recipe_of_another_network_is_refused(command, tmp_path) -> None:
     command("train", MODEL, "--data", DATA, *SHORT, "--json")
-    document = json.loads(open("trained/recipe.json").read())
-    document["provenance"]["given"]["model"] = "sample_models:network"
-    with open("other.json", "w") as file:
-        json.dump(document, file)
+    document = json.loads((tmp_path / "trained" / "recipe.json").read_text())
+    document["provenance"]["given"]["model"] = "learning:other_network"
+    (tmp_path / "other.json").write_text(json.dumps(document))
     code, _, err = command("train", "other.json", "--data", DATA, "--out", "again")
     assert code == 2
     assert err.strip().splitlines()[-1].startswith("error: recipe's layer")
