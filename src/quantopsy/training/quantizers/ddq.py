@@ -27,7 +27,8 @@ class DDQ(FakeQuantizer):
 
     Trained: ``q~`` (..., 2^b) in units of the scale, which starts at 0, 1, ..., 2^b - 1; the ``scale``; with
     ``gates`` the bit-width, U being theirs (section 2.3). R is fixed point of b integer and b_q - b further bits,
-    so that the uniform start is exact for any ``stored_bits`` b_q; it is sorted, so that levels may cross.
+    so that the uniform start is exact for any ``stored_bits`` b_q; it is sorted, so that levels may cross. Of levels
+    that have met, the lower gets the values below and the upper those above, which can part them again.
 
     The scale takes the place of the paper's (x_max - x_min) / (2^b - 1), which is the data's: it is trained with
     LSQ's gradient and gradient scale, so that with ``q~`` held DDQ is LSQ. The level of an activation that is
