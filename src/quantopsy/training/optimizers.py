@@ -31,9 +31,12 @@ def optimizers(network: TrainableNetwork, rate: float, decay: float, gates: floa
     ``decay`` of weights only; step sizes and levels are no weights that should shrink. ``gates`` is the rate of gates.
     """
     by_group: dict[str, list[nn.Parameter]] = {}
+    seen: set[int] = set()  # gates may be shared
     for quantizer in network.quantizers:
         for name, parameters in quantizer.rate_groups().items():
-            by_group.setdefault(name, []).extend(parameters)
+            new = [parameter for parameter in parameters if id(parameter) not in seen]
+            by_group.setdefault(name, []).extend(new)
+            seen.update(map(id, new))
     switches = by_group.pop("gates", [])
     learned = {id(parameter) for group in (*by_group.values(), switches) for parameter in group}
     others = [parameter for parameter in network.parameters() if id(parameter) not in learned]
