@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from quantopsy.export.onnx.parity import Parity
     from quantopsy.export.onnx.recipe import Delivered
+    from quantopsy.export.pt2.recipe import SavedProgram
     from quantopsy.remedy.applied import Applied
     from quantopsy.training.result import Trained
 
@@ -447,6 +448,26 @@ def export_onnx(
     return run(recipe, out, model, data, progress=progress, **settings)
 
 
+def export_program(
+    recipe: str | Path | Recipe,
+    out: str | Path = "model.pt2",
+    model: Any = None,
+    data: Any = None,
+    *,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> SavedProgram:
+    """What a recipe makes of ``model`` as a ``.pt2`` file of ``torch.export``, run as loaded beside the simulation.
+
+    ``settings``: ``to`` (``pt2``, the simulation in ATen operators, or ``pt2e``, the operators of PT2E), ``metric``,
+    ``preprocess``, ``samples``, as :func:`quantopsy.export.pt2.recipe.export_program` takes them. Without model and
+    data those of the study that the recipe comes from are taken.
+    """
+    from quantopsy.export.pt2.recipe import export_program as run
+
+    return run(recipe, out, model, data, progress=progress, **settings)
+
+
 def parity(
     recipe: str | Path | Recipe,
     files: Sequence[str | Path] = (),
@@ -733,6 +754,7 @@ __all__ = [
     "compare",
     "diagnose",
     "export_onnx",
+    "export_program",
     "finish",
     "finish_schemes",
     "gate",

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from quantopsy.core import QuantopsyError
 
-_EXITS = ("onnx", "encodings")
+_EXITS = ("onnx", "pt2", "pt2e", "encodings")
 
 app = typer.Typer(
     help="A post-mortem for quantized convolutional networks.",
@@ -508,9 +508,16 @@ def apply_(
 @app.command()
 def export(
     recipe: RecipeFile,
-    to: Annotated[str, typer.Option(help="onnx, or encodings: AIMET's JSON, version 0.6.1")] = "onnx",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="onnx; pt2: torch.export, the simulation; pt2e: torch.export, PT2E's operators, as ExecuTorch takes "
+            "them; encodings: AIMET's JSON, version 0.6.1"
+        ),
+    ] = "onnx",
     out: Annotated[
-        Path | None, typer.Option(help="The file  (default: model.onnx, recipe.encodings beside the recipe)")
+        Path | None,
+        typer.Option(help="The file  (default, beside the recipe: model.onnx, .pt2, .pt2e.pt2, recipe.encodings)"),
     ] = None,
     model: RecipeModel = None,
     data: RecipeData = None,
@@ -519,15 +526,25 @@ def export(
     preprocess: Preprocess = None,
     opset: Annotated[int, typer.Option(help="Of ONNX, 21 or higher")] = 21,
     integer_convolutions: Annotated[
-        bool, typer.Option(help="ConvInteger where no activation's rounding follows at once: integers, but slow")
+        bool,
+        typer.Option(
+            help="ConvInteger, of ONNX, where no rounding follows at once, and two for a piecewise weight: integers, "
+            "but slow"
+        ),
     ] = False,
     threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
     """Write the network of a recipe as a file that runs, compared with the simulation layer by layer, and timed."""
-    from quantopsy.api import export_onnx
+    from quantopsy.api import export_onnx, export_program
     from quantopsy.core import names
-    from quantopsy.report.exported import export_cautions, export_statements, times_table
+    from quantopsy.report.exported import (
+        export_cautions,
+        export_statements,
+        program_cautions,
+        program_statements,
+        times_table,
+    )
     from quantopsy.report.terminal import bullets, print_part
 
     if to not in _EXITS:
@@ -535,6 +552,25 @@ def export(
     folder = recipe if recipe.is_dir() else recipe.parent
     if to == "encodings":
         _write_encodings(recipe, out, as_json)
+        return
+    if to in ("pt2", "pt2e"):
+        with watched(as_json) as watch, _kept_clean(as_json):
+            program = export_program(
+                recipe,
+                out or folder / ("model.pt2" if to == "pt2" else "model.pt2e.pt2"),
+                model,
+                data,
+                to=to,
+                metric=metric,
+                preprocess=preprocess,
+                samples=samples,
+                progress=watch,
+            )
+        if as_json:
+            sys.stdout.write(json.dumps(program.to_json(), indent=2) + "\n")
+            return
+        print_part(Console(), bullets(program_statements(program), program_cautions(program)))
+        Console().print(f"\nFile: {program.path}", highlight=False)
         return
     with watched(as_json) as watch, _kept_clean(as_json):
         found = export_onnx(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import onnx
 import pytest
@@ -27,7 +25,7 @@ from torch import nn
 
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.export.onnx.check import as_stored
-from quantopsy.export.onnx.graph import FLOAT_WEIGHTS, to_onnx
+from quantopsy.export.onnx.graph import to_onnx
 
 PER_CHANNEL = Spec(symmetric=True, signed=True, granularity="per_channel")
 
@@ -149,20 +147,6 @@ def test_weights_take_the_smallest_type_of_onnx(spec: Spec, kind: int, bytes_eac
     codes = stored(model, f"{network.layers[0].name}.weight.codes")
     assert codes.data_type == kind
     assert len(codes.raw_data) == 3 * 4 * 9 * bytes_each
-
-
-def test_groups_are_blocks_and_one_group_is_a_channel() -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(5, 6, 3), nn.Conv2d(6, 6, 3, groups=6))
-    network, x = network_of(module, pictures(channels=5)), pictures(channels=5)
-    model, _ = exported(network, everywhere(network, Spec(granularity="per_group:2"), Spec()), x)
-    first, second = network.layers
-    assert list(stored(model, f"{first.name}.weight.scale").dims) == [6, 3, 3, 3]  # 5 inputs: two pairs and one
-    assert list(stored(model, f"{second.name}.weight.scale").dims) == [6]
-    blocks = [
-        attribute.i for node in model.graph.node for attribute in node.attribute if attribute.name == "block_size"
-    ]
-    assert blocks == [2]
 
 
 def test_a_bias_is_int32_on_the_scale_of_input_and_weight() -> None:
@@ -338,30 +322,6 @@ def test_a_maximum_is_of_codes() -> None:
     assert pool.input[0] == "conv2d.codes"
     for optimised in (False, True):
         assert steps_apart(network, plan, x, optimised=optimised).max() < 1.5
-
-
-@pytest.mark.parametrize(
-    ("spec", "reason"),
-    [
-        (Spec(kind="piecewise", bits=4), "levels of kind piecewise"),
-        (Spec(kind="power_of_two", bits=4), "levels of kind power_of_two"),
-        (Spec(bits=4, tensors=2), "a sum of 2 tensors"),
-        (Spec(bits=4, granularity="per_channel", correction="mean_variance"), "corrected to the mean and variance"),
-    ],
-)
-def test_weights_that_are_no_integers_are_stored_as_reals_and_said_so(spec: Spec, reason: str) -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.Linear(36, 5))
-    network, x = network_of(module, pictures()), pictures(8)
-    plan = everywhere(network, spec, Spec())
-    model, _ = exported(network, plan, x)
-    said = json.loads(next(entry.value for entry in model.metadata_props if entry.key == FLOAT_WEIGHTS))
-    assert said.keys() == {layer.name for layer in network.layers}
-    assert all(text.startswith(reason) for text in said.values())
-    for optimised in (False, True):
-        apart = steps_apart(network, plan, x, optimised=optimised)
-        assert (apart < 0.5).mean() > 0.99
-        assert apart.max() < 1.5
 
 
 @pytest.mark.parametrize("function", [lambda y: y, torch.relu, nn.functional.relu6, lambda y: y.clamp(-0.3, 0.2)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -83,12 +83,16 @@ class Calibration:
         self.given[name] = tensor
         return name
 
-    def quantized_weight(self, layer: Layer, spec: Spec, weight: Tensor) -> Tensor:
-        """The layer's ``weight`` as ``spec`` wants it: see :func:`quantopsy.calibrate.quantized_weight`."""
+    def quantized_weight(self, layer: Layer, spec: Spec, weight: Tensor, *, corrected: bool = True) -> Tensor:
+        """The layer's ``weight`` as ``spec`` wants it: see :func:`quantopsy.calibrate.quantized_weight`.
+
+        Without ``corrected`` as it is on its grid.
+        """
         up = None if spec.rounding == "nearest" else self._given(layer, spec.rounding)
         known = self.encodings.get((str(layer.weight), spec))
+        wanted = spec if corrected else replace(spec, correction="none")
         try:
-            return quantized_weight(spec, weight, axis=layer.weight_axis, up=up, qparams=known)
+            return quantized_weight(wanted, weight, axis=layer.weight_axis, up=up, qparams=known)
         except QuantopsyError as error:
             raise QuantopsyError(f"weight of layer {layer.name!r}", error.reason, error.remedy) from error
 

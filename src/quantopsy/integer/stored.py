@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from quantopsy.calibrate import fit_several, weight_correction
+from quantopsy.calibrate.bias_correction import WeightCorrection
 from quantopsy.core import Spec
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.network import Layer
 from quantopsy.integer.terms import Term, decoded, terms
-from quantopsy.quant import UniformQParams, fake_quantize
+from quantopsy.quant import QParams, UniformQParams, fake_quantize
 
 LARGEST_BIAS = 2**30
 
@@ -93,23 +94,32 @@ def by_output(multiplier: Tensor, channels: int) -> Tensor:
     return multiplier.expand(channels) if not multiplier.dim() else multiplier.repeat(channels // len(multiplier))
 
 
-def _terms(calibration: Calibration, layer: Layer, spec: Spec, weight: Tensor) -> tuple[tuple[Term, ...], Tensor]:
-    """Terms of the weight, and the reals of the simulation."""
+def weight_parts(
+    calibration: Calibration, layer: Layer, spec: Spec, weight: Tensor
+) -> tuple[tuple[tuple[Tensor, QParams], ...], WeightCorrection | None]:
+    """Codes and grids of the tensors whose sum the weight is, one but for LBQ; and how it is corrected then."""
     axis = layer.weight_axis
-    plain = replace(spec, correction="none")
-    w_hat = calibration.quantized_weight(layer, plain, weight)
+    w_hat = calibration.quantized_weight(layer, spec, weight, corrected=False)
     if spec.tensors > 1:
-        parts: tuple[Term, ...] = ()
+        parts: tuple[tuple[Tensor, QParams], ...] = ()
         left = weight.detach()
-        for grid in fit_several(plain, weight, spec.tensors, axis=axis):
-            parts += terms(grid.encode(left.float()), grid)
+        for grid in fit_several(spec, weight, spec.tensors, axis=axis):
+            parts += ((grid.encode(left.float()), grid),)
             left = left - fake_quantize(left, grid)
     else:
-        grid = calibration.weight_qparams(layer, plain, weight)
-        parts = terms(grid.encode(w_hat.float()), grid)
-    if spec.correction != "mean_variance":
+        grid = calibration.weight_qparams(layer, spec, weight)
+        parts = ((grid.encode(w_hat.float()), grid),)
+    corrected = spec.correction == "mean_variance"
+    return parts, weight_correction(weight, w_hat, axis) if corrected else None
+
+
+def _terms(calibration: Calibration, layer: Layer, spec: Spec, weight: Tensor) -> tuple[tuple[Term, ...], Tensor]:
+    """Terms of the weight, and the reals of the simulation."""
+    found, correction = weight_parts(calibration, layer, spec, weight)
+    parts = tuple(term for codes, grid in found for term in terms(codes, grid))
+    w_hat = calibration.quantized_weight(layer, spec, weight)
+    if correction is None:
         return parts, w_hat
-    correction = weight_correction(weight, w_hat, axis)
     gain, offset = correction.gain.double(), correction.offset.double()
     ones = Term(torch.ones_like(weight, dtype=torch.int64), offset)
-    return (*(Term(part.weight, part.multiplier * gain) for part in parts), ones), correction.apply(w_hat)
+    return (*(Term(part.weight, part.multiplier * gain) for part in parts), ones), w_hat

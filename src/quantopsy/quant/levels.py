@@ -91,7 +91,8 @@ class LevelsQParams(QParams):
     def _search(self, x: Tensor) -> tuple[Bins, Tensor] | None:
         """Bins and every value's place in them, where a look-up of so many values is cheaper than a binary search."""
         # Elsewhere the search is no bottleneck, and to look at the borders would be to wait for the device.
-        if x.numel() < _FEWEST or x.device.type != "cpu" or torch.compiler.is_compiling():
+        # Nor must a traced program depend on how many values there are: that is asked for last.
+        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() < _FEWEST:
             return None
         bins = self._bins
         if bins is None or x.numel() < bins.codes.numel():

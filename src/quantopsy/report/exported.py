@@ -1,4 +1,4 @@
-"""A file that was exported, in words and as a table."""
+"""Files that were exported, in words and as a table."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ from rich.text import Text
 from quantopsy.report.wording import count, fixed, percent, share_reached, significant, with_interval
 
 if TYPE_CHECKING:
+    from quantopsy.export.onnx.check import Verified
     from quantopsy.export.onnx.recipe import Delivered
+    from quantopsy.export.pt2.recipe import SavedProgram
 
 _SLOWEST = 5
 _NAMED = 5
+_OTHER_WEIGHTS = "The weights are not those that the recipe was made for; layers and shapes are."
 
 
 def export_statements(found: Delivered) -> Iterator[str]:
     """What the file is worth, how it was checked, and what it costs."""
     done = found.exported
     checked = done.verified
-    decimals, unit = (1, f" {checked.unit}") if checked.unit else (4, "")
-    yield (
-        f"{checked.metric} {fixed(checked.runtime, decimals)} in ONNX Runtime, {fixed(checked.simulated, decimals)} "
-        f"simulated, float {fixed(checked.float_network, decimals)} ({count(checked.images, 'image')}): it loses "
-        f"{with_interval(*checked.lost, decimals)}{unit} against float, "
-        f"{with_interval(*checked.departs, decimals)}{unit} against the simulation."
-    )
+    yield _worth(checked, "in ONNX Runtime")
     layers = checked.optimised.layers
     yield (
         f"Layer by layer, from the runtime's own inputs, {share_reached(layers.equal)} % of the elements equal the "
@@ -56,11 +53,37 @@ def export_cautions(found: Delivered) -> Iterator[str]:
     for layer, reason in list(done.float_weights.items())[:_NAMED]:
         yield f"The weight of `{layer}` is stored as reals: {reason}."
     if not found.same_model:
-        yield "The weights are not those that the recipe was made for; layers and shapes are."
+        yield _OTHER_WEIGHTS
     slower = [x for x in found.by_layer if x.layer and x.quantized > x.exact]
     if found.faster < 1 and slower:
         worst = sorted(slower, key=lambda x: x.exact - x.quantized)[:_NAMED]
         yield f"Slower than in float: {_some([x.layer for x in worst])}."
+
+
+def program_statements(found: SavedProgram) -> Iterator[str]:
+    """What a program of torch.export is worth, and how near it is to the simulation."""
+    yield _worth(found, "by the program as loaded")
+    if found.equal == 1:
+        yield "Every output element equals the simulation's to the bit."
+    else:
+        yield (
+            f"{share_reached(found.equal)} % of the output elements equal the simulation's to the bit, the others are "
+            f"within {significant(100 * found.largest, 2)} % of the outputs' range; {fixed(found.decisions, 1)} % of "
+            "the decisions are the same."
+        )
+    share = percent(found.bytes / found.bytes_float)
+    yield f"{_size(found.bytes)} against {_size(found.bytes_float)} in float ({share})."
+
+
+def program_cautions(found: SavedProgram) -> Iterator[str]:
+    """What limits it."""
+    if found.to == "pt2e":
+        yield (
+            "Loads where the operators are known: ExecuTorch and torchao define them, so does "
+            "`import torch.ao.quantization.fx._decomposed`."
+        )
+    if not found.same_model:
+        yield _OTHER_WEIGHTS
 
 
 def times_table(found: Delivered) -> Table:
@@ -74,6 +97,16 @@ def times_table(found: Delivered) -> Table:
         name = Text(layer.layer or "(changes of layout, quantizing)")
         table.add_row(name, significant(1e3 * layer.exact), significant(1e3 * layer.quantized))
     return table
+
+
+def _worth(checked: Verified | SavedProgram, where: str) -> str:
+    decimals, unit = (1, f" {checked.unit}") if checked.unit else (4, "")
+    return (
+        f"{checked.metric} {fixed(checked.runtime, decimals)} {where}, {fixed(checked.simulated, decimals)} "
+        f"simulated, float {fixed(checked.float_network, decimals)} ({count(checked.images, 'image')}): it loses "
+        f"{with_interval(*checked.lost, decimals)}{unit} against float, "
+        f"{with_interval(*checked.departs, decimals)}{unit} against the simulation."
+    )
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:

@@ -78,6 +78,12 @@ def write_integer_convolution(w: Call, operands: Sequence[str], kernel: list[int
     return w.add("ConvInteger", *operands, **_convolution(kernel, *arguments))
 
 
+def write_integer_linear(w: Call, operands: Sequence[str]) -> str:
+    """MatMulInteger of codes: int32. ``operands`` as of :func:`write_integer_convolution`, the weight (out, in)."""
+    x, weight, *zeros = operands
+    return w.add("MatMulInteger", x, w.add("Transpose", weight, perm=[1, 0]), *zeros)
+
+
 def _kernel(weight: Operand) -> list[int]:
     assert isinstance(weight, Value | Constant)
     if None in weight.shape:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,20 +34,23 @@ from quantopsy.export.onnx.aten import (
     clip_bounds,
     write_clip,
     write_integer_convolution,
+    write_integer_linear,
     write_parts,
 )
-from quantopsy.export.onnx.grids import ActivationGrid, StoredWeight
+from quantopsy.export.onnx.grids import ActivationGrid
+from quantopsy.export.onnx.weights import CodedWeight, StoredWeight, stored_weight, with_integer_bias
 from quantopsy.export.onnx.writer import Constant, OnnxWriter, Value
 from quantopsy.graph.execute import Program, Step, compile_network
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import ACTIVATIONS, pads_with
 from quantopsy.quant import QParams, UniformQParams
 
-OPSET = 21  # the first with 4- and 16-bit integers and blocks in Q and DQ
+OPSET = 21  # the first with 4- and 16-bit integers in Q and DQ
 FLOAT_WEIGHTS = "quantopsy.float_weights"
 CODES_NAME = "{}.codes"  # of a value of the network; its names have no dots
 BIAS_CODES_NAME, BIAS_SCALE_NAME = "{}.bias.codes", "{}.bias.scale"
-LARGEST_BIAS = 2**30
+INTEGER_OPS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+"""What ConvInteger and MatMulInteger compute."""
 _NO_QUANTIZERS = LayerQuantizers((), None, None, None)
 
 
@@ -61,15 +64,17 @@ def to_onnx(
 ) -> onnx.ModelProto:
     """``network`` under ``plan``, ranges from ``calibration``; an empty plan gives the float network.
 
-    Weights are stored as integers where their grid is uniform: per tensor, per channel, or per group as blocks.
-    Other kinds, sums of several tensors and corrected weights are stored as the reals they stand for; the model's
-    metadata ``quantopsy.float_weights`` names these layers with the reason (JSON). A bias is int32 on the scale
-    ``s_x s_w`` where input and weight are uniform. Inputs and outputs keep the network's names; the number of
-    images is free.
+    Weights are stored as integers. On a uniform grid they are dequantized by DequantizeLinear: per tensor, per channel,
+    a bias beside them being int32 on the scale ``s_x s_w``. On other grids, as sums of several
+    tensors and corrected, they are codes that operators of constants turn into reals. Only where codes and tables take
+    as much as the reals are those stored; the model's metadata ``quantopsy.float_weights`` names these layers with the
+    reason (JSON). Inputs and outputs keep the network's names; the number of images is free.
 
-    QDQ has integer kernels for a convolution whose result is rounded at once, not for one behind which a PReLU or
-    SiLU still computes in reals. ``integer_convolutions`` writes those as ConvInteger: all sums are of integers then,
-    but ONNX Runtime's kernel is slower than its float one, and other runtimes may lack it.
+    QDQ has integer kernels for a layer whose result is rounded at once and whose weight has one grid a channel: not
+    for a convolution behind which a PReLU or SiLU still computes in reals, nor for a piecewise weight, which is two
+    tensors of integers (PWLQ section 4), or another sum. ``integer_convolutions`` writes those as ConvInteger, a linear
+    layer as MatMulInteger, one for each tensor: all sums are of integers then, but ONNX Runtime's convolution is much
+    slower so than in float, and other runtimes may lack it.
 
     Raises :class:`QuantopsyError` for an operator or a grid that ONNX has no form for, naming the
     layer.
@@ -186,12 +191,13 @@ class _Export:
             rest = [self._argument(argument, over) for argument in node.args[1:]]
             return self._dequantized(Value(self._write(node, call, [coded[0], *rest]), call.shape), coded[1])
         stored = None if weight is None or quantizers.weight is None else self._stored(layer, weight, quantizers.weight)
-        if stored is not None:
+        in_terms = stored is not None and self._in_terms(layer, stored, coded, rounded_next)
+        if in_terms or isinstance(stored, StoredWeight):
             self.integer_weights.add(layer.name)
-        if self.integer_convolutions and not rounded_next and _has_integer_form(layer, stored, coded):
+        if in_terms:
             assert stored is not None
             assert coded is not None
-            return Value(self._integer_convolution(layer, call, stored, coded, bias, node.args[3:]), call.shape)
+            return Value(self._integer_products(layer, call, stored, coded, bias, node.args[3:]), call.shape)
         if weight is not None and quantizers.weight is not None:
             new_bias = self._put_weight(layer, quantizers, over, source, weight, bias, stored)
         else:
@@ -220,7 +226,7 @@ class _Export:
         source: Value,
         weight: Tensor,
         bias: Tensor | None,
-        stored: StoredWeight | None,
+        stored: StoredWeight | CodedWeight | None,
     ) -> Constant | None:
         """Put the quantized weight into ``over``; the bias that goes with it, where it is not the network's own."""
         assert layer.weight is not None
@@ -230,6 +236,9 @@ class _Export:
         if stored is None:
             w_hat = self.engine.quantized_weight(layer, quantizers.weight)
             written = self.graph.initializer(name, (w_hat.T if turned else w_hat).contiguous().numpy())
+        elif isinstance(stored, CodedWeight):
+            written = stored.write(self.graph, name)
+            written = self.graph.add("Transpose", written, perm=[1, 0]) if turned else written
         else:
             grid = self.coded[source.name][1] if source.name in self.coded else None
             input_scale = float(grid.scale) if grid is not None and grid.per_tensor else None
@@ -241,41 +250,56 @@ class _Export:
             return None
         return Constant(f"{layer.name}.bias", bias, None if integers is None else self._write_bias(layer, *integers))
 
-    def _integer_convolution(
+    def _in_terms(
+        self,
+        layer: Layer,
+        stored: StoredWeight | CodedWeight,
+        coded: tuple[Value, ActivationGrid] | None,
+        rounded_next: bool,
+    ) -> bool:
+        """Whether the layer is written as products of integers, because DequantizeLinear would leave it in reals."""
+        return (
+            self.integer_convolutions
+            and not (rounded_next and isinstance(stored, StoredWeight))
+            and layer.op in INTEGER_OPS
+            and coded is not None
+            and _moves_as_codes(coded[1])
+            and stored.has_terms
+        )
+
+    def _integer_products(
         self,
         layer: Layer,
         call: Call,
-        stored: StoredWeight,
+        stored: StoredWeight | CodedWeight,
         coded: tuple[Value, ActivationGrid],
         bias: Tensor | None,
         arguments: Sequence[Any],
     ) -> str:
-        """A convolution whose sums go on as reals, ``s_x s_w sum (q_x - z_x)(q_w - z_w) + b``."""
+        """Sums that go on as reals, ``sum_t s_x s_t <q_x - z_x, q_t - z_t> + b``."""
         graph, (codes, grid) = self.graph, coded
-        weight, dtype = stored.write_codes(graph, f"{layer.name}.weight")
-        zeros = graph.constant(grid.zero_point, grid.dtype), graph.constant(stored.shared_zero_point, dtype)
-        kernel = list(stored.codes.shape[2:])
-        sums = write_integer_convolution(call, (codes.name, weight, *zeros), kernel, arguments)
+        assert layer.weight_shape is not None
+        kernel = list(layer.weight_shape[2:])
         laid = (-1, *[1] * len(kernel))
-        scale = (stored.qparams.scale.numpy() * grid.scale).astype(np.float32).reshape(laid)
-        result = call.add("Mul", call.add("Cast", sums, to=onnx.TensorProto.FLOAT), graph.constant(scale))
+        result = ""
+        for term in stored.write_terms(graph, f"{layer.name}.weight"):
+            zeros = graph.constant(grid.zero_point, grid.dtype), graph.constant(term.zero_point, term.dtype)
+            operands = (codes.name, term.codes, *zeros)
+            if layer.op == "linear":
+                sums = write_integer_linear(call, operands)
+            else:
+                sums = write_integer_convolution(call, operands, kernel, arguments)
+            scale = (term.scale.numpy() * grid.scale).astype(np.float32).reshape(laid)
+            part = call.add("Mul", call.add("Cast", sums, to=onnx.TensorProto.FLOAT), graph.constant(scale))
+            result = call.add("Add", result, part) if result else part
         return result if bias is None else call.add("Add", result, graph.constant(bias.detach().numpy().reshape(laid)))
 
-    def _stored(self, layer: Layer, weight: Tensor, spec: Spec) -> StoredWeight | None:
+    def _stored(self, layer: Layer, weight: Tensor, spec: Spec) -> StoredWeight | CodedWeight | None:
         """The weight as integers, or None with the reason noted."""
-        if spec.tensors > 1:
-            self.float_weights[layer.name] = f"a sum of {spec.tensors} tensors"
-        elif spec.correction == "mean_variance":
-            self.float_weights[layer.name] = "corrected to the mean and variance of the float weight"
-        else:
-            qparams = self.calibration.weight_qparams(layer, spec, weight)
-            if isinstance(qparams, UniformQParams):
-                given = spec.rounding != "nearest"
-                return StoredWeight.of(
-                    self.calibration.quantized_weight(layer, spec, weight) if given else weight, qparams
-                )
-            self.float_weights[layer.name] = f"levels of kind {spec.kind}"
-        return None
+        stored, reason = stored_weight(self.calibration, layer, spec, weight)
+        if stored is None:
+            self.float_weights[layer.name] = reason
+        return stored
 
     def _write_bias(self, layer: Layer, codes: np.ndarray, scale: np.ndarray) -> str:
         graph = self.graph
@@ -447,47 +471,6 @@ def activation_grid(layer: str, role: str, qparams: QParams) -> ActivationGrid:
 def _moves_as_codes(grid: ActivationGrid) -> bool:
     """Whether runtimes have kernels that move codes of ``grid``."""
     return grid.dtype == np.uint8 and grid.per_tensor
-
-
-def _has_integer_form(layer: Layer, stored: StoredWeight | None, coded: tuple[Value, ActivationGrid] | None) -> bool:
-    """Whether ConvInteger can compute the layer: ONNX Runtime's takes one zero point for all channels."""
-    return (
-        layer.op in ("conv1d", "conv2d", "conv3d")
-        and coded is not None
-        and _moves_as_codes(coded[1])
-        and stored is not None
-        and stored.has_kernels
-        and stored.shared_zero_point is not None
-    )
-
-
-def with_integer_bias(
-    stored: StoredWeight, bias: Tensor, input_scale: float | None
-) -> tuple[StoredWeight, tuple[np.ndarray, np.ndarray] | None]:
-    """The bias as int32 codes and their scale ``s_x s_w``, and the weight, whose scale it may have to enlarge.
-
-    A channel whose weights are next to nothing has a scale so small that its bias leaves int32: there the weight
-    gets the smallest scale at which the bias takes half of int32, the rest being the sum's. The bias of a weight that
-    meets no integer kernel has the finest scale that holds it. No integers (None) for a real input.
-    """
-    reals = bias.detach().double().numpy()
-    if not stored.has_kernels:
-        largest = max(float(np.abs(reals).max()), float(np.finfo(np.float32).tiny))
-        scales = np.asarray(largest / LARGEST_BIAS, np.float32)
-    elif input_scale is None:
-        return stored, None
-    else:
-        per_channel = stored.qparams.axis is not None
-        needed = torch.from_numpy(np.abs(reals) / LARGEST_BIAS / input_scale).float()
-        # The groups of a transposed convolution share their scales.
-        needed = needed.reshape(-1, len(stored.qparams.scale)).amax(0) if per_channel else needed.amax()
-        if bool((needed > stored.qparams.scale).any()):
-            scale = torch.maximum(stored.qparams.scale, needed)
-            stored = StoredWeight.of(stored.reals, replace(stored.qparams, scale=scale))
-        scales = np.asarray(stored.qparams.scale.numpy() * np.float32(input_scale))
-        if per_channel:
-            scales = np.tile(scales, len(reals) // len(scales))
-    return stored, (np.round(reals / scales.astype(np.float64)).astype(np.int32), scales)
 
 
 def _shapes(program: Program) -> dict[str, Any]:

@@ -1,20 +1,14 @@
-"""Our grids as ONNX stores them: integer types, scales, zero points, and what lies between Q and DQ."""
+"""Grids of activations as ONNX has them: integer types, scales, zero points, and what lies between Q and DQ."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import onnx
-import torch
-from torch import Tensor
 
 from quantopsy.export.onnx.writer import OnnxWriter
 from quantopsy.quant import UniformQParams
-from quantopsy.quant.grouping import aligned, group_axis
 
 
 @dataclass(frozen=True)
@@ -80,90 +74,3 @@ class ActivationGrid:
     def write_dequantize(self, graph: OnnxWriter, codes: str) -> str:
         """Codes as reals."""
         return graph.add("DequantizeLinear", codes, *self.write_parameters(graph), axis=self.axis)
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """Integer codes of a weight, the grid they are on, and the ``reals`` that were put on it."""
-
-    qparams: UniformQParams
-    codes: Tensor
-    reals: Tensor
-
-    @classmethod
-    def of(cls, weight: Tensor, qparams: UniformQParams) -> StoredWeight:
-        """``weight`` on its grid. Groups of one input channel and more are one per channel."""
-        if qparams.group_size is not None and qparams.scale.shape[1] == 1:
-            qparams = qparams.map_grids(lambda grid: grid[:, 0], group_size=None)
-        return cls(qparams, qparams.encode(weight.float()), weight)
-
-    @cached_property
-    def bits(self) -> int:
-        """Bits of a code."""
-        return (self.qparams.qmax - self.qparams.qmin).bit_length()
-
-    @property
-    def transposed(self) -> StoredWeight:
-        """Of a matrix: turned."""
-        axis = self.qparams.axis
-        turned = self.qparams.map_grids(lambda grid: grid, axis=None if axis is None else 1 - axis % 2)
-        return StoredWeight(turned, self.codes.T, self.reals.T)
-
-    @property
-    def dtype(self) -> Any:
-        """numpy's type of the smallest ONNX integers that hold the codes."""
-        signed = self.qparams.qmin < 0
-        if self.bits <= 4:
-            return ml_dtypes.int4 if signed else ml_dtypes.uint4
-        if self.bits <= 8:
-            return np.int8 if signed else np.uint8
-        return np.int16 if signed else np.uint16
-
-    @property
-    def has_kernels(self) -> bool:
-        """Whether integer kernels can read it: codes of 8 bits or fewer, in no groups."""
-        return self.bits <= 8 and self.qparams.group_size is None
-
-    @property
-    def shared_zero_point(self) -> int | None:
-        """The zero point where all grids have the same."""
-        values = self.qparams.zero_point.unique()
-        return int(values) if len(values) == 1 else None
-
-    def write_codes(self, graph: OnnxWriter, name: str) -> tuple[str, Any]:
-        """The codes and the type that they have in the graph.
-
-        Those of 4 bits are stored so and widened to 8 in the graph: a runtime does that once, when it loads the file,
-        and may then use its 8-bit kernels.
-        """
-        dtype = self.dtype
-        stored = graph.initializer(f"{name}.codes", self.codes.numpy().astype(dtype))
-        if self.bits > 4 or not self.has_kernels:
-            return stored, dtype
-        wide = np.int8 if self.qparams.qmin < 0 else np.uint8
-        return graph.add("Cast", stored, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(wide))), wide
-
-    def write(self, graph: OnnxWriter, name: str) -> str:
-        """The weight as a float tensor of the graph: stored codes, dequantized.
-
-        Groups are blocks of DequantizeLinear, whose scale repeats over a kernel's taps.
-        """
-        qparams, axis, block = self.qparams, self.qparams.axis, None
-        scale, zero_point = qparams.scale, qparams.zero_point
-        if axis is not None:
-            axis %= self.codes.ndim
-        if qparams.group_size is not None:
-            assert axis is not None
-            block, other = qparams.group_size, group_axis(axis)
-            first = torch.arange(0, self.codes.shape[other], block)
-            scale, zero_point = (
-                aligned(grid, self.codes, axis, block).expand(self.codes.shape).index_select(other, first)
-                for grid in (scale, zero_point)
-            )
-            axis = other
-        codes, dtype = self.write_codes(graph, name)
-        parameters = (
-            graph.initializer(f"{name}.scale", scale.numpy().astype(np.float32)),
-            graph.initializer(f"{name}.zero_point", zero_point.numpy().astype(dtype)),
-        )
-        return graph.add("DequantizeLinear", codes, *parameters, axis=axis, block_size=block)

@@ -59,6 +59,9 @@ CAUSES: Mapping[Cause, str] = {
     "none": "equal",
 }
 
+SCALES = ("scale", "zero_point", "inner_scale", "outer_scale", "gain", "offset")
+"""Of a weight, as files name them."""
+
 
 @dataclass(frozen=True)
 class Layers:
@@ -218,8 +221,8 @@ class _Session:
         reads = [CODES_NAME.format(value) for value in self.network.layer(layer).inputs]
         writes = CODES_NAME.format(self.network.layer(layer).output)
         found: dict[Cause, list[str]] = {
-            "scale": [f"{layer}.weight.scale", f"{layer}.weight.zero_point", *reads, writes],
-            "weights": [f"{layer}.weight.codes"],
+            "scale": [*(f"{layer}.weight.{part}" for part in SCALES), *reads, writes],
+            "weights": [f"{layer}.weight.codes", f"{layer}.weight.table"],
             "bias": [f"{layer}.bias.codes", f"{layer}.bias.scale"],
         }
         for cause, names in found.items():
