@@ -4,10 +4,11 @@
 
 `resnet20` on CIFAR-10 (9000 training images, 6500 others to report on) with 4- and 2-bit weights and activations, and
 `mobilenet_v2_10` on imagenette (400 and 330) with 4-bit weights and 8-bit activations. All rows of a network have the
-same images, epochs, batches, learning rate, augmentation and distillation; batch norms are kept; the first and the last
-layer have 8 bits. A tenth of the training images chooses the epoch that is kept. Losses are paired differences over the
-same images, to the pretrained float network and to the float network that was trained the same way, with 95 %
-intervals. A row that was finished is not run again, one that was stopped goes on: the folder holds the trainings.
+same images, epochs, batches, learning rate, augmentation and distillation; batch norms are kept; quantized are weights
+and inputs of layers with weights, as in the papers, in the first and the last layer with 8 bits. A tenth of the
+training images chooses the epoch that is kept. Losses are paired differences over the same images, to the pretrained
+float network and to the float network that was trained the same way, with 95 % intervals. A row that was finished is not
+run again, one that was stopped goes on: the folder holds the trainings.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ NETWORKS = {
     "mobilenet_v2_10": ("zoo:mobilenet_v2_10_on_imagenette_train", "zoo:mobilenet_v2_10_on_imagenette_val", IMAGENETTE),
 }
 
+DDQ = {"method": "ddq", "activation_method": "ddq"}
+
 METHODS: dict[str, dict[str, Any]] = {
     "UQ": {"method": "ste"},
     "PACT": {"method": "pact"},
     "LSQ": {"method": "lsq"},
-    "PoT": {"method": "pot"},
-    "DDQ": {"method": "ddq"},
-    "DDQ+correction": {"method": "ddq", "correction": CORRECTION},
-    "DDQ+mixed": {"method": "ddq", "correction": CORRECTION, "mixed": True},
+    "PoT": {"method": "pot", "activation_method": "pot"},
+    "DDQ": DDQ,
+    "DDQ+correction": {**DDQ, "correction": CORRECTION},
+    "DDQ+mixed": {**DDQ, "correction": CORRECTION, "mixed": True},
 }
 
 
@@ -113,7 +116,7 @@ def _trained(name: str, seed: int, out: Path, epochs: int | None) -> Path:
     data, evaluation, common = NETWORKS[network]
     folder = out / f"{name.replace('/', '_')}_{seed}"
     if not (folder / "training.json").exists():
-        options = {**common, **settings, "seed": seed, "norms": "kept"}
+        options = {**common, **settings, "seed": seed, "norms": "kept", "edges": "inputs"}
         if epochs is not None:
             options["epochs"] = epochs
         qp.train(f"zoo:{network}", data, evaluation=evaluation, out=folder, **options)

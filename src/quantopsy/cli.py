@@ -386,7 +386,9 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder; a training that was interrupted goes on in it")] = None,
     method: Annotated[str, typer.Option(help="ddq, lsq, lsq+, pact, dorefa, pot, apot, ste; float to compare")] = "ddq",
-    activation_method: Annotated[str | None, typer.Option(help="Of activations  (default: as weights)")] = None,
+    activation_method: Annotated[
+        str | None, typer.Option(help="Of activations  (default: as weights; with ddq, pot, apot lsq)")
+    ] = None,
     bits: Annotated[int | None, typer.Option(help="Of weights  (default: the source's; of a model 4)")] = None,
     activation_bits: Annotated[
         int | None, typer.Option(help="Of activations  (default: the source's; of a model 8)")
@@ -394,6 +396,9 @@ def train(
     edge_bits: Annotated[int, typer.Option(help="Of a model's first and last layer; 0: as all others")] = 8,
     bias_bits: Annotated[int | None, typer.Option(help="Put biases on grids too")] = None,
     scheme: Annotated[str, typer.Option(help="Of a model: per-tensor or per-channel")] = "per-tensor",
+    edges: Annotated[
+        str, typer.Option(help="Of a model: quantize all values, or the inputs of layers with weights alone")
+    ] = "all",
     plan: Annotated[Path | None, typer.Option(help="JSON plan laid over a model's, layer by layer")] = None,
     target: Annotated[
         str | None, typer.Option(help="Let bits of weights learn, within 4bits on average, 500KB, or 0.125x of float")
@@ -449,6 +454,7 @@ def train(
                 edge_bits=edge_bits,
                 bias_bits=bias_bits,
                 scheme=scheme,
+                edges=edges,
                 plan=None if plan is None else read_json(plan, "plan"),
                 target=target,
                 footprint=footprint,

@@ -18,6 +18,7 @@ from quantopsy.quant import LevelsQParams, QParams, UniformQParams
 from quantopsy.quant.uniform import from_range
 from quantopsy.training.norm import KeptNorm, Moments
 from quantopsy.training.quantizers import METHODS, FakeQuantizer, trainable
+from quantopsy.training.quantizers.ddq import even
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,8 @@ class TrainableNetwork(nn.Module):
     def trained(self) -> tuple[Network, Plan, Calibration]:
         """The float network with the trained weights, the plan of the trained grids, and these grids.
 
-        The engine gives for them what this module does in evaluation mode.
+        The engine gives for them what this module does in evaluation mode. Learned levels that are evenly spaced are
+        uniform grids then (:func:`quantopsy.training.quantizers.ddq.even`).
         """
         network = self.program.network
         tensors = dict(network.tensors)
@@ -270,6 +272,10 @@ class TrainableNetwork(nn.Module):
             else:
                 values = [network.origin(value) for value in edges(layer, site.role)]
                 found = [(value, quantizer.qparams) for value, quantizer in zip(values, quantizers, strict=True)]
+            evenly = [even(grid, spec) if isinstance(grid, LevelsQParams) else None for _, grid in found]
+            if spec.kind == "learned" and None not in evenly:
+                spec = replace(spec, kind="uniform", options=())
+                found = [(value, grid) for (value, _), grid in zip(found, evenly, strict=True) if grid is not None]
             specs[site] = spec
             for value, grid in found:
                 calibration.encodings[value, spec] = grid.map_grids(lambda tensor: tensor.detach().cpu().clone())

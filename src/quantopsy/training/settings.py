@@ -14,19 +14,23 @@ from quantopsy.training.quantizers import METHODS
 FLOAT = "float"
 """The method that quantizes nothing: the float network trained the same way, to compare with."""
 
+EDGES = ("all", "inputs")
+"""Values that are quantized of a model: all, or the inputs of layers with weights alone."""
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """How a network is trained; all of it is echoed, and kept in the folder.
 
     ``bits`` and ``activation_bits``: None for those of the study or recipe that training starts from; of a model 4
-    (8, the most, where bits learn) and 8. ``method`` of weights, and of activations where it is for them;
-    ``activation_method`` else. ``edge_bits``: of a model's first and last layer with a weight; 0 treats them as the
-    others. ``target``: of the footprint of all weights, such as ``4bits``, ``500KB`` or ``0.125x``; it makes the bits
-    of weights learn, ``bits`` the most. ``distillation``: weight of the divergence from the float network's outputs
-    beside the labels' loss; 0 for none. ``correction``: lambda of DDQ equation (9). ``rate``: of weights and biases;
-    the others follow from it (:func:`quantopsy.training.optimizers.optimizers`). ``patience``: epochs without a
-    better one after which it ends.
+    (8, the most, where bits learn) and 8. ``method`` of weights; ``activation_method`` where it is not given is the
+    same, but of methods with uneven levels, or for weights alone, LSQ: runtimes look no levels of activations up.
+    ``edges``: see :func:`quantopsy.training.start.usual_plan`. ``edge_bits``: of a model's first and last layer with a
+    weight; 0 treats them as the others. ``target``: of the footprint of all weights, such as ``4bits``, ``500KB`` or
+    ``0.125x``; it makes the bits of weights learn, ``bits`` the most. ``distillation``: weight of the divergence from
+    the float network's outputs beside the labels' loss; 0 for none. ``correction``: lambda of DDQ equation (9).
+    ``rate``: of weights and biases; the others follow from it
+    (:func:`quantopsy.training.optimizers.optimizers`). ``patience``: epochs without a better one after which it ends.
     """
 
     method: str = "ddq"
@@ -36,6 +40,7 @@ class TrainingSettings:
     edge_bits: int = 8
     bias_bits: int | None = None
     scheme: str = "per-tensor"
+    edges: str = "all"
     weight_range: str = "mse"
     activation_range: str = "mse"
     plan: Mapping[str, Any] | None = None
@@ -67,6 +72,8 @@ class TrainingSettings:
                 raise names.unknown(method, [*METHODS, FLOAT], "method")
         if self.target is not None and self.method != "ddq":
             raise QuantopsyError(f"target {self.target!r}", f"{self.method} does not learn bits", "give --method ddq")
+        if self.edges not in EDGES:
+            raise names.unknown(self.edges, EDGES, "choice of edges")
         if self.norms not in NORMS:
             raise names.unknown(self.norms, NORMS, "treatment of batch norms")
         for name, least in (("epochs", 1), ("batch", 1), ("samples", 1), ("calibration_samples", 1), ("patience", 1)):
@@ -89,5 +96,6 @@ class TrainingSettings:
         if self.method == FLOAT:
             return Grids()
         if activation is None:
-            activation = self.method if "input" in METHODS[self.method].roles else "lsq"
+            same = "input" in METHODS[self.method].roles and METHODS[self.method].kind in (None, "uniform")
+            activation = self.method if same else "lsq"
         return Grids(self.method, activation, self.correction, self.target is not None, self.bias_bits)

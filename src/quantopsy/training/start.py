@@ -17,7 +17,7 @@ from quantopsy.core.recipe import Recipe
 from quantopsy.data import Images, evenly_spaced_order
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.execute import compile_network
-from quantopsy.graph.network import Network
+from quantopsy.graph.network import Layer, Network
 from quantopsy.remedy.applied import opened
 from quantopsy.remedy.apply import portable, realised
 from quantopsy.study import FILE, open_existing
@@ -101,9 +101,11 @@ def ready(
 
 
 def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
-    """Weights and inputs of all layers with weights, as the papers on training quantize; ``settings.plan`` over it.
+    """What is quantized of a model, ``settings.plan`` laid over it.
 
-    The first and the last of them keep ``edge_bits``.
+    Weights and inputs of all layers with weights, at their bits; the first and the last of them keep ``edge_bits``.
+    With the edges ``all`` every other value too, as runtimes in integers need it, at 8 bits at least: on the very grid
+    of its readers where all of them are layers with weights. With ``inputs`` nothing else, as in the papers.
     """
     if settings.scheme not in SCHEMES:
         raise names.unknown(settings.scheme, tuple(SCHEMES), "scheme")
@@ -113,14 +115,25 @@ def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
         bits=bits, symmetric=True, signed=True, granularity=granularity, range_estimator=settings.weight_range
     )
     activation = Spec(bits=settings.activation_bits or ACTIVATION_BITS, range_estimator=settings.activation_range)
-    layers = [layer.name for layer in network.layers if layer.weight is not None]
-    edges = {layers[0], layers[-1]} if settings.edge_bits else set()
+    between = activation.with_bits(max(activation.bits, ACTIVATION_BITS))
+    weighted = [layer.name for layer in network.layers if layer.weight is not None]
+    edges = {weighted[0], weighted[-1]} if settings.edge_bits else set()
     sites: dict[Site, Spec] = {}
-    for name in layers:
+    for name in weighted:
         for site, spec in ((Site(name, "weight"), weight), (Site(name, "input"), activation)):
             sites[site] = spec.with_bits(max(spec.bits, settings.edge_bits)) if name in edges else spec
+    if settings.edges == "all":
+        for layer in network.layers:
+            sites.setdefault(Site(layer.name, "input"), between)
+        for layer in network.layers:
+            read = {sites[Site(reader.name, "input")] for reader in network.layers if _reads(network, reader, layer)}
+            sites[Site(layer.name, "output")] = read.pop() if len(read) == 1 else between
     plan = Plan.of(sites)
     return plan if settings.plan is None else Plan.from_json(settings.plan, network.names, plan)
+
+
+def _reads(network: Network, reader: Layer, layer: Layer) -> bool:
+    return network.origin(layer.output) in {network.origin(value) for value in reader.inputs}
 
 
 def _from_study(

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from quantopsy.core import QuantopsyError, Spec
 from quantopsy.core.plan import Role
-from quantopsy.quant import LevelsQParams
+from quantopsy.quant import LevelsQParams, UniformQParams
 from quantopsy.quant.learned import compose
 from quantopsy.training.quantizers.fake_quantizer import FakeQuantizer, RateGroup
 from quantopsy.training.quantizers.gates import Gates
@@ -99,6 +99,34 @@ class DDQ(FakeQuantizer):
     def _grid(self, levels: Tensor) -> LevelsQParams:
         scale = self.scale.detach().clamp(min=SMALLEST_SCALE)
         return LevelsQParams(levels, scale, axis=self._axis, group_size=self._group_size)
+
+
+def even(grid: LevelsQParams, spec: Spec) -> UniformQParams | None:
+    """The uniform grid that has the levels of ``grid``, to the bit; None where they are not evenly spaced around zero
+    by a power of two of the scale (DDQ section 2.2: "DDQ reduces to a uniform quantizer when q is uniform").
+
+    Only values half way between two levels go elsewhere: to the even code instead of the lower level.
+    """
+    gaps = grid.levels.diff(dim=-1)
+    gap = gaps.flatten()[0]
+    lowest = grid.levels[..., 0] / gap
+    mantissa, _ = torch.frexp(gap)
+    if gap <= 0 or mantissa != 0.5 or not bool((gaps == gap).all()) or not torch.equal(lowest, lowest.round()):
+        return None
+    count = grid.levels.shape[-1]
+    signed = bool((lowest < 0).any()) if spec.signed is None else spec.signed
+    qmin = -count // 2 if signed else 0
+    zero_point = (qmin - lowest).expand(grid.scale.shape)
+    if bool((zero_point < qmin).any()) or bool((zero_point > qmin + count - 1).any()):
+        return None
+    return UniformQParams(
+        grid.scale * gap,
+        zero_point.to(torch.int32).clone(),
+        qmin,
+        qmin + count - 1,
+        axis=grid.axis,
+        group_size=grid.group_size,
+    )
 
 
 def store(levels: Tensor, fraction: int) -> Tensor:
