@@ -7,8 +7,8 @@
 same images, epochs, batches, learning rate, augmentation and distillation; batch norms are kept; quantized are weights
 and inputs of layers with weights, as in the papers, in the first and the last layer with 8 bits. A tenth of the
 training images chooses the epoch that is kept. Losses are paired differences over the same images, to the pretrained
-float network and to the float network that was trained the same way, with 95 % intervals. A row that was finished is not
-run again, one that was stopped goes on: the folder holds the trainings.
+float network and to the float network that was trained the same way, with 95 % intervals. A row that was finished is
+not run again, one that was stopped goes on: the folder holds the trainings.
 """
 
 from __future__ import annotations
