@@ -46,6 +46,7 @@ from quantopsy.quant import QParams, UniformQParams
 OPSET = 21  # the first with 4- and 16-bit integers and blocks in Q and DQ
 FLOAT_WEIGHTS = "quantopsy.float_weights"
 CODES_NAME = "{}.codes"  # of a value of the network; its names have no dots
+WEIGHT_CODES_NAME = "{}.weight.codes"
 BIAS_CODES_NAME, BIAS_SCALE_NAME = "{}.bias.codes", "{}.bias.scale"
 LARGEST_BIAS = 2**30
 _NO_QUANTIZERS = LayerQuantizers((), None, None, None)
