@@ -31,6 +31,7 @@ from quantopsy.graph.execute import Overlay, channels_last, compile_network
 from quantopsy.graph.network import Network
 from quantopsy.graph.outputs import output_tensors
 from quantopsy.metrics import Metric, agreement, measure
+from quantopsy.quant import QParams
 
 LEVEL = 0.95  # of intervals
 LAYER_IMAGES = 16  # whose every layer is compared: millions of elements
@@ -206,11 +207,16 @@ def verify(
 
 @dataclass(frozen=True)
 class Tapped:
-    """What a runtime gave for a file's codes on ``images``, the inputs in order: by value its grid and its codes."""
+    """What a runtime gave for a file's codes on ``images``, the inputs in order: by value its grid and its codes.
+
+    ``reads``: reals of values that only their readers put on a grid, such as the network's inputs, by value and that
+    grid's ``id``. Pixels often lie halfway between two codes, where runtimes round to either.
+    """
 
     images: tuple[Tensor, ...]
     grids: Mapping[str, ActivationGrid]
     codes: Mapping[str, np.ndarray]
+    reads: Mapping[tuple[str, int], Tensor]
 
 
 def tapped(
@@ -233,14 +239,25 @@ def tapped(
         if quantizers.output is not None and CODES_NAME.format(program.steps[index].writes) in named
     }
     if not grids:
-        return Tapped(images, {}, {})
+        return Tapped(images, {}, {}, {})
+    reads: dict[str, QParams] = {}
+    for _, quantizers in sorted(prepared.quantizers.items()):
+        for value, qparams in quantizers.inputs:
+            if value not in grids and CODES_NAME.format(value) in named:
+                reads.setdefault(value, qparams)
+    tapped_grids = grids | {value: activation_grid("", "input", qparams) for value, qparams in reads.items()}
     tapping = onnx.ModelProto()
     tapping.CopyFrom(model)
-    for value, grid in grids.items():
+    for value, grid in tapped_grids.items():
         kind = onnx.helper.np_dtype_to_tensor_dtype(grid.dtype)
         tapping.graph.output.append(onnx.helper.make_tensor_value_info(CODES_NAME.format(value), kind, None))
-    found = opener(tapping).run([CODES_NAME.format(value) for value in grids], feed(program.network, images))
-    return Tapped(images, grids, {value: np.asarray(codes) for value, codes in zip(grids, found, strict=True)})
+    outputs = opener(tapping).run([CODES_NAME.format(value) for value in tapped_grids], feed(program.network, images))
+    codes = {value: np.asarray(found) for value, found in zip(tapped_grids, outputs, strict=True)}
+    decoded = {
+        (value, id(qparams)): torch.from_numpy(tapped_grids[value].decode(codes[value], codes[value].ndim))
+        for value, qparams in reads.items()
+    }
+    return Tapped(images, grids, codes, decoded)
 
 
 def layer_tallies(taps: Tapped, engine: ExactEngine, prepared: Prepared) -> dict[str, Tally]:
@@ -254,7 +271,9 @@ def layer_tallies(taps: Tapped, engine: ExactEngine, prepared: Prepared) -> dict
             if quantizers is None:
                 values[step.writes] = step.compute(Overlay(values, program.constants))
                 continue
-            result = engine.quantized(step, quantizers, values, values)
+            reads = ((value, taps.reads.get((value, id(qparams)))) for value, qparams in quantizers.inputs)
+            own = {value: reals for value, reals in reads if reals is not None}
+            result = engine.quantized(step, quantizers, own, values)
             if step.writes in taps.grids:
                 assert step.layer is not None
                 grid, found = taps.grids[step.writes], taps.codes[step.writes]
