@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ from quantopsy.engine.calibration import Calibration
 from quantopsy.export.onnx.check import as_stored, verify
 from quantopsy.export.onnx.export import export_onnx
 from quantopsy.export.onnx.graph import to_onnx
-from quantopsy.export.onnx.runtime import kernels, latency, open_session, seconds_by_layer
+from quantopsy.export.onnx.runtime import kernels, latency, open_session, saturates, seconds_by_layer
 from quantopsy.metrics import resolve_metric
 
 COUNT = 24
@@ -199,3 +200,10 @@ def test_resnet20_runs_as_simulated(zoo, scheme: str, tmp_path) -> None:
         assert run.layers.equal > 0.9999
         assert run.decisions > 97
     assert abs(done.verified.optimised.value - done.verified.stored) <= 100 / 48 + 1e-9
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor has")
+def test_whether_sums_saturate_is_measured() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    expected = "avx2" in flags and not {"avx512_vnni", "avx_vnni", "avxvnni"} & flags
+    assert saturates() == expected
