@@ -3,8 +3,8 @@
     python benchmarks/onnx_export.py [NETWORK ...] [--images 128] [--calibration 64] [--runs 20] [--threads 1]
                                      [--integer-convolutions] [--out rows.jsonl]
 
-Networks are those of the zoo, and with torchvision installed its architectures with random weights and a fitted head, each with weights
-of 8 bits per tensor and per channel, activations of 8. A row has
+Networks are those of the zoo, and with torchvision installed its architectures with random weights and a fitted head,
+each with weights of 8 bits per tensor and per channel, activations of 8. A row has
 
 - the metric in float, simulated (in brackets: with the int32 biases of the file), in ONNX Runtime and in OpenVINO;
 - for both runtimes the percentage of decisions in common with the simulation, of elements of single layers within a

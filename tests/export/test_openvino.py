@@ -63,7 +63,7 @@ def test_reals_are_float32_on_every_processor(small) -> None:
     session = openvino.open_session(to_onnx(network, Plan(), Calibration()))
     assert session.compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "f32"
     with torch.inference_mode():
-        expected = network.module()(x)
+        (expected,) = network.module()(x)
     torch.testing.assert_close(run(session, network, (x,))[0], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -141,8 +141,10 @@ def check_recipe(target: Target, plan: Plan, layers: Sequence[Layer]) -> None:
     """
     sites = [Site(layer.name, "weight") for layer in layers if layer.weight is not None]
     sites += [Site(layer.name, "output") for layer in layers]
+    order = {layer.name: layer.index for layer in layers}
+    broken = violations(target, plan, {layer.name: layer.op for layer in layers}, sites)
     found: dict[str, list[Site]] = {}
-    for site, reason in violations(target, plan, {layer.name: layer.op for layer in layers}, sites):
+    for site, reason in sorted(broken, key=lambda violation: order[violation[0].layer]):
         found.setdefault(f"{site.role}: {reason}", []).append(site)
     if not found:
         return
