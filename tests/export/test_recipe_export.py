@@ -138,8 +138,8 @@ def test_what_a_target_cannot_run_is_not_written(recipe, command, tmp_path) -> N
     recipe.save(tmp_path / "recipe.json")
     code, out, err = command("export", ".", *named, "--target", "tensorrt")
     assert (code, out) == (2, "")
-    assert "target tensorrt: it cannot run the input: only symmetric grids ('stem.0' and " in err
-    assert "the weight: no 4 bits" in err
+    assert "target tensorrt: it cannot run the weight: no 4 bits ('stem.0' and 4 more); the output: only " in err
+    assert "the input: only symmetric grids ('stem.0' and 8 more)" in err
     assert not (tmp_path / "model.onnx").exists()
     for arguments, thing in (
         (("--target", "onnxruntime-cpu9", *named), "target 'onnxruntime-cpu9'"),

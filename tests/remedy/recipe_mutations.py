@@ -41,7 +41,7 @@ def mutated(document: Any, seed: int) -> str:
 
 def _changed(document: Any, path: tuple[Any, ...], draw: random.Random) -> Any:
     if not path:
-        return draw.choice(WRONG)
+        return copy.deepcopy(draw.choice(WRONG))
     holder = document
     for key in path[:-1]:
         holder = holder[key]
@@ -57,5 +57,5 @@ def _changed(document: Any, path: tuple[Any, ...], draw: random.Random) -> Any:
     elif what == "number" and isinstance(own, int | float):
         holder[key] = draw.choice((own + 1, -own, own * 1e6, own * 1e-30, float(own), str(own), [own]))
     else:
-        holder[key] = draw.choice(WRONG)
+        holder[key] = copy.deepcopy(draw.choice(WRONG))
     return document
