@@ -439,9 +439,9 @@ def export_onnx(
 ) -> Delivered:
     """What a recipe makes of ``model`` as an ONNX QDQ file, run beside the simulation on ``data``, and timed.
 
-    ``settings``: ``metric``, ``preprocess``, ``samples``, ``opset``, ``integer_convolutions``, ``threads``, as
-    :func:`quantopsy.export.onnx.recipe.export_recipe` takes them. Without model and data those of the study that the
-    recipe comes from are taken.
+    ``settings``: ``metric``, ``preprocess``, ``samples``, ``opset``, ``integer_convolutions``, ``threads``, ``also``,
+    ``target``, as :func:`quantopsy.export.onnx.recipe.export_recipe` takes them. Without model and data those of the
+    study that the recipe comes from are taken.
     """
     with _onnx():
         from quantopsy.export.onnx.recipe import export_recipe as run
@@ -479,7 +479,7 @@ def parity(
 ) -> Parity:
     """A recipe's network in float, simulated, in integer arithmetic and as ``files`` give it, on the same images.
 
-    ``settings``: ``metric``, ``preprocess``, ``samples``, ``integers``, ``threads``, as
+    ``settings``: ``metric``, ``preprocess``, ``samples``, ``integers``, ``threads``, ``also``, as
     :func:`quantopsy.export.onnx.parity.parity` takes them. Without files what :func:`export_onnx` would write.
     """
     with _onnx():

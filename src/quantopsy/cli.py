@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from quantopsy.core import QuantopsyError
 
 _EXITS = ("onnx", "pt2", "pt2e", "encodings")
+_TARGETS = "any, per-tensor, onnxruntime-cpu, onnxruntime-avx2, tensorrt, openvino, qnn, xnnpack, or FILE.json"
 
 app = typer.Typer(
     help="A post-mortem for quantized convolutional networks.",
@@ -142,7 +143,8 @@ Out = Annotated[Path | None, typer.Option(help="Study folder; a run that was int
 Metric = Annotated[str | None, typer.Option(help="As of analyze")]
 Preprocess = Annotated[Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
-Threads = Annotated[int, typer.Option(help="Of ONNX Runtime")]
+Threads = Annotated[int, typer.Option(help="Of the runtimes")]
+Also = Annotated[list[str] | None, typer.Option(help="A runtime to run files in besides ONNX Runtime: openvino")]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json, or the study that it is in")]
 RecipeModel = Annotated[
     str | None, typer.Option(help="FILE.onnx, FILE.pt2 or package.module:callable  (default: the recipe's)")
@@ -304,9 +306,7 @@ def repair(
     max_drop: Annotated[
         float | None, typer.Option(help="Loss of the metric to end at  (default: half the study's tolerance)")
     ] = None,
-    target: Annotated[
-        str, typer.Option(help="any, per-tensor, onnxruntime-cpu, tensorrt, openvino, qnn, xnnpack, or FILE.json")
-    ] = "any",
+    target: Annotated[str, typer.Option(help=f"What it is to run on: {_TARGETS}")] = "any",
     budget: Annotated[str | None, typer.Option(help="Try nothing new after that long: 10m")] = None,
     out: Annotated[Path | None, typer.Option(help="The recipe  (default: recipe.json of the study)")] = None,
     as_json: Json = False,
@@ -539,6 +539,8 @@ def export(
         ),
     ] = False,
     threads: Threads = 1,
+    also: Also = None,
+    target: Annotated[str | None, typer.Option(help=f"Write nothing that this cannot run: {_TARGETS}")] = None,
     as_json: Json = False,
 ) -> None:
     """Write the network of a recipe as a file that runs, compared with the simulation layer by layer, and timed."""
@@ -557,6 +559,8 @@ def export(
         raise names.unknown(to, _EXITS, "file format")
     folder = recipe if recipe.is_dir() else recipe.parent
     if to == "encodings":
+        if target is not None:
+            raise QuantopsyError("--target", "an encodings file is not checked", "leave it out, or give --to onnx")
         _write_encodings(recipe, out, as_json)
         return
     if to in ("pt2", "pt2e"):
@@ -590,6 +594,8 @@ def export(
             opset=opset,
             integer_convolutions=integer_convolutions,
             threads=threads,
+            also=also or (),
+            target=target,
             progress=watch,
         )
     if as_json:
@@ -631,6 +637,7 @@ def parity(
     preprocess: Preprocess = None,
     integers: Annotated[str, typer.Option(help="Integer arithmetic: onnxruntime, tflite, ...")] = "onnxruntime",
     threads: Threads = 1,
+    also: Also = None,
     as_json: Json = False,
 ) -> None:
     """Float, simulation, integer arithmetic and files on the same images: where they part, and why."""
@@ -649,6 +656,7 @@ def parity(
             samples=samples,
             integers=integers,
             threads=threads,
+            also=also or (),
             progress=watch,
         )
     if as_json:

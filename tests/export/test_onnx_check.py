@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ from quantopsy.engine.calibration import Calibration
 from quantopsy.export.onnx.check import as_stored, verify
 from quantopsy.export.onnx.export import export_onnx
 from quantopsy.export.onnx.graph import to_onnx
-from quantopsy.export.onnx.runtime import kernels, latency, open_session, seconds_by_layer
+from quantopsy.export.onnx.runtime import kernels, latency, open_session, saturates, seconds_by_layer
 from quantopsy.metrics import resolve_metric
 
 COUNT = 24
@@ -57,7 +58,7 @@ def test_what_is_verified_is_what_other_software_computes(case) -> None:
     assert found.images == COUNT
     assert found.float_network == pytest.approx(75.0)
     assert found.simulated == pytest.approx(top1(simulated(network, plan, ranges, x)[0]))
-    assert found.runtime == pytest.approx(top1(runs[True]))
+    assert found.optimised.value == pytest.approx(top1(runs[True]))
     expected = simulated(*as_stored(network, plan, model), ranges, x)[0].numpy()
     assert found.stored == pytest.approx(top1(expected))
     step = float(ranges.qparams(network.layers[-1].output, Spec()).scale)
@@ -70,7 +71,7 @@ def test_what_is_verified_is_what_other_software_computes(case) -> None:
         assert run.layers.within_step == 1.0
         same = (runs[on].argmax(1) == simulated(network, plan, ranges, x)[0].numpy().argmax(1)).mean()
         assert run.decisions == pytest.approx(100 * same)
-    assert [departure.layer for departure in found.by_layer] == list(network.names)
+        assert list(run.by_layer) == list(network.names)
 
 
 def test_a_file_that_computes_something_else_is_found_with_its_layer(case) -> None:
@@ -81,8 +82,8 @@ def test_a_file_that_computes_something_else_is_found_with_its_layer(case) -> No
     wrong[:, :, 1, 1] = -wrong[:, :, 1, 1]
     codes.CopyFrom(numpy_helper.from_array(wrong, codes.name))
     found = verify(model, network, plan, ranges, batches(images), resolve_metric("top1", True))
-    for run in ("plain", "optimised"):
-        shares = {departure.layer: getattr(departure, run).within_step for departure in found.by_layer}
+    for run in (found.plain, found.optimised):
+        shares = {layer: departure.within_step for layer, departure in run.by_layer.items()}
         assert shares.pop("right.0") < 0.9
         assert min(shares.values()) == 1.0  # each layer is judged from the inputs that it had
 
@@ -123,7 +124,7 @@ def test_few_bits_run_in_the_same_integer_kernels(bits: int) -> None:
 def test_latencies_are_of_the_models_named(case) -> None:
     network, plan, ranges, _, x, _ = case
     models = {"float": to_onnx(network, Plan(), Calibration()), "quantized": to_onnx(network, plan, ranges)}
-    found = latency(models, network, (x,), runs=5)
+    found = latency({name: open_session(model) for name, model in models.items()}, network, (x,), runs=5)
     assert found.keys() == models.keys()
     for timed in found.values():
         assert 0 < timed.low <= timed.median <= timed.high
@@ -173,8 +174,8 @@ def test_outputs_off_any_grid_are_measured_by_their_range() -> None:
     found = verify(to_onnx(network, plan, ranges), network, plan, ranges, batches(images), resolve_metric(None, False))
     assert found.plain.outputs.equal == 1.0
     assert found.plain.outputs.largest < 1e-3
-    assert found.by_layer == ()
-    assert found.runtime == pytest.approx(found.simulated)
+    assert found.plain.by_layer == {}
+    assert found.optimised.value == pytest.approx(found.simulated)
 
 
 def test_onnx_is_not_imported_before_it_is_needed() -> None:
@@ -198,4 +199,11 @@ def test_resnet20_runs_as_simulated(zoo, scheme: str, tmp_path) -> None:
         assert run.layers.within_step == 1.0
         assert run.layers.equal > 0.9999
         assert run.decisions > 97
-    assert abs(done.verified.runtime - done.verified.stored) <= 100 / 48 + 1e-9
+    assert abs(done.verified.optimised.value - done.verified.stored) <= 100 / 48 + 1e-9
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux what the processor has")
+def test_whether_sums_saturate_is_measured() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    expected = "avx2" in flags and not {"avx512_vnni", "avx_vnni", "avxvnni"} & flags
+    assert saturates() == expected

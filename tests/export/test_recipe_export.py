@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -55,6 +56,15 @@ def recipe() -> Recipe:
     )
 
 
+def recipe_of(weight: Spec) -> Recipe:
+    """The small network with ``weight`` everywhere."""
+    x = many().tensors[0]
+    start = capture(network(), (x[:2],))
+    plan = everywhere(start, weight, Spec())
+    calibration = calibrate(compile_network(start), [(x,)], wanted_statistics(start, [plan]))
+    return Recipe(plan, encodings=encodings_of(start, plan, calibration), model=model_of(start, "small"))
+
+
 @pytest.fixture(scope="module")
 def delivered(recipe, tmp_path_factory) -> Delivered:
     return export_recipe(recipe, tmp_path_factory.mktemp("file") / "small.onnx", network(), many())
@@ -64,7 +74,7 @@ def test_the_file_gives_what_the_recipe_simulates(recipe, delivered) -> None:
     found = delivered.exported.verified
     assert found.optimised.layers.within_step == 1.0
     assert found.optimised.layers.equal > 0.999
-    assert found.departs[1] <= 0 <= found.departs[2]
+    assert found.optimised.departs[1] <= 0 <= found.optimised.departs[2]
     x = many().tensors[0]
     simulated = apply(recipe, network(), many()).module(x).numpy()
     (given,) = by_runtime(onnx.load(delivered.exported.path), x)
@@ -92,7 +102,7 @@ def test_weights_are_rounded_as_the_recipe_says(recipe, delivered) -> None:
 
 def test_size_and_time_are_measured_beside_float(delivered) -> None:
     assert delivered.exported.bytes > 0
-    assert delivered.faster > 0
+    assert delivered.timed.faster > 0
     assert {time.layer for time in delivered.by_layer} >= set(capture(network(), (many().tensors[0][:2],)).names)
     document = json.loads(json.dumps(delivered.to_json()))
     assert {"float", "simulated", "runtime", "integer", "latency"} <= set(document)
@@ -121,6 +131,38 @@ def test_the_command_finds_the_recipe_of_a_study(recipe, command, tmp_path) -> N
         code, out, err = run(*arguments)
         assert (code, out) == (2, "")
         assert thing in err.strip().splitlines()[-1]
+
+
+def test_what_a_target_cannot_run_is_not_written(recipe, command, tmp_path) -> None:
+    named = ("--model", "sample_models:network", "--data", "sample_models:many")
+    recipe.save(tmp_path / "recipe.json")
+    code, out, err = command("export", ".", *named, "--target", "tensorrt")
+    assert (code, out) == (2, "")
+    assert "target tensorrt: it cannot run the weight: no 4 bits ('stem.0' and 4 more); the output: only " in err
+    assert "the input: only symmetric grids ('stem.0' and 8 more)" in err
+    assert not (tmp_path / "model.onnx").exists()
+    for arguments, thing in (
+        (("--target", "onnxruntime-cpu9", *named), "target 'onnxruntime-cpu9'"),
+        (("--target", "qnn", "--to", "encodings"), "not checked"),
+    ):
+        code, _, err = command("export", ".", *arguments)
+        assert code == 2
+        assert thing in err
+    code, _, err = command("export", ".", *named, "--target", "onnxruntime-avx2")
+    assert code == 0, err
+
+
+def test_weights_that_saturate_on_this_processor_are_named(delivered, monkeypatch, tmp_path) -> None:
+    from quantopsy.export.onnx import export
+    from quantopsy.report.exported import export_cautions
+
+    assert delivered.exported.saturating == ()  # of 4 bits
+    monkeypatch.setattr(export, "saturates", lambda: True)
+    wide = export_recipe(recipe_of(replace(WEIGHT, bits=8)), tmp_path / "8.onnx", network(), many())
+    assert set(wide.exported.saturating) == {"stem.0", "depthwise.0", "left", "right.0", "head"}
+    assert any("saturate" in line for line in export_cautions(wide))
+    narrow = export_recipe(recipe_of(replace(WEIGHT, bits=7)), tmp_path / "7.onnx", network(), many())
+    assert narrow.exported.saturating == ()
 
 
 def test_without_the_extra_the_remedy_is_named(monkeypatch) -> None:

@@ -13,7 +13,16 @@ SYMMETRIC = Spec(symmetric=True, signed=True, granularity="per_channel")
 
 
 def test_every_profile_reads_and_takes_something() -> None:
-    assert {"any", "per-tensor", "onnxruntime-cpu", "tensorrt", "openvino", "qnn", "xnnpack"} <= set(profiles())
+    assert {
+        "any",
+        "per-tensor",
+        "onnxruntime-cpu",
+        "tensorrt",
+        "openvino",
+        "qnn",
+        "xnnpack",
+        "onnxruntime-avx2",
+    } <= set(profiles())
     for profile in profiles().values():
         specs = [Spec(symmetric=s, granularity=g) for s in (True, False) for g in ("per_tensor", "per_channel")]
         assert any(profile.refuses("weight", "conv2d", spec) is None for spec in specs), profile.name
@@ -32,6 +41,12 @@ def test_every_profile_reads_and_takes_something() -> None:
         ("onnxruntime-cpu", "weight", Spec(tensors=2), "2 tensors"),
         ("per-tensor", "weight", Spec(correction="mean_variance"), "no offset per channel"),
         ("onnxruntime-cpu", "weight", SYMMETRIC, None),
+        ("onnxruntime-cpu", "weight", SYMMETRIC.with_bits(4), None),
+        ("onnxruntime-avx2", "weight", SYMMETRIC, "at most 7"),
+        ("onnxruntime-avx2", "weight", SYMMETRIC.with_bits(7), None),
+        ("onnxruntime-avx2", "weight", Spec(), None),
+        ("openvino", "weight", Spec(), "only symmetric"),
+        ("xnnpack", "output", Spec(symmetric=True), None),
         ("qnn", "output", Spec(bits=16), None),
         ("any", "weight", Spec(kind="piecewise", bits=4, granularity="per_group:8"), None),
     ],

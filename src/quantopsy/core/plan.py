@@ -69,7 +69,12 @@ class Plan(Mapping[Site, Spec]):
 
     @classmethod
     def recorded(cls, data: Mapping[str, Any]) -> Plan:
-        """The inverse of :meth:`to_json`, names taken as they are."""
+        """The inverse of :meth:`to_json`, names taken as they are; raises :class:`QuantopsyError` for another role."""
+        for layer, roles in data["layers"].items():
+            if unknown := next((role for role in roles if role not in ROLES), None):
+                raise QuantopsyError(
+                    f"plan role {unknown!r} of {layer!r}", "no such role", f"roles are {', '.join(ROLES)}"
+                )
         return cls.of(
             {
                 Site(layer, role): Spec.from_json(spec)

@@ -11,10 +11,44 @@ from pathlib import Path
 from typing import Any
 
 from quantopsy.core.errors import QuantopsyError
+from quantopsy.core.form import NUMBER, misfit
 from quantopsy.core.plan import Plan
 
 FORMAT = 1
 _REMEDY = "give what `quantopsy repair` wrote"
+_ESTIMATE = (NUMBER, NUMBER, NUMBER)
+_GIVEN = {"dtype": str, "shape": [int], "data": str}
+_FORM: dict[str, Any] = {
+    "model": {
+        "weights": {str: [int]},
+        "macs": {str: int},
+        "activations": {str: [str | None]},
+        "layers": [(str, [int])],
+        "norms": {str: NUMBER},
+    },
+    "expected": {
+        "metric": str,
+        "unit": str,
+        "samples": int,
+        "level": NUMBER,
+        **dict.fromkeys(("float", "before", "after", "lost_before", "lost", "gained"), _ESTIMATE),
+    },
+    "proof": dict.fromkeys(("images", "float", "after"), _GIVEN),
+    "transforms": [{}],
+    "plan": {"layers": {str: {str: {}}}},
+    "encodings": {str: {str: [{}]}},
+    "given": {str: _GIVEN},
+    "steps": [
+        {
+            **dict.fromkeys(("words", "cost", "why"), str),
+            **dict.fromkeys(("change", "noise", "degradation"), _ESTIMATE),
+            "layers": [str],
+            "kept": bool,
+            "seconds": NUMBER,
+        }
+    ],
+    "provenance": {"given": {str: str | dict | None}},
+}
 
 Encodings = Mapping[str, Mapping[str, list[Mapping[str, Any]]]]
 """Qparams as JSON, ``{layer: {role: [...]}}``, one for each value of the site."""
@@ -196,6 +230,9 @@ class Recipe:
             raise QuantopsyError(
                 "recipe", f"it is of format {data.get('format')!r}, not {FORMAT}", "write it again with this version"
             )
+        data = {name: value for name, value in data.items() if value is not None}
+        if (found := misfit(data, _FORM)) is not None:
+            raise QuantopsyError("recipe", f"it does not read: {found}", _REMEDY)
         try:
             expected, proof = data.get("expected"), data.get("proof")
             return cls(
@@ -210,9 +247,7 @@ class Recipe:
                 provenance=data.get("provenance", {}),
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise QuantopsyError(
-                "recipe", f"it does not read ({error!r})", "give what `quantopsy repair` wrote"
-            ) from None
+            raise QuantopsyError("recipe", f"it does not read ({error!r})", _REMEDY) from None
 
     def save(self, path: str | Path) -> Path:
         """Write it to ``path``, whole or not at all."""
@@ -238,7 +273,7 @@ class Recipe:
             raise QuantopsyError(f"recipe {str(path)!r}", f"cannot be read ({error})", "give a recipe.json") from None
         try:
             return cls.from_json(json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise QuantopsyError(f"recipe {str(path)!r}", f"is no JSON ({error})", "give a recipe.json") from None
         except QuantopsyError as error:
             raise QuantopsyError(f"recipe {str(path)!r}", error.reason, error.remedy) from None

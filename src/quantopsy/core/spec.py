@@ -92,6 +92,8 @@ class Spec:
             frozen = tuple(sorted((str(key), value) for key, value in options))
         except (TypeError, ValueError):
             raise _refuse("options", self.options, "give a mapping of names to values") from None
+        if wrong := [name for name, value in frozen if not isinstance(value, Scalar)]:
+            raise _refuse("option", wrong[0], "give a number, a text, true or false")
         object.__setattr__(self, "options", frozen)
 
     def with_bits(self, bits: int) -> Spec:

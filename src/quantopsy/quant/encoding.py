@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from quantopsy.core import QuantopsyError, names
+from quantopsy.core.spec import MAX_BITS
 from quantopsy.quant.levels import LevelsQParams
 from quantopsy.quant.piecewise import PiecewiseQParams
 from quantopsy.quant.qparams import QParams
@@ -29,7 +30,7 @@ def qparams_to_json(qparams: QParams) -> dict[str, Any]:
 
 def qparams_from_json(data: Mapping[str, Any]) -> QParams:
     """The inverse of :func:`qparams_to_json`; raises :class:`QuantopsyError` for what it did not write."""
-    if data.get("grid") not in _GRIDS:
+    if not isinstance(data.get("grid"), str) or data["grid"] not in _GRIDS:
         raise names.unknown(str(data.get("grid")), list(_GRIDS), "grid")
     kind = _GRIDS[data["grid"]]
     try:
@@ -38,11 +39,32 @@ def qparams_from_json(data: Mapping[str, Any]) -> QParams:
             for field in fields(kind)
             if field.name in data
         }
-        return kind(**values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise QuantopsyError(
-            f"encoding of a {data['grid']} grid", f"it does not read ({error})", "write it again"
-        ) from None
+        qparams = kind(**values)
+        reason = _broken(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = str(error)
+    if reason is not None:
+        raise QuantopsyError(f"encoding of a {data['grid']} grid", f"it does not read ({reason})", "write it again")
+    return qparams
+
+
+def _broken(values: Mapping[str, Any]) -> str | None:
+    """What no grid has: other types, steps that are not positive, a zero point that is no code."""
+    for name, value in values.items():
+        if isinstance(value, Tensor):
+            if not bool(value.isfinite().all()) or ("scale" in name and not bool((value > 0).all())):
+                return f"{name} is not positive and finite" if "scale" in name else f"{name} is not finite"
+        elif type(value) is not (bool if name == "signed" else int):
+            return f"{name} is {value!r}"
+    if len({value.shape for name, value in values.items() if isinstance(value, Tensor) and name != "levels"}) > 1:
+        return "its tensors differ in shape"
+    if not 1 <= values.get("bits", 1) <= MAX_BITS:
+        return f"{values['bits']} bits"
+    if "zero_point" in values:
+        low, high, zero_point = values["qmin"], values["qmax"], values["zero_point"]
+        if not (-(2**MAX_BITS) < low < high < 2**MAX_BITS and bool(((low <= zero_point) & (zero_point <= high)).all())):
+            return f"codes from {low} to {high} with another zero point" if low < high else "no codes"
+    return None
 
 
 def _tensor(name: str, value: Any) -> Tensor:

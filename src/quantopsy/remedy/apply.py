@@ -11,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantopsy.core import Plan, QuantopsyError, Site, names
+from quantopsy.core import Plan, QuantopsyError, Site, Spec, names
 from quantopsy.core.recipe import Encodings, Given, Recipe
 from quantopsy.engine.calibration import Calibration, edges, grids_of
 from quantopsy.engine.exact import ExactEngine, Prepared
 from quantopsy.graph.capture import activation_module
 from quantopsy.graph.execute import compile_network
-from quantopsy.graph.network import Network
+from quantopsy.graph.network import Layer, Network
+from quantopsy.quant import QParams
 from quantopsy.quant.encoding import qparams_from_json, qparams_to_json
 from quantopsy.transforms.registry import from_json
 
+_OTHER = "apply it to the network that it was made for"
 SAME_NORM = 1e-4
 """Relative difference of a weight's norm that folding a batch norm in another order leaves."""
 
@@ -131,6 +133,10 @@ def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
     for name, given in recipe.given.items():
         calibration.given[name] = _unpacked(name, given)
     specs = dict(recipe.plan.sites)
+    for site, wanted in specs.items():
+        _check_given(network.layer(site.layer), wanted, calibration.given)
+    shapes = {layer.output: layer.output_shape for layer in network.layers}
+    shapes |= dict(zip(network.input_names, network.input_shapes, strict=True))
     for layer_name, roles in recipe.encodings.items():
         layer = network.layer(layer_name)
         for role, grids in roles.items():
@@ -144,12 +150,48 @@ def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
                 raise QuantopsyError(
                     f"recipe's {role} of {layer_name!r}",
                     f"{len(grids)} grids for {len(values)} values",
-                    "apply it to the network that it was made for",
+                    _OTHER,
                 )
             for value, grid in zip(values, grids, strict=True):
-                key = value if role == "weight" else network.origin(value)
-                calibration.encodings.setdefault((key, spec), qparams_from_json(grid))
+                qparams, origin = qparams_from_json(grid), network.origin(value)
+                shape = layer.weight_shape if role == "weight" else shapes.get(origin)
+                if shape is not None:
+                    shape = shape if role == "weight" else (1, *shape)
+                    _check_fits(f"recipe's {role} of {layer_name!r}", qparams, tuple(shape))
+                calibration.encodings.setdefault((value if role == "weight" else origin, spec), qparams)
+    for site, wanted in specs.items():
+        layer = network.layer(site.layer)
+        if site.role == "weight" and layer.weight is None:
+            raise QuantopsyError(f"recipe's weight of {site.layer!r}", "the layer has none", _OTHER)
+        values = () if site.role == "weight" else edges(layer, site.role)
+        if any((network.origin(value), wanted) not in calibration.encodings for value in values):
+            raise QuantopsyError(f"recipe's {site.role} of {site.layer!r}", "it has no encoding", "write it again")
     return network, calibration
+
+
+def _check_given(layer: Layer, spec: Spec, given: Mapping[str, Tensor]) -> None:
+    """Raise :class:`QuantopsyError` where a tensor that ``spec`` means does not fit the layer's weight."""
+    shape = layer.weight_shape or ()
+    rounding, shift = given.get(spec.rounding), given.get(spec.correction)
+    if rounding is not None and tuple(rounding.shape) != tuple(shape):
+        found = tuple(rounding.shape)
+    elif shift is not None and tuple(shift.shape) != (layer.output_shape[0 if layer.channel_axis == 1 else -1],):
+        found = tuple(shift.shape)
+    else:
+        return
+    raise QuantopsyError(
+        f"recipe's weight of {layer.name!r}", f"its shape is {tuple(shape)}, what is given for it has {found}", _OTHER
+    )
+
+
+def _check_fits(thing: str, qparams: QParams, shape: tuple[int, ...]) -> None:
+    """Raise :class:`QuantopsyError` where a grid cannot be laid on a tensor of ``shape``."""
+    try:
+        fits = qparams.snap(torch.zeros(shape)).shape == shape
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        fits = False
+    if not fits:
+        raise QuantopsyError(thing, f"its grid does not fit shape {shape}", _OTHER)
 
 
 def check_model(recipe: Recipe, network: Network) -> None:
@@ -163,7 +205,7 @@ def check_model(recipe: Recipe, network: Network) -> None:
             raise QuantopsyError(
                 f"recipe's layer {name!r}",
                 f"its weight has shape {tuple(shapes[name])}, the network's {shape}",
-                "apply it to the network that it was made for",
+                _OTHER,
             )
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from quantopsy.core import Plan, QuantopsyError, Role, Spec, names
+from quantopsy.core import Plan, QuantopsyError, Role, Site, Spec, names
+from quantopsy.graph.network import Layer
 
 
 @dataclass(frozen=True)
 class Limits:
     """What specs of weights, or of activations, may be.
 
-    ``bits``: the widths that may be. ``granularity``: names without sizes. ``symmetric``: values that the spec's
-    field may have. ``float``: whether a site may stay float. ``tensors``:
-    as how many tensors a weight may be stored.
+    ``bits``: the widths that may be; ``signed_bits``: those of signed codes, where they are fewer. ``granularity``:
+    names without sizes. ``symmetric``: values that the spec's field may have. ``float``: whether a site may stay
+    float. ``tensors``: as how many tensors a weight may be stored.
     """
 
     kinds: tuple[str, ...]
@@ -27,6 +28,7 @@ class Limits:
     symmetric: tuple[bool, ...]
     float: bool = True
     tensors: int = 1
+    signed_bits: tuple[int, ...] | None = None
 
     def refuses(self, spec: Spec) -> str | None:
         """Why a site cannot be on the grid of ``spec``; None where it can."""
@@ -35,6 +37,8 @@ class Limits:
             return f"no {spec.kind} grids"
         if spec.bits not in self.bits:
             return f"no {spec.bits} bits"
+        if spec.signed and self.signed_bits is not None and spec.bits not in self.signed_bits:
+            return f"no {spec.bits} bits of signed codes, at most {max(self.signed_bits)}"
         if granularity not in self.granularity:
             return f"no grids {granularity.replace('_', ' ')}"
         if spec.symmetric not in self.symmetric:
@@ -103,19 +107,56 @@ def profiles() -> dict[str, Target]:
     }
 
 
+def violations(
+    target: Target, plan: Plan, operators: Mapping[str, str], sites: Iterable[Site] = ()
+) -> Iterator[tuple[Site, str]]:
+    """Sites that ``target`` cannot run under ``plan``, each with the rule.
+
+    ``operators``: the ``op`` of every layer. ``sites``: those that have to be on a grid where nothing stays float.
+    """
+    specs: dict[Site, Spec | None] = {**dict.fromkeys(sites), **dict(plan.sites)}
+    for site, spec in specs.items():
+        reason = target.refuses(site.role, operators[site.layer], spec)
+        if reason is not None:
+            yield site, reason
+
+
 def check_start(target: Target, plan: Plan, operators: Mapping[str, str]) -> None:
     """Raise :class:`QuantopsyError` where ``plan``, from which a repair starts, cannot run on ``target``.
 
     ``operators``: the ``op`` of every layer.
     """
-    for site, spec in plan.sites:
-        reason = target.refuses(site.role, operators[site.layer], spec)
-        if reason is not None:
-            raise QuantopsyError(
-                f"target {target.name}",
-                f"it cannot run the study's {site.role} of {site.layer!r}: {reason}",
-                "analyze with grids that it has (--scheme per-channel, --bits, --plan), or choose another target",
-            )
+    for site, reason in violations(target, plan, operators):
+        raise QuantopsyError(
+            f"target {target.name}",
+            f"it cannot run the study's {site.role} of {site.layer!r}: {reason}",
+            "analyze with grids that it has (--scheme per-channel, --bits, --plan), or choose another target",
+        )
+
+
+def check_recipe(target: Target, plan: Plan, layers: Sequence[Layer]) -> None:
+    """Raise :class:`QuantopsyError` where a recipe's plan for ``layers`` cannot run on ``target``.
+
+    It names each rule with the first layer that breaks it.
+    """
+    sites = [Site(layer.name, "weight") for layer in layers if layer.weight is not None]
+    sites += [Site(layer.name, "output") for layer in layers]
+    order = {layer.name: layer.index for layer in layers}
+    broken = violations(target, plan, {layer.name: layer.op for layer in layers}, sites)
+    found: dict[str, list[Site]] = {}
+    for site, reason in sorted(broken, key=lambda violation: order[violation[0].layer]):
+        found.setdefault(f"{site.role}: {reason}", []).append(site)
+    if not found:
+        return
+    words = [
+        f"the {rule} ({sites[0].layer!r}{f' and {len(sites) - 1} more' if len(sites) > 1 else ''})"
+        for rule, sites in found.items()
+    ]
+    raise QuantopsyError(
+        f"target {target.name}",
+        f"it cannot run {'; '.join(words)}",
+        f"`quantopsy repair --target {target.name}` from a study with grids that it has, or choose another target",
+    )
 
 
 def _read(name: str, data: Any) -> Target:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from quantopsy.report.wording import count, fixed, percent, share_reached, significant, with_interval
+from quantopsy.core.recipe import Estimate
+from quantopsy.report.wording import capital, count, fixed, percent, share_reached, significant, with_interval
 
 if TYPE_CHECKING:
-    from quantopsy.export.onnx.check import Verified
-    from quantopsy.export.onnx.recipe import Delivered
+    from quantopsy.export.onnx.check import Departure, Run, Verified
+    from quantopsy.export.onnx.recipe import Delivered, Timed
     from quantopsy.export.pt2.recipe import SavedProgram
 
 _SLOWEST = 5
@@ -24,45 +26,69 @@ def export_statements(found: Delivered) -> Iterator[str]:
     """What the file is worth, how it was checked, and what it costs."""
     done = found.exported
     checked = done.verified
-    yield _worth(checked, "in ONNX Runtime")
-    layers = checked.optimised.layers
-    yield (
-        f"Layer by layer, from the runtime's own inputs, {share_reached(layers.equal)} % of the elements equal the "
-        f"simulation's, {share_reached(layers.within_step)} % are within a step; "
-        f"{fixed(checked.optimised.decisions, 1)} % of the decisions are the same."
-    )
+    run = checked.optimised
+    yield _worth(checked, run.value, run.lost, run.departs, "in ONNX Runtime")
+    yield f"{capital(_layers_told(run.layers))} {_decisions(run)}"
     yield (
         f"{percent(done.kernels.macs_share)} of the MACs run in integer kernels. {_size(done.bytes)} against "
         f"{_size(done.bytes_float)} in float ({percent(done.size_ratio)})."
     )
-    own, exact = (significant(1e3 * latency.low) for latency in (found.latency, found.exact_latency))
     yield (
-        f"One image takes {own} ms against {exact} ms in float ({significant(found.faster, 2)} times as fast, "
-        f"{count(found.threads, 'thread')}, first quartile of interleaved runs)."
+        f"One image takes {_times(found.timed)}, {count(found.threads, 'thread')}, first quartile of interleaved runs)."
     )
+    decimals, unit = _units(checked)
+    for name, run in checked.also.items():
+        yield (
+            f"In {name} {fixed(run.value, decimals)}, {with_interval(*run.departs, decimals)}{unit} against the "
+            f"simulation; {_layers_told(run.layers)} {_decisions(run)} "
+            f"{percent(done.also[name].macs_share)} of the MACs run in integers; one image takes "
+            f"{_times(found.also[name])})."
+        )
+
+
+def _layers_told(layers: Departure) -> str:
+    if math.isnan(layers.equal):
+        return "no layer's output is on a grid of the plan, so only the network's outputs are compared;"
+    return (
+        f"layer by layer, from the runtime's own inputs, {share_reached(layers.equal)} % of the elements equal the "
+        f"simulation's, {share_reached(layers.within_step)} % are within a step;"
+    )
+
+
+def _decisions(run: Run) -> str:
+    return f"{fixed(run.decisions, 1)} % of the decisions are the same."
 
 
 def export_cautions(found: Delivered) -> Iterator[str]:
     """What limits the file."""
     done = found.exported
-    apart = [layer.layer for layer in done.verified.by_layer if layer.optimised.within_step < 1]
-    if apart:
-        yield f"More than a step from the simulation: {_some(apart)}."
-    if done.kernels.real:
-        yield f"Computed in reals: {_some(done.kernels.real)}."
+    verified = done.verified
+    for run, where in ((verified.optimised, ""), *((run, f" in {name}") for name, run in verified.also.items())):
+        apart = [layer for layer, departure in run.by_layer.items() if departure.within_step < 1]
+        if apart:
+            yield f"More than a step from the simulation{where}: {_some(apart)}."
+    for kernels, where in ((done.kernels, ""), *((kernels, f" in {name}") for name, kernels in done.also.items())):
+        if kernels.real:
+            yield f"Computed in reals{where}: {_some(kernels.real)}."
+    if done.saturating:
+        yield (
+            f"On this processor ONNX Runtime adds pairs of products up in 16 bits, which saturate: sums with the "
+            f"signed 8-bit weights of {_some(done.saturating)} may be lost. Give weights 7 bits, or the session option "
+            "session.x64quantprecision=1."
+        )
     for layer, reason in list(done.float_weights.items())[:_NAMED]:
         yield f"The weight of `{layer}` is stored as reals: {reason}."
     if not found.same_model:
         yield _OTHER_WEIGHTS
     slower = [x for x in found.by_layer if x.layer and x.quantized > x.exact]
-    if found.faster < 1 and slower:
+    if found.timed.faster < 1 and slower:
         worst = sorted(slower, key=lambda x: x.exact - x.quantized)[:_NAMED]
         yield f"Slower than in float: {_some([x.layer for x in worst])}."
 
 
 def program_statements(found: SavedProgram) -> Iterator[str]:
     """What a program of torch.export is worth, and how near it is to the simulation."""
-    yield _worth(found, "by the program as loaded")
+    yield _worth(found, found.runtime, found.lost, found.departs, "by the program as loaded")
     if found.equal == 1:
         yield "Every output element equals the simulation's to the bit."
     else:
@@ -99,14 +125,23 @@ def times_table(found: Delivered) -> Table:
     return table
 
 
-def _worth(checked: Verified | SavedProgram, where: str) -> str:
-    decimals, unit = (1, f" {checked.unit}") if checked.unit else (4, "")
+def _worth(checked: Verified | SavedProgram, value: float, lost: Estimate, departs: Estimate, where: str) -> str:
+    decimals, unit = _units(checked)
     return (
-        f"{checked.metric} {fixed(checked.runtime, decimals)} {where}, {fixed(checked.simulated, decimals)} "
+        f"{checked.metric} {fixed(value, decimals)} {where}, {fixed(checked.simulated, decimals)} "
         f"simulated, float {fixed(checked.float_network, decimals)} ({count(checked.images, 'image')}): it loses "
-        f"{with_interval(*checked.lost, decimals)}{unit} against float, "
-        f"{with_interval(*checked.departs, decimals)}{unit} against the simulation."
+        f"{with_interval(*lost, decimals)}{unit} against float, "
+        f"{with_interval(*departs, decimals)}{unit} against the simulation."
     )
+
+
+def _units(checked: Verified | SavedProgram) -> tuple[int, str]:
+    return (1, f" {checked.unit}") if checked.unit else (4, "")
+
+
+def _times(timed: Timed) -> str:
+    own, exact = (significant(1e3 * latency.low) for latency in (timed.quantized, timed.exact))
+    return f"{own} ms against {exact} ms in float ({significant(timed.faster, 2)} times as fast"
 
 
 def _some(names: list[str] | tuple[str, ...]) -> str:

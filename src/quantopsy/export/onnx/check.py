@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,14 +26,17 @@ from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine, Prepared
 from quantopsy.export.onnx.graph import BIAS_CODES_NAME, BIAS_SCALE_NAME, CODES_NAME, activation_grid
 from quantopsy.export.onnx.grids import ActivationGrid
-from quantopsy.export.onnx.runtime import Inputs, feed, open_session, run
+from quantopsy.export.onnx.runtime import Inputs, Opener, feed, open_session, run
 from quantopsy.graph.execute import Overlay, channels_last, compile_network
 from quantopsy.graph.network import Network
 from quantopsy.graph.outputs import output_tensors
 from quantopsy.metrics import Metric, agreement, measure
+from quantopsy.quant import QParams
 
 LEVEL = 0.95  # of intervals
 LAYER_IMAGES = 16  # whose every layer is compared: millions of elements
+_REFERENCES = ("float_network", "simulated", "stored")
+_PLAIN, _OPTIMISED = "plain", "optimised"
 
 
 @dataclass(frozen=True)
@@ -44,27 +49,23 @@ class Departure:
 
 
 @dataclass(frozen=True)
-class LayerDeparture:
-    """A layer's output codes against the engine's, from the same inputs: those that the runtime itself had."""
-
-    layer: str
-    plain: Departure
-    optimised: Departure
-
-
-@dataclass(frozen=True)
 class Run:
-    """The file with the runtime's optimisations off or on.
+    """The file in one runtime, with its optimisations off or on.
 
-    ``outputs`` are compared with the simulation as stored, in steps of the output's grid, or 1/255 of its range
-    where it is on none. ``layers`` takes the quantized layers together, each on the inputs that it had in this run:
-    differences of arithmetic alone, where ``outputs`` also has what the layers behind make of them. ``decisions`` is
-    the share of decisions that are the same as the plan's own simulation's, in percent; NaN where outputs are no
-    scores.
+    ``value``: of the metric; ``lost``: what it loses against float, ``departs``: against the simulation (positive is
+    worse); value and 95 % interval, of paired images. ``outputs`` are compared with the simulation as stored, in steps
+    of the output's grid, or 1/255 of its range where it is on none. ``by_layer`` has the output codes of quantized
+    layers, each on the inputs that it had in this run, and ``layers`` all of them together: differences of arithmetic
+    alone, where ``outputs`` also has what the layers behind make of them. ``decisions`` is the share of decisions that
+    are the same as the plan's own simulation's, in percent; NaN where outputs are no scores.
     """
 
+    value: float
+    lost: Estimate
+    departs: Estimate
     outputs: Departure
     layers: Departure
+    by_layer: Mapping[str, Departure]
     decisions: float
 
 
@@ -72,8 +73,8 @@ class Run:
 class Verified:
     """A metric on the same images in float, simulated, simulated with the file's biases, and as the file gives it.
 
-    ``runtime`` is with the runtime's optimisations on, which is how a file is deployed. ``lost``: what it loses
-    against float, ``departs``: against the simulation (positive is worse); value and 95 % interval, of paired images.
+    ``plain`` and ``optimised`` are ONNX Runtime with its optimisations off and on, which is how a file is deployed;
+    ``also`` has further runtimes by name.
     """
 
     metric: str
@@ -82,12 +83,9 @@ class Verified:
     float_network: float
     simulated: float
     stored: float
-    runtime: float
-    lost: Estimate
-    departs: Estimate
     plain: Run
     optimised: Run
-    by_layer: tuple[LayerDeparture, ...]
+    also: Mapping[str, Run]
 
 
 @dataclass
@@ -130,11 +128,13 @@ def verify(
     metric: Metric,
     *,
     threads: int = 1,
+    also: Mapping[str, Opener] = MappingProxyType({}),
 ) -> Verified:
     """Check ``model``, which :func:`to_onnx` made of the others, and run it beside them on ``batches``.
 
-    ONNX's checker with shape inference, then ONNX Runtime with its optimisations off and on against the exact
-    engine. Raises :class:`QuantopsyError` where the checker or the runtime refuses the model, and without images.
+    ONNX's checker with shape inference, then ONNX Runtime with its optimisations off and on, and whatever ``also``
+    opens, against the exact engine. Raises :class:`QuantopsyError` where the checker or a runtime refuses the model,
+    and without images.
     """
     check_model(model)
     engine = ExactEngine(compile_network(network), calibration)
@@ -143,71 +143,80 @@ def verify(
     share_grids(network, calibration, plan, plan_stored)
     engine_stored = ExactEngine(compile_network(network_stored), calibration)
     prepared_stored = engine_stored.prepare(plan_stored)
-    sessions = {on: open_session(model, optimised=on, threads=threads) for on in (False, True)}
-    outputs_apart = {on: Tally() for on in sessions}
-    layers_apart: dict[bool, dict[str, Tally]] = {}
-    kept: dict[bool, list[np.ndarray]] = {on: [] for on in sessions}
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in ("float_network", "simulated", "stored", "runtime")}
+    openers: dict[str, Opener] = {
+        _PLAIN: partial(open_session, optimised=False, threads=threads),
+        _OPTIMISED: partial(open_session, threads=threads),
+        **also,
+    }
+    sessions = {name: opener(model) for name, opener in openers.items()}
+    outputs_apart = {name: Tally() for name in sessions}
+    layers_apart: dict[str, dict[str, Tally]] = {}
+    kept: dict[str, list[np.ndarray]] = {name: [] for name in sessions}
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in (*_REFERENCES, *sessions)}
     images = 0
     for batch in batches:
         reals, simulated = (found.outputs for found in engine.run_tile(batch.inputs, [prepared]))
         stored = list(engine_stored.run_tile(batch.inputs, [prepared_stored]))[1].outputs
-        runs = {on: run(session, network, batch.inputs) for on, session in sessions.items()}
+        runs = {name: run(session, network, batch.inputs) for name, session in sessions.items()}
         if not images:
             steps = _output_steps(network, engine, prepared, simulated)
             layers_apart = {
-                on: layer_tallies(
-                    tapped(model, engine_stored, prepared_stored, batch.inputs, optimised=on, threads=threads),
-                    engine_stored,
-                    prepared_stored,
+                name: layer_tallies(
+                    tapped(model, engine_stored, prepared_stored, batch.inputs, opener), engine_stored, prepared_stored
                 )
-                for on in sessions
+                for name, opener in openers.items()
             }
         images += len(batch)
-        for on, outputs in runs.items():
-            kept[on].append(agreement(network.unflatten(outputs), network.unflatten(simulated)))
+        for name, outputs in runs.items():
+            kept[name].append(agreement(network.unflatten(outputs), network.unflatten(simulated)))
             for tensor, other, step in zip(output_tensors(outputs), output_tensors(stored), steps, strict=True):
-                outputs_apart[on].add(tensor, other, step)
-        for name, outputs in zip(rows, (reals, simulated, stored, runs[True]), strict=True):
+                outputs_apart[name].add(tensor, other, step)
+        computed = dict(zip(_REFERENCES, (reals, simulated, stored), strict=True)) | runs
+        for name, outputs in computed.items():
             rows[name].append(measure(metric, network.unflatten(outputs), batch.labels, network.unflatten(reals)))
     if not images:
         raise QuantopsyError("data", "it gives no image to compare on", "give a few hundred")
-    plain, optimised = (
-        Run(
-            outputs=outputs_apart[on].result(),
-            layers=sum(layers_apart[on].values(), Tally()).result(),
-            decisions=100 * float(np.concatenate(kept[on]).mean()),
-        )
-        for on in (False, True)
-    )
     measured = {name: np.concatenate(found) for name, found in rows.items()}
-    lost, departs = (
-        significance.degradation(metric, measured[better], measured["runtime"], level=LEVEL)
-        for better in ("float_network", "simulated")
-    )
+
+    def loss(reference: str, name: str) -> Estimate:
+        found = significance.degradation(metric, measured[reference], measured[name], level=LEVEL)
+        return found.value, found.low, found.high
+
+    done = {
+        name: Run(
+            value=metric.value(measured[name]),
+            lost=loss("float_network", name),
+            departs=loss("simulated", name),
+            outputs=outputs_apart[name].result(),
+            layers=sum(layers_apart[name].values(), Tally()).result(),
+            by_layer={layer: tally.result() for layer, tally in layers_apart[name].items()},
+            decisions=100 * float(np.concatenate(kept[name]).mean()),
+        )
+        for name in sessions
+    }
     return Verified(
         metric=metric.name,
         unit=metric.unit,
         images=images,
-        **{name: metric.value(found) for name, found in measured.items()},
-        lost=(lost.value, lost.low, lost.high),
-        departs=(departs.value, departs.low, departs.high),
-        plain=plain,
-        optimised=optimised,
-        by_layer=tuple(
-            LayerDeparture(layer, tally.result(), layers_apart[True][layer].result())
-            for layer, tally in layers_apart[False].items()
-        ),
+        **{name: metric.value(measured[name]) for name in _REFERENCES},
+        plain=done[_PLAIN],
+        optimised=done[_OPTIMISED],
+        also={name: done[name] for name in also},
     )
 
 
 @dataclass(frozen=True)
 class Tapped:
-    """What a runtime gave for a file's codes on ``images``, the inputs in order: by value its grid and its codes."""
+    """What a runtime gave for a file's codes on ``images``, the inputs in order: by value its grid and its codes.
+
+    ``reads``: reals of values that only their readers put on a grid, such as the network's inputs, by value and that
+    grid's ``id``. Pixels often lie halfway between two codes, where runtimes round to either.
+    """
 
     images: tuple[Tensor, ...]
     grids: Mapping[str, ActivationGrid]
     codes: Mapping[str, np.ndarray]
+    reads: Mapping[tuple[str, int], Tensor]
 
 
 def tapped(
@@ -215,14 +224,11 @@ def tapped(
     engine: ExactEngine,
     prepared: Prepared,
     inputs: Inputs,
-    *,
-    optimised: bool,
-    threads: int,
-    unsaturated: bool = False,
+    opener: Opener,
 ) -> Tapped:
     """The codes of every quantized output that the file has under our name, on ``LAYER_IMAGES`` images.
 
-    They come out as outputs of their own, which leaves the runtime's fusions as they are.
+    They come out as outputs of their own, which leaves the fusions of the runtime behind ``opener`` as they are.
     """
     program = engine.program
     images = tuple(tensor[:LAYER_IMAGES] for tensor in program.network.arrange(inputs))
@@ -233,15 +239,25 @@ def tapped(
         if quantizers.output is not None and CODES_NAME.format(program.steps[index].writes) in named
     }
     if not grids:
-        return Tapped(images, {}, {})
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    for value, grid in grids.items():
+        return Tapped(images, {}, {}, {})
+    reads: dict[str, QParams] = {}
+    for _, quantizers in sorted(prepared.quantizers.items()):
+        for value, qparams in quantizers.inputs:
+            if value not in grids and CODES_NAME.format(value) in named:
+                reads.setdefault(value, qparams)
+    tapped_grids = grids | {value: activation_grid("", "input", qparams) for value, qparams in reads.items()}
+    tapping = onnx.ModelProto()
+    tapping.CopyFrom(model)
+    for value, grid in tapped_grids.items():
         kind = onnx.helper.np_dtype_to_tensor_dtype(grid.dtype)
-        opened.graph.output.append(onnx.helper.make_tensor_value_info(CODES_NAME.format(value), kind, None))
-    session = open_session(opened, optimised=optimised, threads=threads, unsaturated=unsaturated)
-    found = session.run([CODES_NAME.format(value) for value in grids], feed(program.network, images))
-    return Tapped(images, grids, {value: np.asarray(codes) for value, codes in zip(grids, found, strict=True)})
+        tapping.graph.output.append(onnx.helper.make_tensor_value_info(CODES_NAME.format(value), kind, None))
+    outputs = opener(tapping).run([CODES_NAME.format(value) for value in tapped_grids], feed(program.network, images))
+    codes = {value: np.asarray(found) for value, found in zip(tapped_grids, outputs, strict=True)}
+    decoded = {
+        (value, id(qparams)): torch.from_numpy(tapped_grids[value].decode(codes[value], codes[value].ndim))
+        for value, qparams in reads.items()
+    }
+    return Tapped(images, grids, codes, decoded)
 
 
 def layer_tallies(taps: Tapped, engine: ExactEngine, prepared: Prepared) -> dict[str, Tally]:
@@ -255,7 +271,9 @@ def layer_tallies(taps: Tapped, engine: ExactEngine, prepared: Prepared) -> dict
             if quantizers is None:
                 values[step.writes] = step.compute(Overlay(values, program.constants))
                 continue
-            result = engine.quantized(step, quantizers, values, values)
+            reads = ((value, taps.reads.get((value, id(qparams)))) for value, qparams in quantizers.inputs)
+            own = {value: reals for value, reals in reads if reals is not None}
+            result = engine.quantized(step, quantizers, own, values)
             if step.writes in taps.grids:
                 assert step.layer is not None
                 grid, found = taps.grids[step.writes], taps.codes[step.writes]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.data import Batch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.export.onnx.check import Verified, verify
-from quantopsy.export.onnx.graph import FLOAT_WEIGHTS, OPSET, to_onnx
-from quantopsy.export.onnx.runtime import Kernels, kernels
+from quantopsy.export.onnx.graph import FLOAT_WEIGHTS, OPSET, WEIGHT_CODES_NAME, to_onnx
+from quantopsy.export.onnx.runtime import SAFE_WEIGHT, Kernels, kernels, saturates
+from quantopsy.export.onnx.runtimes import Runtime
 from quantopsy.graph.network import Network
 from quantopsy.metrics import Metric
 
@@ -24,7 +26,9 @@ class Exported:
     """A file on disk, and what running it showed.
 
     ``bytes_float`` is the size of the same network in ONNX without a plan. ``float_weights`` are layers whose weight
-    is quantized but not stored as integers, with the reason.
+    is quantized but not stored as integers, with the reason. ``kernels`` are ONNX Runtime's, ``also`` those of further
+    runtimes by name. ``saturating``: layers whose sums may saturate in ONNX Runtime on this processor
+    (:func:`quantopsy.export.onnx.runtime.saturates`): those with signed weights beyond 7 bits.
     """
 
     path: Path
@@ -32,7 +36,9 @@ class Exported:
     bytes_float: int
     verified: Verified
     kernels: Kernels
+    also: Mapping[str, Kernels]
     float_weights: dict[str, str]
+    saturating: tuple[str, ...]
 
     @property
     def size_ratio(self) -> float:
@@ -51,18 +57,20 @@ def export_onnx(
     opset: int = OPSET,
     integer_convolutions: bool = False,
     threads: int = 1,
+    also: Sequence[Runtime] = (),
 ) -> Exported:
     """Write ``network`` under ``plan`` to ``path`` as ONNX QDQ, check it, and compare it on ``batches``.
 
     The file is written once the checker and the runtime have taken it. ``opset`` and ``integer_convolutions`` as of
-    :func:`to_onnx`. Raises :class:`QuantopsyError` as
+    :func:`to_onnx`; ``also``: runtimes to run it in besides ONNX Runtime. Raises :class:`QuantopsyError` as
     :func:`to_onnx` and :func:`verify` do, and where the file cannot be written.
     """
     if not plan.sites:
         raise QuantopsyError("plan", "it quantizes nothing", "give it sites, or export the float network from PyTorch")
     model = to_onnx(network, plan, calibration, opset=opset, integer_convolutions=integer_convolutions)
-    verified = verify(model, network, plan, calibration, batches, metric, threads=threads)
-    running = kernels(model, network)
+    openers = {runtime.name: runtime.opener(threads=threads) for runtime in also}
+    verified = verify(model, network, plan, calibration, batches, metric, threads=threads, also=openers)
+    running, elsewhere = kernels(model, network), {runtime.name: runtime.kernels(model, network) for runtime in also}
     target, content = Path(path), model.SerializeToString()
     try:
         target.write_bytes(content)
@@ -75,9 +83,22 @@ def export_onnx(
         bytes_float=to_onnx(network, Plan(), calibration, opset=opset).ByteSize(),
         verified=verified,
         kernels=running,
+        also=elsewhere,
         float_weights=json.loads(_metadata(model)[FLOAT_WEIGHTS]),
+        saturating=_wide_signed_weights(model, network) if saturates() else (),
     )
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _wide_signed_weights(model: onnx.ModelProto, network: Network) -> tuple[str, ...]:
+    """Layers with signed 8-bit weights of which two, times 255 each, may leave 16 bits."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    weights = {layer.name: stored.get(WEIGHT_CODES_NAME.format(layer.name)) for layer in network.layers}
+    return tuple(
+        name
+        for name, codes in weights.items()
+        if codes is not None and np.abs(onnx.numpy_helper.to_array(codes).astype(np.int16)).max() > SAFE_WEIGHT
+    )

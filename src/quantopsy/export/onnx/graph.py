@@ -48,6 +48,7 @@ from quantopsy.quant import QParams, UniformQParams
 OPSET = 21  # the first with 4- and 16-bit integers in Q and DQ
 FLOAT_WEIGHTS = "quantopsy.float_weights"
 CODES_NAME = "{}.codes"  # of a value of the network; its names have no dots
+WEIGHT_CODES_NAME = "{}.weight.codes"  # as weights.py names them behind a layer's name
 BIAS_CODES_NAME, BIAS_SCALE_NAME = "{}.bias.codes", "{}.bias.scale"
 INTEGER_OPS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
 """What ConvInteger and MatMulInteger compute."""
@@ -190,6 +191,11 @@ class _Export:
             # The greatest of values is the greatest of codes.
             rest = [self._argument(argument, over) for argument in node.args[1:]]
             return self._dequantized(Value(self._write(node, call, [coded[0], *rest]), call.shape), coded[1])
+        if layer.op == "avg_pool" and coded is not None and _moves_as_codes(coded[1]):
+            rest = [self._argument(argument, over) for argument in node.args[1:]]
+            if (padded := pad_average(call, *coded, rest)) is not None:
+                codes, rest = padded
+                return Value(self._write(node, call, [self._dequantized(codes, coded[1]), *rest]), call.shape)
         stored = None if weight is None or quantizers.weight is None else self._stored(layer, weight, quantizers.weight)
         in_terms = stored is not None and self._in_terms(layer, stored, coded, rounded_next)
         if in_terms or isinstance(stored, StoredWeight):
@@ -329,7 +335,8 @@ class _Export:
         key = (value, id(qparams))
         if key not in self.quantized:
             grid = activation_grid(self.graph.scope, "input", qparams)
-            self.quantized[key] = self._dequantized(self._quantize(self._real(value), grid, None), grid)
+            codes = self._quantize(self._real(value), grid, None, CODES_NAME.format(value))
+            self.quantized[key] = self._dequantized(codes, grid)
         return self.quantized[key]
 
     def _quantize(
@@ -471,6 +478,29 @@ def activation_grid(layer: str, role: str, qparams: QParams) -> ActivationGrid:
 def _moves_as_codes(grid: ActivationGrid) -> bool:
     """Whether runtimes have kernels that move codes of ``grid``."""
     return grid.dtype == np.uint8 and grid.per_tensor
+
+
+def pad_average(
+    call: Call, codes: Value, grid: ActivationGrid, arguments: Sequence[Any]
+) -> tuple[Value, list[Any]] | None:
+    """The zeros that an average pooling counts in, put around ``codes``; with them the arguments that are left.
+
+    ``arguments``: kernel, stride, padding, ceil mode, whether to count the padding, divisor. None without such zeros.
+    They stand in front of DequantizeLinear because OpenVINO 2026.4 pads codes with 0, not with their zero point, where
+    the pooling itself pads, and moves a Pad behind DequantizeLinear into the pooling.
+    """
+    left_out: tuple[Any, ...] = ((), 0, False, True, None)[len(arguments) - 1 :]
+    kernel, stride, padding, ceil, counted, divisor = (*arguments, *left_out)
+    count = len(codes.shape) - 2
+    pads = list(padding) if isinstance(padding, list | tuple) else [padding]
+    pads = pads * count if len(pads) == 1 else pads
+    if not counted or not any(pads):
+        return None
+    zero = call.graph.constant(grid.zero_point, grid.dtype)
+    sides = [pad for pad in reversed(pads) for _ in range(2)]
+    sizes = (None if size is None else size + 2 * pad for size, pad in zip(codes.shape[2:], pads, strict=True))
+    padded = Value(str(WRITERS["pad"](call, codes, sides, zero=zero)), (*codes.shape[:2], *sizes))
+    return padded, [kernel, stride, [0] * count, ceil, False, divisor]
 
 
 def _shapes(program: Program) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,8 @@ from quantopsy.export.onnx.check import (
 )
 from quantopsy.export.onnx.graph import CODES_NAME, to_onnx
 from quantopsy.export.onnx.recipe import SAMPLES
-from quantopsy.export.onnx.runtime import Inputs, open_session, run
+from quantopsy.export.onnx.runtime import Inputs, Opener, run
+from quantopsy.export.onnx.runtimes import ONNX_RUNTIME, Runtime, further
 from quantopsy.graph.execute import Overlay, compile_network
 from quantopsy.graph.network import Network
 from quantopsy.integer.agreement import LayerAgreement, agreement
@@ -125,16 +126,18 @@ def parity(
     samples: int = SAMPLES,
     integers: str = "onnxruntime",
     threads: int = 1,
+    also: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Parity:
     """The network of ``recipe`` in float, simulated, in integer arithmetic, and as ``files`` give it in ONNX Runtime.
 
     Each file with the runtime's optimisations off and on; without files what :func:`to_onnx` makes of the recipe.
-    ``integers``: one of :data:`quantopsy.integer.network.ARITHMETICS`. Model, data, metric and preprocessing are those
-    of the recipe's study where none are given. Raises :class:`QuantopsyError` for whatever the user can mend.
+    ``also``: names of :mod:`quantopsy.export.onnx.runtimes` to run files in besides. ``integers``: one of
+    :data:`quantopsy.integer.network.ARITHMETICS`. Model, data, metric and preprocessing are those of the recipe's study
+    where none are given. Raises :class:`QuantopsyError` for whatever the user can mend.
     """
     progress = progress or Silent()
-    device = arithmetic(integers)
+    device, elsewhere = arithmetic(integers), further(also)
     recipe, subject = opened(
         recipe, Settings(samples=samples), progress, model=model, data=data, metric=metric, preprocess=preprocess
     )
@@ -148,10 +151,11 @@ def parity(
     traced: dict[str, Traced] = {f"integers ({integers})": (_integer_layers(whole, few), None)}
     computed: dict[str, Callable[[Inputs], Sequence[Any]]] = {f"integers ({integers})": whole.run}
     for name, file in models.items():
-        for on in (False, True):
-            way = f"{name}, optimised" if on else name
-            computed[way] = session.runner(file, on, name)
-            traced[way] = session.traced(file, on, few)
+        ways = {name: (ONNX_RUNTIME, False), f"{name}, optimised": (ONNX_RUNTIME, True)}
+        ways |= {f"{name}, {runtime.title}": (runtime, True) for runtime in elsewhere}
+        for way, (runtime, on) in ways.items():
+            computed[way] = session.runner(file, runtime, on, name)
+            traced[way] = session.traced(file, runtime, on, few)
     return session.measured(computed, traced, progress)
 
 
@@ -173,10 +177,13 @@ class _Session:
         engine = ExactEngine(compile_network(network), self.calibration)
         return engine, engine.prepare(plan)
 
-    def runner(self, model: onnx.ModelProto, optimised: bool, name: str) -> Callable[[Inputs], Sequence[Any]]:
-        """The file as a function of inputs; checked to take and give what the network does."""
-        session = open_session(model, optimised=optimised, threads=self.threads)
-        wanted, found = set(self.network.input_names), {value.name for value in session.get_inputs()}
+    def runner(
+        self, model: onnx.ModelProto, runtime: Runtime, optimised: bool, name: str
+    ) -> Callable[[Inputs], Sequence[Any]]:
+        """The file as a function of inputs; checked to take what the network does."""
+        session = runtime.open(model, optimised=optimised, threads=self.threads)
+        constants = {tensor.name for tensor in model.graph.initializer}
+        wanted, found = set(self.network.input_names), {value.name for value in model.graph.input} - constants
         if wanted != found:
             raise QuantopsyError(
                 f"file {name!r}",
@@ -197,10 +204,10 @@ class _Session:
 
         return outputs
 
-    def traced(self, model: onnx.ModelProto, optimised: bool, few: Inputs) -> Traced:
+    def traced(self, model: onnx.ModelProto, runtime: Runtime, optimised: bool, few: Inputs) -> Traced:
         """The layers of a file one by one, and the first value that departs from the inputs on."""
         engine, prepared = self.stored
-        taps = self._tapped(model, few, optimised)
+        taps = self._tapped(model, few, runtime.opener(optimised=optimised, threads=self.threads))
         if not taps.grids:
             return None, None
         tallies = layer_tallies(taps, engine, prepared)
@@ -208,14 +215,14 @@ class _Session:
         first = next((layer for layer, tally in tallies.items() if tally.within < tally.elements), None)
         cause: Cause = "none" if total.equal == 1 else "rounding ties"
         if first is not None:
-            cause = self._cause(model, few, optimised, first)
+            cause = self._cause(model, few, runtime, optimised, first)
         layers = Layers(total.equal, total.within_step, first, cause)
         return layers, _first_seen(taps, engine, prepared)
 
-    def _tapped(self, model: onnx.ModelProto, few: Inputs, optimised: bool, unsaturated: bool = False) -> Tapped:
-        return tapped(model, *self.stored, few, optimised=optimised, threads=self.threads, unsaturated=unsaturated)
+    def _tapped(self, model: onnx.ModelProto, few: Inputs, opener: Opener) -> Tapped:
+        return tapped(model, *self.stored, few, opener)
 
-    def _cause(self, model: onnx.ModelProto, few: Inputs, optimised: bool, layer: str) -> Cause:
+    def _cause(self, model: onnx.ModelProto, few: Inputs, runtime: Runtime, optimised: bool, layer: str) -> Cause:
         """Why ``layer`` departs: what is stored, by name and value; then what the runtime makes of it."""
         stored, fresh = _stored(model), _stored(self.fresh)
         reads = [CODES_NAME.format(value) for value in self.network.layer(layer).inputs]
@@ -230,12 +237,14 @@ class _Session:
                 return cause
         if not optimised:
             return "arithmetic"
-        apart = {
-            words: layer_tallies(self._tapped(model, few, on, unsaturated), *self.stored)[layer]
-            for words, on, unsaturated in (("plain", False, False), ("unsaturated", True, True))
-        }
-        whole = {words: tally.within == tally.elements for words, tally in apart.items()}
-        return "saturation" if whole["unsaturated"] else "fusion" if whole["plain"] else "arithmetic"
+
+        def whole(opener: Opener) -> bool:
+            tally = layer_tallies(self._tapped(model, few, opener), *self.stored)[layer]
+            return tally.within == tally.elements
+
+        if runtime.unsaturated is not None and whole(partial(runtime.unsaturated, threads=self.threads)):
+            return "saturation"
+        return "fusion" if whole(runtime.opener(optimised=False, threads=self.threads)) else "arithmetic"
 
     def measured(
         self,

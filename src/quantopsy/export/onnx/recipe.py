@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,13 @@ from quantopsy.core.recipe import Recipe
 from quantopsy.data import Batch, prefetch
 from quantopsy.export.onnx.export import Exported, export_onnx
 from quantopsy.export.onnx.graph import OPSET, to_onnx
-from quantopsy.export.onnx.runtime import Latency, latency, seconds_by_layer
+from quantopsy.export.onnx.runtime import Inputs, Latency, Session, latency, seconds_by_layer
+from quantopsy.export.onnx.runtimes import ONNX_RUNTIME, further
+from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import opened
 from quantopsy.remedy.apply import named_as, realised, same_weights
+from quantopsy.remedy.target import check_recipe
+from quantopsy.remedy.target import target as profile_of
 
 SAMPLES = 256
 """Images that the file is compared on, where nothing else is said."""
@@ -37,23 +41,36 @@ class LayerTime:
 
 
 @dataclass(frozen=True)
-class Delivered:
-    """A recipe's file: what comparing it showed, and how fast it is beside the float network, one image at a time.
+class Timed:
+    """The float network and the file in one runtime, one image at a time."""
 
-    ``same_model``: whether the network has the weights that the recipe was made for.
-    """
-
-    exported: Exported
-    same_model: bool
-    exact_latency: Latency
-    latency: Latency
-    by_layer: tuple[LayerTime, ...]
-    threads: int
+    exact: Latency
+    quantized: Latency
 
     @property
     def faster(self) -> float:
         """How many times as fast as in float, by first quartiles: other work on the machine only adds."""
-        return self.exact_latency.low / self.latency.low
+        return self.exact.low / self.quantized.low
+
+    def to_json(self) -> dict[str, Any]:
+        """Both, in seconds."""
+        return {"float": asdict(self.exact), "quantized": asdict(self.quantized)}
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A recipe's file: what comparing it showed, and how fast it is beside the float network.
+
+    ``timed`` and ``by_layer`` are ONNX Runtime's, ``also`` has further runtimes by name. ``same_model``: whether the
+    network has the weights that the recipe was made for.
+    """
+
+    exported: Exported
+    same_model: bool
+    timed: Timed
+    also: Mapping[str, Timed]
+    by_layer: tuple[LayerTime, ...]
+    threads: int
 
     def to_json(self) -> dict[str, Any]:
         """One document; shares are of 1, sizes in bytes, times in seconds."""
@@ -67,19 +84,23 @@ class Delivered:
             "float": found.float_network,
             "simulated": found.simulated,
             "stored": found.stored,
-            "runtime": found.runtime,
-            "lost": list(found.lost),
-            "departs": list(found.departs),
+            "runtime": found.optimised.value,
+            "lost": list(found.optimised.lost),
+            "departs": list(found.optimised.departs),
             "plain": asdict(found.plain),
             "optimised": asdict(found.optimised),
-            "layers": [asdict(layer) for layer in found.by_layer],
-            "integer": {**asdict(done.kernels)},
+            "integer": asdict(done.kernels),
+            "also": {
+                name: {**asdict(run), "integer": asdict(done.also[name]), "latency": self.also[name].to_json()}
+                for name, run in found.also.items()
+            },
             "float_weights": done.float_weights,
+            "saturating": list(done.saturating),
             "bytes": done.bytes,
             "bytes_float": done.bytes_float,
             "same_model": self.same_model,
             "threads": self.threads,
-            "latency": {"float": asdict(self.exact_latency), "quantized": asdict(self.latency)},
+            "latency": self.timed.to_json(),
             "seconds_by_layer": [asdict(layer) for layer in self.by_layer],
         }
 
@@ -96,19 +117,26 @@ def export_recipe(
     opset: int = OPSET,
     integer_convolutions: bool = False,
     threads: int = 1,
+    also: Sequence[str] = (),
+    target: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Delivered:
     """Write what ``recipe`` makes of ``model`` to ``out`` as ONNX QDQ, once it was run beside the simulation.
 
     ``recipe`` may be a study's folder. Model, data, metric and preprocessing are those of the recipe's study where
-    none are given. ``samples``: images to compare on. ``threads`` of the runtime. Raises :class:`QuantopsyError` for
-    what ONNX has no form for, for a recipe of another network, and where the file cannot be written.
+    none are given. ``samples``: images to compare on. ``threads`` of the runtimes; ``also``: names of
+    :mod:`quantopsy.export.onnx.runtimes` to run the file in besides ONNX Runtime. ``target``: a back end's profile
+    (:mod:`quantopsy.remedy.target`) that the plan must keep to. Raises :class:`QuantopsyError` for what ONNX has no
+    form for or the target cannot run, for a recipe of another network, and where the file cannot be written.
     """
     progress = progress or Silent()
+    elsewhere, profile = further(also), None if target is None else profile_of(target)
     settings = Settings(samples=samples)
     recipe, subject = opened(recipe, settings, progress, model=model, data=data, metric=metric, preprocess=preprocess)
     named = named_as(recipe, subject.network)
     network, calibration = realised(recipe, named)
+    if profile is not None:
+        check_recipe(profile, recipe.plan, network.layers)
     progress.start("ONNX Runtime", len(subject.order))
     done = export_onnx(
         network,
@@ -120,22 +148,31 @@ def export_recipe(
         opset=opset,
         integer_convolutions=integer_convolutions,
         threads=threads,
+        also=elsewhere,
     )
     models: Mapping[str, onnx.ModelProto] = {
         "float": to_onnx(named, Plan(), calibration, opset=opset),
         "quantized": onnx.load(done.path),
     }
     one = subject.images.batch(np.sort(subject.order)[:1]).inputs
-    times = latency(models, network, one, threads=threads)
+    timed = {
+        runtime.name: _timed({name: runtime.open(file, threads=threads) for name, file in models.items()}, network, one)
+        for runtime in (ONNX_RUNTIME, *elsewhere)
+    }
     layers = {name: seconds_by_layer(found, network, one, threads=threads) for name, found in models.items()}
     return Delivered(
         exported=done,
         same_model=same_weights(recipe, named),
-        exact_latency=times["float"],
-        latency=times["quantized"],
+        timed=timed.pop(ONNX_RUNTIME.name),
+        also=timed,
         by_layer=tuple(LayerTime(name, layers["float"][name], layers["quantized"][name]) for name in layers["float"]),
         threads=threads,
     )
+
+
+def _timed(sessions: Mapping[str, Session], network: Network, one: Inputs) -> Timed:
+    found = latency(sessions, network, one)
+    return Timed(found["float"], found["quantized"])
 
 
 def _batches(subject: Subject, progress: Progress) -> Iterator[Batch]:

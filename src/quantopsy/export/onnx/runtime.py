@@ -6,9 +6,11 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from quantopsy.core import QuantopsyError
+from quantopsy.export.onnx.writer import IR_VERSION
 from quantopsy.graph.network import Network
 
 # Kernels that multiply integers and add them up in integers.
@@ -31,9 +34,23 @@ INTEGER_KERNELS = frozenset(
         "DynamicQuantizeMatMul",
     ]
 )
+SAFE_WEIGHT = 64
+"""Two products of such a weight and 255 fit 16 bits: 2 x 64 x 255 < 2^15."""
 _ERRORS_ONLY = 3
 
 Inputs = Sequence[Tensor] | Mapping[str, Tensor]
+
+
+class Session(Protocol):
+    """A model loaded by a runtime: ONNX Runtime's own sessions are such."""
+
+    def run(self, names: Sequence[str] | None, feed: Mapping[str, np.ndarray]) -> Sequence[Any]:
+        """The outputs of those ``names``, or all in order."""
+        ...
+
+
+Opener = Callable[[onnx.ModelProto], Session]
+"""Loads a model into a runtime."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +104,7 @@ def open_session(
         ) from error
 
 
-def run(session: onnxruntime.InferenceSession, network: Network, inputs: Inputs) -> tuple[Tensor, ...]:
+def run(session: Session, network: Network, inputs: Inputs) -> tuple[Tensor, ...]:
     """The flat outputs for one batch, ``inputs`` as the network takes them."""
     outputs = session.run(None, feed(network, inputs))
     return tuple(torch.from_numpy(np.asarray(output)) for output in outputs)
@@ -110,6 +127,11 @@ def kernels(model: onnx.ModelProto, network: Network) -> Kernels:
         open_session(model, save=path)
         optimised = onnx.load(path)
     found = {_layer_of(node.name) for node in optimised.graph.node if node.op_type in INTEGER_KERNELS}
+    return shared_out(found, network)
+
+
+def shared_out(found: Set[str], network: Network) -> Kernels:
+    """The layers of ``network`` that multiply, by whether they are among those ``found`` in integer kernels."""
     layers = [layer for layer in network.layers if layer.macs]
     total = sum(layer.macs for layer in layers)
     inside = [layer for layer in layers if layer.name in found]
@@ -120,11 +142,39 @@ def kernels(model: onnx.ModelProto, network: Network) -> Kernels:
     )
 
 
-def latency(
-    models: Mapping[str, onnx.ModelProto], network: Network, inputs: Inputs, *, runs: int = 20, threads: int = 1
-) -> dict[str, Latency]:
-    """Seconds a run of each model on the same batch takes, one run of each after the other, ``runs`` times."""
-    sessions = {name: open_session(model, threads=threads) for name, model in models.items()}
+@cache
+def saturates() -> bool:
+    """Whether ONNX Runtime's convolutions of unsigned inputs and signed weights lose sums on this processor.
+
+    x86 without VNNI adds pairs of 8-bit products up in 16 bits, saturating (VPMADDUBSW). A convolution with the
+    largest inputs and weights tells: its sum of 16 x 255 x 127 is code 200, and half of that where pairs saturate.
+    """
+    channels, make = 16, onnx.helper.make_tensor_value_info
+    constants: dict[str, Any] = {
+        "one": np.float32(1),
+        "zero": np.uint8(0),
+        "weight": np.full((channels, channels, 1, 1), 127, np.int8),
+        "weight_zero": np.int8(0),
+        "scale": np.float32(channels * 255 * 127 / 200),
+    }
+    node = onnx.helper.make_node(
+        "QLinearConv", ["x", "one", "zero", "weight", "one", "weight_zero", "scale", "zero"], ["y"]
+    )
+    shape = [1, channels, 8, 8]
+    graph = onnx.helper.make_graph(
+        [node],
+        "extremes",
+        [make("x", onnx.TensorProto.UINT8, shape)],
+        [make("y", onnx.TensorProto.UINT8, shape)],
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    session = open_session(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION))
+    return bool((np.asarray(session.run(None, {"x": np.full(shape, 255, np.uint8)})[0]) != 200).any())
+
+
+def latency(sessions: Mapping[str, Session], network: Network, inputs: Inputs, *, runs: int = 20) -> dict[str, Latency]:
+    """Seconds a run of each session on the same batch takes, one run of each after the other, ``runs`` times."""
     given = feed(network, inputs)
     for session in sessions.values():
         session.run(None, given)
