@@ -47,7 +47,7 @@ _FORM: dict[str, Any] = {
             "seconds": NUMBER,
         }
     ],
-    "provenance": {"given": {str: str | dict | None}},
+    "provenance": {"given": dict.fromkeys(("model", "data", "metric", "preprocess"), str | dict | None)},
 }
 
 Encodings = Mapping[str, Mapping[str, list[Mapping[str, Any]]]]
