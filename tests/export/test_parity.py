@@ -35,7 +35,7 @@ def recipe() -> Recipe:
         given_of(plan, calibration),
         model_of(captured, "s"),
     )
-    return Recipe(plan, (), encodings, given, model, None, (), {})
+    return Recipe(plan, (), encodings, given, model)
 
 
 @pytest.fixture(scope="module")
