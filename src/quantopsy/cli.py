@@ -137,7 +137,9 @@ def changes(
     }
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="FILE.onnx, FILE.pt2 or package.module:callable")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="FILE.onnx, FILE.pt2, package.module:callable, or a recipe")
+]
 Data = Annotated[str, typer.Option(help="Folder of images or package.module:callable; with labels where there are")]
 Out = Annotated[Path | None, typer.Option(help="Study folder; a run that was interrupted goes on in it")]
 Metric = Annotated[str | None, typer.Option(help="As of analyze")]
@@ -313,7 +315,7 @@ def repair(
 ) -> None:
     """Try fixes, cheapest first, keep those that held-out images confirm, and write the recipe."""
     from quantopsy.api import repair as run
-    from quantopsy.remedy.repair import RECIPE
+    from quantopsy.core.recipe import RECIPE
     from quantopsy.report.terminal import print_repair
 
     with watched(as_json) as watch, _kept_clean(as_json):
@@ -351,7 +353,7 @@ def allocate(
 ) -> None:
     """Mixed precision: bits per layer under limits on size, BitOps, latency, or several; writes a recipe."""
     from quantopsy.api import allocate as run
-    from quantopsy.remedy.repair import RECIPE
+    from quantopsy.core.recipe import RECIPE
     from quantopsy.report.allocated import allocation_document
     from quantopsy.report.terminal import print_allocation
 
@@ -608,9 +610,9 @@ def export(
 
 
 def _write_encodings(recipe: Path, out: Path | None, as_json: bool) -> None:
+    from quantopsy.analysis.recipes import recipe_file
     from quantopsy.core.recipe import Recipe
     from quantopsy.export.encodings import aimet_encodings, not_carried, write_aimet_encodings
-    from quantopsy.remedy.applied import recipe_file
 
     file = recipe_file(recipe)
     read, path = Recipe.load(file), out or file.with_suffix(".encodings")

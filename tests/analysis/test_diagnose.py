@@ -198,6 +198,16 @@ def test_a_symmetric_grid_behind_a_relu_is_named(tmp_path) -> None:
     assert finding.shares == {"output": 1.0}
 
 
+@pytest.mark.parametrize("estimator", ["mse", "percentile:99.9"])
+def test_ranges_may_have_been_estimated_in_any_way(tmp_path, estimator) -> None:
+    # Tests fix ranges that they find themselves, and need extremes for that, which such a plan does not collect.
+    changes = {role: {"range_estimator": estimator} for role in ("input", "output")}
+    images = pictures()
+    qp.analyze(net(), images, out=tmp_path, bits=(3,), mode="exact", changes=changes)
+    found = diagnose(tmp_path, model=net(), data=images, layers=("*",), samples=COUNT)
+    assert found.findings
+
+
 def test_a_sound_layer_has_no_single_cause(tmp_path) -> None:
     finding = primary(examined(tmp_path, "head", scheme="per-channel"))
     assert finding.cause in ("no_single_cause", "amplification")

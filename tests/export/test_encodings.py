@@ -16,11 +16,10 @@ import quantopsy as qp
 from quantopsy import cli
 from quantopsy.calibrate import fit
 from quantopsy.core import Plan, Site, Spec
-from quantopsy.core.recipe import Recipe
+from quantopsy.core.recipe import RECIPE, Recipe
 from quantopsy.export.encodings import aimet_encodings, grid_of, not_carried
 from quantopsy.quant import fake_quantize
 from quantopsy.quant.encoding import qparams_to_json
-from quantopsy.remedy.repair import RECIPE
 
 WEIGHT = Site("conv", "weight")
 

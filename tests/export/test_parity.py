@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from onnx_files import everywhere, stored
 from sample_models import many, network
 
+from quantopsy.analysis.recipes import encodings_of, given_of, model_of, realised
 from quantopsy.core import Plan, QuantopsyError, Spec
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.calibration import calibrate, wanted_statistics
@@ -19,7 +20,6 @@ from quantopsy.export.onnx.graph import CODES_NAME, to_onnx
 from quantopsy.export.onnx.parity import Parity, parity
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
-from quantopsy.remedy.apply import encodings_of, given_of, model_of, realised
 
 WEIGHT = Spec(granularity="per_channel", symmetric=True, signed=True)
 

@@ -14,6 +14,7 @@ from random_net import random_net
 from sample_models import many, network
 from torch import nn
 
+from quantopsy.analysis.recipes import Simulated, encodings_of, given_of, model_of, portable
 from quantopsy.core import Plan, QuantopsyError, Spec
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.calibration import calibrate, wanted_statistics
@@ -24,7 +25,6 @@ from quantopsy.export.pt2.simulated import Simulation
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
-from quantopsy.remedy.apply import Simulated, encodings_of, given_of, model_of, portable
 
 LOADED_ALONE = """
 import sys

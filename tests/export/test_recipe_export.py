@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from onnx_files import by_runtime, everywhere, stored
 from sample_models import many, network
 
+from quantopsy.analysis.recipes import encodings_of, given_of, model_of
 from quantopsy.core import QuantopsyError, Site, Spec
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.adaround import Effort, round_weights
@@ -24,7 +25,6 @@ from quantopsy.export.onnx.recipe import Delivered, export_recipe
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.remedy.applied import apply
-from quantopsy.remedy.apply import encodings_of, given_of, model_of
 from quantopsy.transforms.equalization import find_equalization
 
 WEIGHT = Spec(bits=4, granularity="per_channel", symmetric=True, signed=True)

@@ -12,6 +12,7 @@ from recipe_mutations import mutated
 from sample_models import many, network
 from torch import nn
 
+from quantopsy.analysis.recipes import Simulated, encodings_of, given_of, model_of, realised, same_weights
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.calibration import calibrate, wanted_statistics
@@ -19,7 +20,6 @@ from quantopsy.export.onnx.graph import to_onnx
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
-from quantopsy.remedy.apply import Simulated, encodings_of, given_of, model_of, realised, same_weights
 from quantopsy.transforms.equalization import find_equalization
 
 COUNT = 2000

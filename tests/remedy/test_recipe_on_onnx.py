@@ -13,6 +13,7 @@ import torch
 from small_net import SmallNet, randomise_norms
 from torch import nn
 
+from quantopsy.analysis.recipes import Simulated, encodings_of, model_of, named_as, realised, same_weights
 from quantopsy.analysis.schemes import full_plan, grids
 from quantopsy.core import QuantopsyError
 from quantopsy.core.recipe import Recipe
@@ -20,7 +21,6 @@ from quantopsy.engine.calibration import calibrate, wanted_statistics
 from quantopsy.graph.capture import capture, load
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
-from quantopsy.remedy.apply import Simulated, encodings_of, model_of, named_as, realised, same_weights
 from quantopsy.transforms.equalization import find_equalization
 
 X = torch.randn(16, 3, 12, 12, generator=torch.Generator().manual_seed(0))

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import quantopsy as qp
+from quantopsy.analysis.recipes import realised
 from quantopsy.analysis.results import Results
 from quantopsy.core import QuantopsyError, Site
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.capture import capture
 from quantopsy.remedy.applied import apply
-from quantopsy.remedy.apply import realised
 from quantopsy.remedy.repair import Parts, repair
 from quantopsy.report.repaired import repair_section
 

@@ -8,11 +8,11 @@ from learning import pictures, started
 from torch import Tensor
 from torch.nn import functional as F
 
+from quantopsy.analysis.recipes import Simulated
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
-from quantopsy.remedy.apply import Simulated
 from quantopsy.training.network import Grids, TrainableNetwork
 from quantopsy.training.norm import measured_moments
 from quantopsy.training.quantizers import METHODS

@@ -219,3 +219,15 @@ def test_two_processes_take_the_steps_of_one(tmp_path) -> None:
     mine, other = weights(tmp_path / "two"), weights(tmp_path / "one")
     for name in other:
         torch.testing.assert_close(mine[name], other[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_recipe_is_analyzed_on_its_own_grids(tmp_path) -> None:
+    settings = TrainingSettings(**{**LITTLE, "edge_bits": 0})
+    done = train("learning:network", training(), evaluation=evaluation(), out=tmp_path / "t", settings=settings)
+    study = qp.analyze(tmp_path / "t", evaluation(), bits=(2,), mode="exact", out=tmp_path / "study")
+    whole = study.whole().iloc[0]
+    assert whole["value"] == pytest.approx(done.expected.after[0])
+    # The network's own study can be diagnosed later: the recipe is opened again.
+    assert qp.diagnose(tmp_path / "study", data=evaluation(), samples=60) is not None
+    other = qp.analyze(tmp_path / "t" / "network.pt2", evaluation(), bits=(2,), mode="exact", out=tmp_path / "fresh")
+    assert other.whole().iloc[0]["value"] != whole["value"]  # grids estimated, not learned

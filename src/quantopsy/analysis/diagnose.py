@@ -131,7 +131,8 @@ def examine(
     full = at_bits(subject.full, bits)
     plans = {layer.name: single_layer(full, layer) for layer in subject.network.layers}
     plans = {name: plan for name, plan in plans.items() if plan}
-    wanted = [subject.full, *plans.values()]
+    # Tests may fix a range, for which extremes have to be known, whatever the plan's own estimators collect.
+    wanted = [subject.full, _by_extremes(subject.full), *plans.values()]
     ranges = calibrated(subject, wanted + [p for layer in chosen for p in wide_plans(plans[layer.name])], progress)
     with measuring(subject, store, ranges, progress) as bench:
         locals_ = _looked_at(bench, subject, plans)
@@ -169,6 +170,17 @@ def examine(
             if overflow is not None:
                 found.append(court.finding(scene, overflow, primary=name not in scenes))
         return found
+
+
+def _by_extremes(plan: Plan) -> Plan:
+    """The activations of ``plan`` with ranges from their extremes."""
+    return Plan.of(
+        {
+            site: replace(spec, kind="uniform", options=(), range_estimator="min_max")
+            for site, spec in plan.sites
+            if site.role != "weight"
+        }
+    )
 
 
 def _looked_at(bench: Measuring, subject: Subject, plans: Mapping[str, Plan]) -> dict[str, Local]:

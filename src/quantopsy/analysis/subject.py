@@ -16,6 +16,7 @@ from torch import nn
 
 from quantopsy.analysis.phases import Measuring, pieces
 from quantopsy.analysis.progress import Progress
+from quantopsy.analysis.recipes import model_named, realised, recipe_named
 from quantopsy.analysis.results import EVALUATION_IMAGES
 from quantopsy.analysis.schemes import candidates, full_plan, grids
 from quantopsy.analysis.settings import Settings
@@ -23,6 +24,7 @@ from quantopsy.analysis.work import Done, Setup, Task, Worker, check_finite
 from quantopsy.calibrate import check
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.core.imports import imported
+from quantopsy.core.recipe import Recipe
 from quantopsy.data import Batch, Images, evenly_spaced_order, open_data, prefetch, without_list
 from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
@@ -95,7 +97,8 @@ class Subject:
     """A network with its images, its metric and the plan that quantizes all of it.
 
     ``order`` are the images that are looked at, ``calibration_order`` those that ranges are estimated on,
-    ``selected`` the layers that have cells. ``full`` holds weights at 8 bits until a cell says otherwise.
+    ``selected`` the layers that have cells. ``full`` holds weights at 8 bits until a cell says otherwise, or it is the
+    plan of the ``recipe`` that the model was.
     """
 
     given: Given
@@ -109,6 +112,8 @@ class Subject:
     selected: tuple[Layer, ...]
     order: np.ndarray
     calibration_order: np.ndarray
+    recipe: Recipe | None = None
+    known: Calibration | None = None  # the grids of ``recipe``
 
     @property
     def network(self) -> Network:
@@ -150,7 +155,7 @@ class Subject:
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same for measurements to belong together."""
-        return {
+        found = {
             "model": self.network.fingerprint,
             "data": self.images.fingerprint,
             "calibration": self.calibration_images.fingerprint,
@@ -160,16 +165,25 @@ class Subject:
             "activation bits": self.settings.activation_bits,
             "plan": hashlib.sha256(json.dumps(self.full.to_json(), sort_keys=True).encode()).hexdigest(),
         }
+        if self.recipe is not None:
+            grids = json.dumps([self.recipe.encodings, sorted(self.recipe.given)], sort_keys=True)
+            found["grids"] = hashlib.sha256(grids.encode()).hexdigest()
+        return found
 
 
 def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
     """Open the data, capture and fold the network, check that folding changed nothing, plan.
 
-    The model may be a :class:`Network` already. Raises :class:`QuantopsyError` for whatever the user can mend.
+    The model may be a :class:`Network` already, or a recipe, its file or its folder: then it is what the recipe makes
+    of its own model, and the recipe's plan and grids take the place of the scheme. Raises :class:`QuantopsyError` for
+    whatever the user can mend.
     """
     keep_freed_memory()
-    model = given.model
+    recipe = recipe_named(given.model)
+    model = given.model if recipe is None else model_named(recipe)
     preprocess = given.preprocess if given.preprocess is not None else _own_preprocess(model, given.data)
+    if preprocess is None and recipe is not None:
+        preprocess = recipe.provenance.get("given", {}).get("preprocess")
     images = open_data(given.data, preprocess=preprocess, skip_bad=given.skip_bad)
     calibration = given.calibration
     calibration_images = (
@@ -189,6 +203,12 @@ def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
     if module is not None:
         check_folded(module, program, example, images)
     full = full_plan(network, grids(settings.scheme, settings.activation_bits, settings.changes), settings.plan)
+    known = None
+    if recipe is not None:
+        network, known = realised(recipe, network)
+        program = compile_network(network, device)
+        full = recipe.plan if settings.plan is None else Plan.from_json(settings.plan, network.names, recipe.plan)
+        progress.say("Plan and grids are the recipe's, and not the scheme's")
     for spec in set(full.values()):
         check(spec)
     return Subject(
@@ -203,13 +223,15 @@ def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
         selected=network.match(settings.layers),
         order=evenly_spaced_order(len(images))[: settings.samples],
         calibration_order=np.sort(evenly_spaced_order(len(calibration_images))[: settings.calibration_samples]),
+        recipe=recipe,
+        known=known,
     )
 
 
 def calibrated(subject: Subject, plans: Iterable[Plan], progress: Progress) -> Calibration:
-    """Ranges for ``plans`` from one float pass over the calibration images."""
+    """Ranges for ``plans`` from one float pass over the calibration images, and the grids of the subject's recipe."""
     progress.start("calibration", len(subject.calibration_order))
-    return calibrate(
+    found = calibrate(
         subject.program,
         (
             batch.inputs
@@ -218,6 +240,10 @@ def calibrated(subject: Subject, plans: Iterable[Plan], progress: Progress) -> C
         wanted_statistics(subject.network, plans),
         progress.advance,
     )
+    if subject.known is not None:
+        found.encodings.update(subject.known.encodings)
+        found.given.update(subject.known.given)
+    return found
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from quantopsy.core.form import NUMBER, misfit
 from quantopsy.core.plan import Plan
 
 FORMAT = 1
+RECIPE = "recipe.json"
+"""The file of a recipe in a folder of other things."""
+
 _REMEDY = "give what `quantopsy repair` wrote"
 _ESTIMATE = (NUMBER, NUMBER, NUMBER)
 _GIVEN = {"dtype": str, "shape": [int], "data": str}

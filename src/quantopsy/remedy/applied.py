@@ -12,6 +12,7 @@ import numpy as np
 from quantopsy.analysis import significance
 from quantopsy.analysis.phases import pieces
 from quantopsy.analysis.progress import Progress, Silent
+from quantopsy.analysis.recipes import Simulated, named_as, realised, recipe_file, same_weights
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Given, Subject, make_ready
 from quantopsy.core import QuantopsyError
@@ -20,8 +21,6 @@ from quantopsy.data import prefetch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.metrics import measure
-from quantopsy.remedy.apply import Simulated, named_as, realised, same_weights
-from quantopsy.remedy.repair import RECIPE
 
 
 @dataclass(frozen=True)
@@ -110,11 +109,6 @@ def opened(recipe: Recipe | str | Path, settings: Settings, progress: Progress, 
         if (value is None and name in ("model", "data")) or (isinstance(value, Mapping) and "object" in value):
             raise QuantopsyError("recipe", f"it does not name its {name}", f"give --{name}, or {name}= in Python")
     return recipe, make_ready(Given(**parts), settings, progress)
-
-
-def recipe_file(path: Path) -> Path:
-    """``path``, or the recipe of the study that it is."""
-    return path / RECIPE if path.is_dir() else path
 
 
 def statistics(subject: Subject, module: Simulated, progress: Progress) -> tuple[np.ndarray, np.ndarray]:

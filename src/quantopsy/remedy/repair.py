@@ -19,25 +19,23 @@ from quantopsy.analysis import significance
 from quantopsy.analysis.budget import Budget
 from quantopsy.analysis.diagnose import diagnose
 from quantopsy.analysis.progress import Progress, Silent
+from quantopsy.analysis.recipes import encodings_of, given_of, model_of, portable
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.schemes import at_bits
 from quantopsy.analysis.significance import Interval
 from quantopsy.analysis.subject import Subject, reopen
 from quantopsy.analysis.summary import summarise
 from quantopsy.core import Cause, Plan, QuantopsyError, Site
-from quantopsy.core.recipe import Estimate, Expected, Given, Mended, Proof, Recipe, Repair, Step
+from quantopsy.core.recipe import RECIPE, Estimate, Expected, Given, Mended, Proof, Recipe, Repair, Step
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.network import Layer, Network
 from quantopsy.quant.grouping import rows_per_channel
-from quantopsy.remedy.apply import encodings_of, given_of, model_of, portable
 from quantopsy.remedy.clinic import Clinic, Difference, Treatment
 from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals
 from quantopsy.remedy.target import ANY, Target, check_start, target
 from quantopsy.study import Store
 from quantopsy.transforms.dead_channels import find_dead_channels
 from quantopsy.transforms.equalization import find_equalization
-
-RECIPE = "recipe.json"
 
 SHARES = 0.2, 0.3
 """Of the images: those that proposals are compared on, and those that keep or drop one. The rest is for the end."""

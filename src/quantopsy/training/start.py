@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantopsy.analysis.progress import Progress
+from quantopsy.analysis.recipes import portable, realised
 from quantopsy.analysis.schemes import SCHEMES
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Given, Subject, calibrated, make_ready
@@ -19,7 +20,6 @@ from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Layer, Network
 from quantopsy.remedy.applied import opened
-from quantopsy.remedy.apply import portable, realised
 from quantopsy.study import FILE, open_existing
 from quantopsy.training.settings import FLOAT, TrainingSettings
 

@@ -16,17 +16,17 @@ import torch
 from quantopsy.analysis import significance
 from quantopsy.analysis.phases import pieces
 from quantopsy.analysis.progress import Progress, Silent
+from quantopsy.analysis.recipes import Simulated, encodings_of, given_of, model_of
 from quantopsy.analysis.subject import Subject
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.core.imports import imported
-from quantopsy.core.recipe import Estimate, Expected, Recipe
+from quantopsy.core.recipe import RECIPE, Estimate, Expected, Recipe
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.capture import capture, load
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import statistics
-from quantopsy.remedy.apply import Simulated, encodings_of, given_of, model_of
-from quantopsy.remedy.repair import RECIPE, by_image, estimate
+from quantopsy.remedy.repair import by_image, estimate
 from quantopsy.training.footprint import FLOAT_BITS, Footprint, Limit, Part
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments, reestimate

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import quantopsy as qp
 from quantopsy.analysis.gate.judge import found_of
 from quantopsy.analysis.significance import Interval
-from quantopsy.remedy.repair import RECIPE
+from quantopsy.core.recipe import RECIPE
 from quantopsy.study import open_existing
 
 LAYERS = layer_table(20)

@@ -16,6 +16,7 @@ from torch import Tensor
 from quantopsy.analysis import significance
 from quantopsy.analysis.phases import pieces
 from quantopsy.analysis.progress import Progress, Silent
+from quantopsy.analysis.recipes import named_as, realised
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Subject
 from quantopsy.core import Plan, QuantopsyError
@@ -44,7 +45,6 @@ from quantopsy.integer.network import IntegerNetwork, arithmetic
 from quantopsy.metrics import agreement as decisions_alike
 from quantopsy.metrics import measure
 from quantopsy.remedy.applied import opened
-from quantopsy.remedy.apply import named_as, realised
 
 Cause = Literal["weights", "bias", "scale", "saturation", "fusion", "arithmetic", "rounding ties", "none"]
 

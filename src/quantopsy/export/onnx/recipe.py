@@ -12,6 +12,7 @@ import onnx
 
 from quantopsy.analysis.phases import pieces
 from quantopsy.analysis.progress import Progress, Silent
+from quantopsy.analysis.recipes import named_as, realised, same_weights
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Subject
 from quantopsy.core import Plan
@@ -23,7 +24,6 @@ from quantopsy.export.onnx.runtime import Inputs, Latency, Session, latency, sec
 from quantopsy.export.onnx.runtimes import ONNX_RUNTIME, further
 from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import opened
-from quantopsy.remedy.apply import named_as, realised, same_weights
 from quantopsy.remedy.target import check_recipe
 from quantopsy.remedy.target import target as profile_of
 

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from quantopsy.analysis import significance
 from quantopsy.analysis.phases import pieces
 from quantopsy.analysis.progress import Progress, Silent
+from quantopsy.analysis.recipes import named_as, realised, same_weights
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Subject
 from quantopsy.core import QuantopsyError, names
@@ -28,7 +29,6 @@ from quantopsy.graph.execute import compile_network
 from quantopsy.graph.outputs import output_tensors
 from quantopsy.metrics import agreement, measure
 from quantopsy.remedy.applied import opened
-from quantopsy.remedy.apply import named_as, realised, same_weights
 
 SAMPLES = 256
 """Images that the program is compared on, where nothing else is said."""

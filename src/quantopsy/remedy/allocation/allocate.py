@@ -22,7 +22,7 @@ from quantopsy.analysis.subject import Subject, reopen
 from quantopsy.analysis.summary import summarise
 from quantopsy.core import QuantopsyError, names
 from quantopsy.core.allocation import Allocation, Outcome
-from quantopsy.core.recipe import Recipe
+from quantopsy.core.recipe import RECIPE, Recipe
 from quantopsy.engine.adaround import Effort
 from quantopsy.engine.curvature import mean_curvature
 from quantopsy.remedy.allocation.choices import Choices
@@ -30,7 +30,7 @@ from quantopsy.remedy.allocation.costs import Costs, LatencyTable, Resource, che
 from quantopsy.remedy.allocation.criteria import CRITERIA, Criterion, Values
 from quantopsy.remedy.allocation.program import Limit, Selection, greedy, minimise
 from quantopsy.remedy.clinic import SCREENED_IMAGES, Clinic, Correction, Treatment
-from quantopsy.remedy.repair import RECIPE, Parts, estimate, proof, provenance_of, written
+from quantopsy.remedy.repair import Parts, estimate, proof, provenance_of, written
 from quantopsy.study import FLOAT, Store
 
 FRONT = 12

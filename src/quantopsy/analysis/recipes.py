@@ -1,10 +1,11 @@
-"""A recipe and a network: the network transformed, with the recipe's plan and grids."""
+"""Recipes and networks: what a recipe makes of a network, and what it says of one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantopsy.core import Plan, QuantopsyError, Site, Spec, names
-from quantopsy.core.recipe import Encodings, Given, Recipe
+from quantopsy.core.recipe import RECIPE, Encodings, Given, Recipe
 from quantopsy.engine.calibration import Calibration, edges, grids_of
 from quantopsy.engine.exact import ExactEngine, Prepared
 from quantopsy.graph.capture import activation_module
@@ -25,6 +26,29 @@ from quantopsy.transforms.registry import from_json
 _OTHER = "apply it to the network that it was made for"
 SAME_NORM = 1e-4
 """Relative difference of a weight's norm that folding a batch norm in another order leaves."""
+
+
+def recipe_file(path: Path) -> Path:
+    """``path``, or the recipe of the study that it is."""
+    return path / RECIPE if path.is_dir() else path
+
+
+def recipe_named(model: Any) -> Recipe | None:
+    """The recipe that a MODEL argument is: a file of JSON, a folder that holds one, or a :class:`Recipe`."""
+    if isinstance(model, Recipe):
+        return model
+    if not isinstance(model, str | Path):
+        return None
+    path = recipe_file(Path(model))
+    return Recipe.load(path) if path.suffix == ".json" else None
+
+
+def model_named(recipe: Recipe) -> Any:
+    """The model that ``recipe`` was made for; raises :class:`QuantopsyError` where it has no name."""
+    model = recipe.provenance.get("given", {}).get("model")
+    if not isinstance(model, str):
+        raise QuantopsyError("recipe", "it does not name its model", "analyze the model itself, with --plan")
+    return model
 
 
 def portable(network: Network, plan: Plan, calibration: Calibration) -> Plan:
