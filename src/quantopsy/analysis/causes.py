@@ -99,7 +99,7 @@ def wide_plans(plan: Plan) -> list[Plan]:
 
 def in_16_bits(scene: Scene) -> dict[Role, Plan]:
     """For every site of the plan, the plan with 16 bits there."""
-    return {site.role: scene.changed({site.role: replace(spec, bits=16)}) for site, spec in scene.plan.sites}
+    return {site.role: scene.changed({site.role: spec.wide}) for site, spec in scene.plan.sites}
 
 
 def suspects(scene: Scene) -> list[Suspect]:
@@ -257,7 +257,7 @@ def _of_rounding(scene: Scene) -> Iterator[Suspect]:
         ratio = max(reaches) / max(min(reaches), 1e-30)
         if ratio > BRANCH_RATIO:
             changes = {
-                "16 bits at its output": scene.changed({"output": replace(output, bits=16)}),
+                "16 bits at its output": scene.changed({"output": output.wide}),
                 "output scales per channel": scene.changed({"output": replace(output, granularity="per_channel")}),
             }
             yield Suspect("branch_imbalance", ("output",), {"branch_ratio": ratio}, changes)

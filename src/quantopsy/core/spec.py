@@ -108,6 +108,11 @@ class Spec:
         )
 
     @property
+    def wide(self) -> Spec:
+        """The same with 16 bits, where rounding is next to nothing: uniform, since other kinds end below."""
+        return replace(self.with_bits(MAX_BITS), kind="uniform", options=())
+
+    @property
     def corrects_bias(self) -> bool:
         """Whether a shift is taken out of the layer's bias."""
         return self.correction == "bias" or _given(self.correction)

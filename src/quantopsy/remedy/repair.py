@@ -364,7 +364,7 @@ class Session:
         provenance = {**provenance_of(self.results, self.subject, self.parts), "bits": self.bits}
         provenance["target"] = self.profile.name
         recipe = written(clinic, self.now, expected, self.parts.report, tuple(self.steps), provenance)
-        wide = Treatment(Plan.of({site: replace(spec, bits=16) for site, spec in self.before.plan.sites}))
+        wide = Treatment(Plan.of({site: spec.wide for site, spec in self.before.plan.sites}))
         unbounded = estimate(clinic.degradation(wide, self.parts.confirm, level))
         done = Repair(
             bits=self.bits,
