@@ -64,8 +64,8 @@ def main() -> None:
             whole = study.whole().set_index("bits").loc[bits]
             follows = spearmanr(noise, loss).statistic
             print(
-                f"  {name:<6} degradation follows noise by Spearman {follows:5.2f}; single layers lose {loss.mean():5.2f} "
-                f"points on average, {loss.max():5.2f} at most; the whole network {whole['degradation']:.1f}"
+                f"  {name:<6} degradation follows noise by Spearman {follows:5.2f}; single layers lose "
+                f"{loss.mean():5.2f} points on average, {loss.max():5.2f} at most; the whole {whole['degradation']:.1f}"
             )
         profiles = [np.log(columns[name]["noise"].to_numpy()) for name in ("before", "after")]
         print(f"  noise profiles of the two correlate by {np.corrcoef(*profiles)[0, 1]:.2f} (logarithms)")
