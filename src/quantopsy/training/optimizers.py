@@ -22,8 +22,8 @@ SETTLED_FROM = 0.5
 """Share of the training from which bits that are within the limit stay."""
 
 RELATIVE = {"scale": 1.0, "offset": 1.0, "levels": 3.0}
-"""Rates of what grids learn, relative to the weights'. Of levels by the training loss of resnet20 with 2 bits behind four
-epochs: 1.43 at 1, 1.29 at 3, 1.40 at 10, 2.5 at 30 (1.45 with LSQ)."""
+"""Rates of what grids learn, relative to the weights'. Of levels by the training loss of resnet20 with 2 bits behind
+four epochs: 1.43 at 1, 1.29 at 3, 1.40 at 10, 2.5 at 30 (1.45 with LSQ)."""
 
 
 def optimizers(network: TrainableNetwork, rate: float, decay: float, gates: float = 0.0) -> list[torch.optim.Optimizer]:
