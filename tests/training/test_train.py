@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,8 @@ class Interrupted(Silent):
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"norms": "kept"}, {"ema": 0.9, "method": "lsq"}, {"target": "3.5bits", "bits": 5}]
+    "more",
+    [{"method": "ste"}, {"norms": "kept"}, {"ema": 0.9, "method": "lsq"}, {"target": "3.5bits", "bits": 5}],
 )
 def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, more) -> None:
     whole = trained(tmp_path / "whole", augment="flip+shift", **more)
@@ -117,7 +119,8 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, more) 
     parts = trained(tmp_path / "parts", augment="flip+shift", **more)
     assert parts.expected == whole.expected
     assert parts.history.losses == whole.history.losses
-    assert [epoch.value for epoch in parts.history.epochs] == [epoch.value for epoch in whole.history.epochs]
+    for mine, other in zip(parts.history.epochs, whole.history.epochs, strict=True):
+        assert replace(mine, seconds=0.0) == replace(other, seconds=0.0)
     mine, other = weights(tmp_path / "parts"), weights(tmp_path / "whole")
     assert all(torch.equal(mine[name], other[name]) for name in other)
 

@@ -87,6 +87,7 @@ class Trainer:
         prepared = self.accelerator.prepare(self.network, *self.optimizers)
         self.module, self.optimizers = prepared[0], list(prepared[1:])
         self.step = 0
+        self.losses: list[float] = []  # of the epoch so far
         self.history = History()
         self.best: dict[str, Tensor] | None = None
         self.average: dict[str, Tensor] | None = None
@@ -110,17 +111,17 @@ class Trainer:
             self._restore()
         if not self.history.epochs:
             self._validate(0.0, 0.0)  # of the network as it starts
-        if not self.step:
+        if self.step < FOLLOW_UNTIL * self.steps:
             self._follow_ranges()
         self.progress.start("training", self.steps)
         self.progress.advance(self.step)
         saved = time.monotonic()
         try:
             while self.step < self.steps and self.history.stopped is None:
-                begin, losses = time.monotonic(), []
+                begin = time.monotonic()
                 self.module.train()
                 for batch in self._batches():
-                    losses.append(self._step(batch))
+                    self.losses.append(self._step(batch))
                     if self.history.stopped is not None:
                         break
                     self.progress.advance(1)
@@ -128,8 +129,9 @@ class Trainer:
                         self.save()
                         saved = time.monotonic()
                 if self.history.stopped is None:
-                    self._validate(float(np.mean(losses)), time.monotonic() - begin)
+                    self._validate(float(np.mean(self.losses)), time.monotonic() - begin)
                     self._stop_early()
+                    self.losses = []
                 self.save()
         except KeyboardInterrupt:
             self.save()
@@ -319,6 +321,7 @@ class Trainer:
         state = {
             "identity": self.job.identity,
             "step": self.step,
+            "losses": self.losses,
             "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "best": self.best,
@@ -346,6 +349,7 @@ class Trainer:
                 "begin again with --fresh, or give another --out",
             )
         self.step, self.best, self.average = state["step"], state["best"], state["average"]
+        self.losses = state["losses"]
         self.network.load_state_dict(state["network"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
