@@ -45,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "PACT": {"method": "pact"},
     "LSQ": {"method": "lsq"},
     "PoT": {"method": "pot", "activation_method": "pot"},
-    "DDQ": DDQ,
+    "DDQ": {**DDQ, "correction": 0.0},
     "DDQ+correction": {**DDQ, "correction": CORRECTION},
     "DDQ+mixed": {**DDQ, "correction": CORRECTION, "mixed": True},
 }

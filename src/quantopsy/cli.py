@@ -391,9 +391,11 @@ def train(
     activation_method: Annotated[
         str | None, typer.Option(help="Of activations  (default: as weights; with ddq, pot, apot lsq)")
     ] = None,
-    bits: Annotated[int | None, typer.Option(help="Of weights  (default: the source's; of a model 4)")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Of weights  (default: a recipe's own, else 4; 8 at most where they learn)")
+    ] = None,
     activation_bits: Annotated[
-        int | None, typer.Option(help="Of activations  (default: the source's; of a model 8)")
+        int | None, typer.Option(help="Of activations  (default: a study's or recipe's own, else 8)")
     ] = None,
     edge_bits: Annotated[int, typer.Option(help="Of a model's first and last layer; 0: as all others")] = 8,
     bias_bits: Annotated[int | None, typer.Option(help="Put biases on grids too")] = None,
@@ -406,8 +408,10 @@ def train(
         str | None, typer.Option(help="Let bits of weights learn, within 4bits on average, 500KB, or 0.125x of float")
     ] = None,
     footprint: Annotated[str, typer.Option(help="bits, or levels: 2^bits, as DDQ's equation (6) is printed")] = "bits",
-    correction: Annotated[float, typer.Option(help="Lambda of DDQ's gradient correction, for every method")] = 0.0,
-    norms: Annotated[str, typer.Option(help="Batch norms: folded (frozen), or kept")] = "folded",
+    correction: Annotated[
+        float | None, typer.Option(help="Lambda of DDQ's gradient correction, for any method  (default: 0.001 of ddq)")
+    ] = None,
+    norms: Annotated[str, typer.Option(help="Batch norms: kept (weights get grids per channel), or folded")] = "kept",
     epochs: Annotated[int, typer.Option(help="How many")] = 10,
     batch: Annotated[int, typer.Option(help="Images of a step, of all processes together")] = 64,
     rate: Annotated[float, typer.Option(help="Learning rate of weights")] = 0.01,

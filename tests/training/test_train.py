@@ -47,12 +47,13 @@ def test_it_wins_back_what_quantization_took(tmp_path) -> None:
 
 
 def test_network_and_recipe_are_taken_by_every_other_command(tmp_path) -> None:
-    done = trained(tmp_path)
+    done = trained(tmp_path, rate=0.05, epochs=3)
     applied = qp.apply(tmp_path, data=evaluation())
     assert applied.same_model
     assert applied.after[0] == pytest.approx(done.expected.after[0])
     recipe = Recipe.load(tmp_path / "recipe.json")
-    assert recipe.plan[Site("left", "weight")].kind == "learned"
+    kinds = {spec.kind for site, spec in recipe.plan.sites if site.role == "weight"}
+    assert "learned" in kinds  # where levels have moved; the others are uniform still
     study = qp.analyze(tmp_path / "network.pt2", evaluation(), bits=(4,), mode="screen", out=tmp_path / "study")
     assert list(study.layers()["name"]) == [
         layer.name for layer in qp.capture(network(), (torch.zeros(2, 3, 12, 12),)).layers

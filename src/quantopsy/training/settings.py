@@ -14,6 +14,9 @@ from quantopsy.training.quantizers import METHODS
 FLOAT = "float"
 """The method that quantizes nothing: the float network trained the same way, to compare with."""
 
+CORRECTION = 1e-3
+"""Lambda of DDQ equation (9), where nothing else is said; the paper gives none."""
+
 EDGES = ("all", "inputs")
 """Values that are quantized of a model: all, or the inputs of layers with weights alone."""
 
@@ -22,13 +25,14 @@ EDGES = ("all", "inputs")
 class TrainingSettings:
     """How a network is trained; all of it is echoed, and kept in the folder.
 
-    ``bits`` and ``activation_bits``: None for those of the study or recipe that training starts from; of a model 4
-    (8, the most, where bits learn) and 8. ``method`` of weights; ``activation_method`` where it is not given is the
+    ``bits`` of weights: None for a recipe's own, else 4 (8, the most, where bits learn); ``activation_bits``: None for
+    a study's or a recipe's own, else 8. ``method`` of weights; ``activation_method`` where it is not given is the
     same, but of methods with uneven levels, or for weights alone, LSQ: runtimes look no levels of activations up.
     ``edges``: see :func:`quantopsy.training.start.usual_plan`. ``edge_bits``: of a model's first and last layer with a
     weight; 0 treats them as the others. ``target``: of the footprint of all weights, such as ``4bits``, ``500KB`` or
     ``0.125x``; it makes the bits of weights learn, ``bits`` the most. ``distillation``: weight of the divergence from
-    the float network's outputs beside the labels' loss; 0 for none. ``correction``: lambda of DDQ equation (9).
+    the float network's outputs beside the labels' loss; 0 for none. ``correction``: lambda of DDQ equation (9), by
+    default :data:`CORRECTION` with DDQ and 0 else.
     ``rate``: of weights and biases; the others follow from it
     (:func:`quantopsy.training.optimizers.optimizers`). ``patience``: epochs without a better one after which it ends.
     """
@@ -46,8 +50,8 @@ class TrainingSettings:
     plan: Mapping[str, Any] | None = None
     target: str | None = None
     footprint: str = "bits"
-    correction: float = 0.0
-    norms: str = "folded"
+    correction: float | None = None
+    norms: str = "kept"
     epochs: int = 10
     batch: int = 64
     rate: float = 0.01
@@ -82,7 +86,7 @@ class TrainingSettings:
                 raise QuantopsyError(f"{name} {value}", "must be positive", f"give at least {least}")
         for name in ("rate", "decay", "distillation", "correction", "warm_up"):
             value = getattr(self, name)
-            if not 0.0 <= value < float("inf"):
+            if value is not None and not 0.0 <= value < float("inf"):
                 raise QuantopsyError(f"{name} {value:g}", "must not be negative", "give 0 or more")
         if not 0.0 < self.validation < 1.0:
             raise QuantopsyError(f"validation {self.validation:g}", "is no share", "give a share such as 0.1")
@@ -98,4 +102,7 @@ class TrainingSettings:
         if activation is None:
             same = "input" in METHODS[self.method].roles and METHODS[self.method].kind in (None, "uniform")
             activation = self.method if same else "lsq"
-        return Grids(self.method, activation, self.correction, self.target is not None, self.bias_bits)
+        correction = self.correction
+        if correction is None:
+            correction = CORRECTION if self.method == "ddq" else 0.0
+        return Grids(self.method, activation, correction, self.target is not None, self.bias_bits)

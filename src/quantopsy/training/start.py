@@ -24,7 +24,7 @@ from quantopsy.study import FILE, open_existing
 from quantopsy.training.settings import FLOAT, TrainingSettings
 
 BITS, MOST_BITS, ACTIVATION_BITS = 4, 8, 8
-"""Of weights, of weights whose bits learn, and of activations, where a model says nothing."""
+"""Of weights, of weights whose bits learn, and of a model's activations, where nothing else is said."""
 
 LEAST_VALIDATION = 8
 
@@ -110,9 +110,12 @@ def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
     if settings.scheme not in SCHEMES:
         raise names.unknown(settings.scheme, tuple(SCHEMES), "scheme")
     granularity = SCHEMES[settings.scheme]["weight"].granularity
-    bits = settings.bits or (MOST_BITS if settings.target else BITS)
     weight = Spec(
-        bits=bits, symmetric=True, signed=True, granularity=granularity, range_estimator=settings.weight_range
+        bits=_bits(settings),
+        symmetric=True,
+        signed=True,
+        granularity=granularity,
+        range_estimator=settings.weight_range,
     )
     activation = Spec(bits=settings.activation_bits or ACTIVATION_BITS, range_estimator=settings.activation_range)
     between = activation.with_bits(max(activation.bits, ACTIVATION_BITS))
@@ -130,6 +133,11 @@ def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
             sites[Site(layer.name, "output")] = read.pop() if len(read) == 1 else between
     plan = Plan.of(sites)
     return plan if settings.plan is None else Plan.from_json(settings.plan, network.names, plan)
+
+
+def _bits(settings: TrainingSettings) -> int:
+    """Of weights, where neither a recipe nor the user says."""
+    return settings.bits or (MOST_BITS if settings.target else BITS)
 
 
 def _reads(network: Network, reader: Layer, layer: Layer) -> bool:
@@ -154,8 +162,7 @@ def _from_study(
     noted = Settings.from_json(request["settings"])
     kept = replace(noted, device=own.device, calibration_samples=own.calibration_samples)
     subject = make_ready(given, kept, progress)
-    bits = settings.bits or (MOST_BITS if settings.target else min(noted.bits))
-    return subject, subject.network, _at(subject.full, bits, settings.activation_bits), Calibration()
+    return subject, subject.network, _at(subject.full, _bits(settings), settings.activation_bits), Calibration()
 
 
 def _from_recipe(
