@@ -43,7 +43,10 @@ def test_it_wins_back_what_quantization_took(tmp_path) -> None:
     assert expected.gained[0] == pytest.approx(expected.after[0] - expected.before[0])
     history = done.history
     assert [epoch.number for epoch in history.epochs] == list(range(7))
-    assert history.epochs[history.best].value == max(epoch.value for epoch in history.epochs)
+    # 24 images choose: what is kept is at most a standard error below the best.
+    values = [epoch.value for epoch in history.epochs]
+    assert history.best > 0
+    assert max(values) - values[history.best] <= 100 * 0.5 / 24**0.5
 
 
 def test_network_and_recipe_are_taken_by_every_other_command(tmp_path) -> None:

@@ -42,7 +42,8 @@ def statements(done: Trained) -> list[str]:
         f"{expected.metric} is {write.value(expected.after[0])} trained, {write.value(expected.before[0])} before, "
         f"{write.value(expected.float[0])} in float: it loses {lost}{unit} to float ({write.confidence} interval, "
         f"{count(expected.samples, 'image')}{' held out' if done.held_out else ''}).",
-        f"The best of {count(len(epochs) - 1, 'epoch')} by the validation images is number {best.number}."
+        f"Of {count(len(epochs) - 1, 'epoch')} number {best.number} is kept: the last that is not worse than the best "
+        "by more than a standard error, on the validation images."
         if best.number
         else "No epoch was better by the validation images than the network as it started: that is what is kept.",
     ]

@@ -21,6 +21,21 @@ FLOAT_BITS = 32
 ALPHA = -0.02
 """Exponent of the price while the limit is exceeded (DDQ section 4.2)."""
 
+PAPER_STEPS = 150_000
+"""About what DDQ trains for: 30 epochs of ImageNet (section 4.1)."""
+
+STRONGEST = -0.5
+
+
+def alpha_for(steps: int) -> float:
+    """The exponent for a training of so many steps: DDQ's for as many as DDQ takes, in proportion more for fewer.
+
+    What the loss says of a gate in one step is mostly noise, which only the number of steps averages out. In a short
+    training the price has to weigh more beside it, or gates close at random.
+    """
+    return max(ALPHA * max(PAPER_STEPS / steps, 1.0), STRONGEST)
+
+
 # By form: what an element of s bits counts. Memory is proportional to s; equation (6) as printed sums 2^s.
 FORMS: Mapping[str, Callable[[Any], Any]] = {"bits": lambda s: s, "levels": lambda s: 2**s}
 

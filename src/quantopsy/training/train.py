@@ -27,14 +27,14 @@ from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import statistics
 from quantopsy.remedy.repair import by_image, estimate
-from quantopsy.training.footprint import FLOAT_BITS, Footprint, Limit, Part
+from quantopsy.training.footprint import FLOAT_BITS, Footprint, Limit, Part, alpha_for
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments, reestimate
 from quantopsy.training.result import Trained, first_levels, kind, levels_of
 from quantopsy.training.settings import TrainingSettings
 from quantopsy.training.start import Start, ready
 from quantopsy.training.tensorboard import TensorBoard
-from quantopsy.training.trainer import CHECKPOINT, Job, Trainer, accelerator
+from quantopsy.training.trainer import CHECKPOINT, Job, Trainer, accelerator, steps_per_epoch
 
 NETWORK = "network.pt2"
 TRAINING = "training.json"
@@ -84,7 +84,10 @@ def train(
     batches = [start.images.batch(piece).inputs for piece in pieces(training[: settings.calibration_samples], 32)]
     moments = measured_moments(program, batches) if settings.norms == "kept" else None
     network = TrainableNetwork(program, start.plan, start.calibration, settings.grids, moments)
-    limit = None if settings.target is None else Limit.parse(settings.target, footprint_of(network, settings.footprint))
+    limit = None
+    if settings.target is not None:
+        alpha = alpha_for(steps_per_epoch(len(training), settings.batch) * settings.epochs)
+        limit = Limit.parse(settings.target, footprint_of(network, settings.footprint), alpha)
     job = Job(
         network=network,
         teacher=start.subject.program,

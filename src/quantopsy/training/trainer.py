@@ -20,6 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_s
 from torch import Tensor
 
 from quantopsy.analysis.progress import Progress
+from quantopsy.analysis.significance import degradation
 from quantopsy.core import QuantopsyError
 from quantopsy.data import Batch, Images, prefetch
 from quantopsy.graph.execute import Program
@@ -41,6 +42,9 @@ FOLLOW_UNTIL = 0.5
 
 FREEZE_FROM = 0.5
 """Share of the training from which oscillating weights are frozen: earlier, weights should move."""
+
+ONE_STANDARD_ERROR = 0.6827
+"""Level of an interval that reaches one standard error to either side."""
 
 LOGGED = 10
 """Steps between two entries of the loss in the history."""
@@ -80,7 +84,7 @@ class Trainer:
         self.accelerator = accelerator(self.settings)
         set_seed(self.settings.seed)
         self.network = job.network
-        self.steps_per_epoch = max(len(job.training) // self.settings.batch, 1)
+        self.steps_per_epoch = steps_per_epoch(len(job.training), self.settings.batch)
         self.steps = self.steps_per_epoch * self.settings.epochs
         gates = gate_rate(job.limit, self.steps) if job.limit is not None else 0.0
         self.optimizers = optimizers(self.network, self.settings.rate, self.settings.decay, gates)
@@ -90,6 +94,7 @@ class Trainer:
         self.losses: list[float] = []  # of the epoch so far
         self.history = History()
         self.best: dict[str, Tensor] | None = None
+        self.top: np.ndarray | None = None  # statistics of the epoch with the best value
         self.average: dict[str, Tensor] | None = None
         self.scales = ScaleGuard(self.network)
         self.oscillations = OscillationGuard(self.network)
@@ -241,7 +246,8 @@ class Trainer:
             own = {name: value.clone() for name, value in self.network.state_dict().items()}
             self.network.load_state_dict(self.average)
         try:
-            value = self.job.metric.value(self.statistics(self.job.validation))
+            statistics = self.statistics(self.job.validation)
+            value = self.job.metric.value(statistics)
         except QuantopsyError:
             if not self._blown_up(_tensors(self.job.images.batch(self.job.validation[:2]))):
                 raise
@@ -259,7 +265,7 @@ class Trainer:
             frozen=self.oscillations.frozen,
             seconds=seconds,
         )
-        if self._better(epoch):
+        if self._better(epoch, statistics):
             self.best = {name: kept.clone() for name, kept in self.network.state_dict().items()}
             self.history.best = len(self.history.epochs)
         self.history.epochs.append(epoch)
@@ -268,16 +274,26 @@ class Trainer:
         if own is not None:
             self.network.load_state_dict(own)
 
-    def _better(self, epoch: Epoch) -> bool:
-        """Whether ``epoch`` is the best so far: within the target before all else, then by the metric.
+    def _better(self, epoch: Epoch, statistics: np.ndarray) -> bool:
+        """Whether ``epoch`` is to be kept instead of the one that is.
 
-        The start counts only where nothing else is within the target.
+        One within the target goes before one that is not. Else the later one, unless it is worse than the best so far
+        by more than a standard error, paired image by image: a few images more or less are chance, and the later one
+        was trained longer. Of what is no better than the network as it started, the start is kept.
         """
-        if not self.history.epochs:
+        metric, epochs = self.job.metric, self.history.epochs
+        sign = 1.0 if metric.higher_is_better else -1.0
+        kept = epochs[self.history.best] if epochs else None
+        if kept is None or self.top is None or epoch.within > kept.within:
+            self.top = statistics
             return True
-        best = self.history.epochs[self.history.best]
-        sign = 1.0 if self.job.metric.higher_is_better else -1.0
-        return (epoch.within, sign * epoch.value) >= (best.within, sign * best.value)
+        if epoch.within < kept.within:
+            return False
+        if sign * epoch.value >= sign * metric.value(self.top):
+            self.top = statistics
+            return True
+        worse = degradation(metric, self.top, statistics, level=ONE_STANDARD_ERROR)
+        return kept.number > 0 and worse.low <= 0.0 and sign * epoch.value > sign * epochs[0].value
 
     def _stop_early(self) -> None:
         patience, epochs = self.settings.patience, self.history.epochs
@@ -325,6 +341,7 @@ class Trainer:
             "network": self.network.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "best": self.best,
+            "top": None if self.top is None else torch.from_numpy(self.top),
             "average": self.average,
             "oscillations": self.oscillations.state(),
             "scales": self.scales.kept,
@@ -350,6 +367,7 @@ class Trainer:
             )
         self.step, self.best, self.average = state["step"], state["best"], state["average"]
         self.losses = state["losses"]
+        self.top = None if state["top"] is None else state["top"].cpu().numpy()
         self.network.load_state_dict(state["network"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
@@ -357,6 +375,11 @@ class Trainer:
         self.scales.kept = state["scales"]
         self.history = History.from_json(state["history"])
         self.progress.say(f"Going on at step {self.step} of {self.steps}")
+
+
+def steps_per_epoch(images: int, batch: int) -> int:
+    """How many whole batches there are, and one of fewer where there is none."""
+    return max(images // batch, 1)
 
 
 def accelerator(settings: TrainingSettings) -> Accelerator:
