@@ -46,6 +46,7 @@ def main() -> None:
         method=arguments.method,
         bits=TRAINED,
         edge_bits=0,
+        norms="folded",  # grids stay those of the whole tensor, as before training
         epochs=arguments.epochs,
     )
     assert training is not None
