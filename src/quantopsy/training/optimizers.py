@@ -18,9 +18,6 @@ levels that remain."""
 HASTE = 1.05
 """Factor of that rate at every step beyond, until the limit is met."""
 
-SETTLED_FROM = 0.5
-"""Share of the training from which bits that are within the limit stay."""
-
 RELATIVE = {"scale": 1.0, "offset": 1.0, "levels": 3.0}
 """Rates of what grids learn, relative to the weights'. Of levels by the training loss of resnet20 with 2 bits behind
 four epochs: 1.43 at 1, 1.29 at 3, 1.40 at 10, 2.5 at 30 (1.45 with LSQ)."""
@@ -79,9 +76,12 @@ def gate_rate(limit: Limit, steps: int) -> float:
 
 
 def set_gate_rate(optimizer: torch.optim.Optimizer, limit: Limit, share: float) -> None:
-    """Faster where the limit is still exceeded after :data:`CLOSED_BY`; 0 where it is met at :data:`SETTLED_FROM`."""
+    """0 from when the limit is met, faster where it is still exceeded after :data:`CLOSED_BY`.
+
+    Without a price beside it what the loss says of a gate in one step is noise, and gates would go on closing by chance.
+    """
     for group in optimizer.param_groups:
-        if share >= SETTLED_FROM and limit.met:
+        if limit.met:
             group["lr"] = 0.0
         elif share >= CLOSED_BY and not limit.met:
             group["lr"] *= HASTE
