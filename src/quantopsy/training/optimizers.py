@@ -78,7 +78,7 @@ def gate_rate(limit: Limit, steps: int) -> float:
 def set_gate_rate(optimizer: torch.optim.Optimizer, limit: Limit, share: float) -> None:
     """0 from when the limit is met, faster where it is still exceeded after :data:`CLOSED_BY`.
 
-    Without a price beside it what the loss says of a gate in one step is noise, and gates would go on closing by chance.
+    What the loss says of a gate in one step is noise: without a price beside it, gates would go on closing by chance.
     """
     for group in optimizer.param_groups:
         if limit.met:
