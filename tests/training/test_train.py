@@ -238,3 +238,12 @@ def test_a_recipe_is_analyzed_on_its_own_grids(tmp_path) -> None:
     assert qp.diagnose(tmp_path / "study", data=evaluation(), samples=60) is not None
     other = qp.analyze(tmp_path / "t" / "network.pt2", evaluation(), bits=(2,), mode="exact", out=tmp_path / "fresh")
     assert other.whole().iloc[0]["value"] != whole["value"]  # grids estimated, not learned
+
+
+def test_images_that_were_trained_on_prove_nothing(tmp_path) -> None:
+    # The same images under another name: what chose the epoch is measured on its own part of them, and said so.
+    again = [(x.clone(), y) for x, y in training()]
+    settings = TrainingSettings(**LITTLE)
+    done = train(network(), training(), evaluation=again, out=tmp_path, settings=settings)
+    assert not done.held_out
+    assert done.expected.samples == 24

@@ -73,7 +73,7 @@ def apply(
     network, calibration = realised(recipe, named)
     module = Simulated(network, recipe.plan, calibration, device)
     progress.start("network", len(subject.order))
-    exact, quantized = statistics(subject, module, progress)
+    exact, quantized = statistics(subject, progress, module)
     interval = significance.metric_interval
     values = [interval(subject.metric, found, level=level) for found in (exact, quantized)]
     lost = significance.degradation(subject.metric, exact, quantized, level=level)
@@ -111,16 +111,16 @@ def opened(recipe: Recipe | str | Path, settings: Settings, progress: Progress, 
     return recipe, make_ready(Given(**parts), settings, progress)
 
 
-def statistics(subject: Subject, module: Simulated, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
-    """The metric's statistics (n, K) of the subject's images, of its float network and of ``module``."""
+def statistics(subject: Subject, progress: Progress, *modules: Simulated) -> tuple[np.ndarray, ...]:
+    """The metric's statistics (n, K) of the subject's images, of its float network and of each of ``modules``."""
     engine, network = ExactEngine(subject.program, Calibration()), subject.network
-    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    found: list[list[np.ndarray]] = [[] for _ in range(1 + len(modules))]
     for batch in prefetch(subject.images, pieces(np.sort(subject.order), subject.tile)):
         reference, _ = engine.float_pass(batch.inputs)
         exact = network.unflatten(reference)
         inputs = subject.network.arrange(batch.inputs)
-        for outputs, kept in zip((exact, module(*inputs)), found, strict=True):
-            labels = None if batch.labels is None else batch.labels.to(subject.program.device)
+        labels = None if batch.labels is None else batch.labels.to(subject.program.device)
+        for outputs, kept in zip((exact, *(module(*inputs) for module in modules)), found, strict=True):
             kept.append(measure(subject.metric, outputs, labels, exact, lambda row: str(row)))
         progress.advance(len(batch))
-    return np.concatenate(found[0]), np.concatenate(found[1])
+    return tuple(np.concatenate(kept) for kept in found)

@@ -29,6 +29,7 @@ from quantopsy.core import Cause, Plan, QuantopsyError, Site
 from quantopsy.core.recipe import RECIPE, Estimate, Expected, Given, Mended, Proof, Recipe, Repair, Step
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.network import Layer, Network
+from quantopsy.metrics import Metric
 from quantopsy.quant.grouping import rows_per_channel
 from quantopsy.remedy.clinic import Clinic, Difference, Treatment
 from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals
@@ -381,23 +382,30 @@ class Session:
 
 def proof(clinic: Clinic, before: Treatment, after: Treatment, images: np.ndarray, level: float) -> Expected:
     """What ``after`` is worth beside ``before``, on ``images`` that nothing was decided on."""
-    metric = clinic.subject.metric
-    held = {treatment: clinic.result(treatment, images) for treatment in (None, before, after)}
-    value = {
-        treatment: estimate(significance.metric_interval(metric, found.statistics, level=level))
-        for treatment, found in held.items()
-    }
+    held = (clinic.result(treatment, images).statistics for treatment in (None, before, after))
+    return expectation(clinic.subject.metric, *held, level=level)
+
+
+def expectation(metric: Metric, exact: np.ndarray, before: np.ndarray, after: np.ndarray, *, level: float) -> Expected:
+    """The worth of a network by the statistics (n, K) of the same images: float, as it was quantized first, and now."""
+
+    def value(found: np.ndarray) -> Estimate:
+        return estimate(significance.metric_interval(metric, found, level=level))
+
+    def lost(reference: np.ndarray, found: np.ndarray) -> Estimate:
+        return estimate(significance.degradation(metric, reference, found, level=level))
+
     return Expected(
         metric=metric.name,
         unit=metric.unit,
-        samples=len(images),
+        samples=len(exact),
         level=level,
-        float=value[None],
-        before=value[before],
-        after=value[after],
-        lost_before=estimate(clinic.degradation(before, images, level)),
-        lost=estimate(clinic.degradation(after, images, level)),
-        gained=estimate(clinic.difference(after, before, images, level).change),
+        float=value(exact),
+        before=value(before),
+        after=value(after),
+        lost_before=lost(exact, before),
+        lost=lost(exact, after),
+        gained=lost(after, before),
     )
 
 

@@ -162,9 +162,9 @@ class TrainableNetwork(nn.Module):
         self.program, self.plan, self.given = program, plan, dict(calibration.given)
         self.layers = nn.ModuleDict()
         self.sites: dict[Site, list[FakeQuantizer]] = {}
-        network = program.network
+        network, specs = program.network, dict(plan.sites)
         for layer in network.layers:  # layers that share a weight and a spec share the very grid
-            spec = dict(plan.sites).get(Site(layer.name, "weight"))
+            spec = specs.get(Site(layer.name, "weight"))
             if spec is not None and layer.weight is not None:
                 grid = calibration.weight_qparams(layer, spec, network.tensors[layer.weight])
                 calibration.encodings[layer.weight, spec] = grid
@@ -172,7 +172,7 @@ class TrainableNetwork(nn.Module):
         for site, found in grids_of(network, plan, calibration):
             for grid in found:
                 if id(grid) not in by_grid:
-                    by_grid[id(grid)] = grids.quantizer(site, plan[site], grid)
+                    by_grid[id(grid)] = grids.quantizer(site, specs[site], grid)
             self.sites[site] = [by_grid[id(grid)] for grid in found]
         prepared = ExactEngine(program, calibration).prepare(plan).quantizers if plan.sites else {}
         made: dict[str, nn.Parameter] = {}

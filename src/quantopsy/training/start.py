@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantopsy.analysis.progress import Progress
-from quantopsy.analysis.recipes import portable, realised
+from quantopsy.analysis.recipes import portable, realised, recipe_named
 from quantopsy.analysis.schemes import SCHEMES
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Given, Subject, calibrated, make_ready
@@ -82,8 +82,8 @@ def ready(
     folder = Path(source) if isinstance(source, str | Path) else None
     if folder is not None and folder.is_dir() and (folder / FILE).exists():
         subject, network, plan, known = _from_study(folder, data, evaluation, settings, own, progress, parts)
-    elif isinstance(source, Recipe) or (folder is not None and (folder.suffix == ".json" or folder.is_dir())):
-        subject, network, plan, known = _from_recipe(source, data, evaluation, settings, own, progress, parts)
+    elif (recipe := recipe_named(source)) is not None:
+        subject, network, plan, known = _from_recipe(recipe, data, evaluation, settings, own, progress, parts)
     else:
         given = Given(source, data if evaluation is None else evaluation, calibration=data, **parts)
         subject = make_ready(given, own, progress)
@@ -97,7 +97,9 @@ def ready(
     calibration.given.update(known.given)
     calibration.encodings.update(known.encodings)
     network, plan = _settled(network, portable(network, plan, calibration), calibration)
-    return Start(subject, network, plan, calibration, subject.given.data is not data)
+    # By what they hold, not by how they are named: a study may have been made of the very images.
+    own_evaluation = subject.images.fingerprint != subject.calibration_images.fingerprint
+    return Start(subject, network, plan, calibration, own_evaluation)
 
 
 def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
@@ -166,7 +168,7 @@ def _from_study(
 
 
 def _from_recipe(
-    source: Any,
+    recipe: Recipe,
     data: Any,
     evaluation: Any,
     settings: TrainingSettings,
@@ -174,7 +176,7 @@ def _from_recipe(
     progress: Progress,
     parts: dict[str, Any],
 ) -> tuple[Subject, Network, Plan, Calibration]:
-    recipe, subject = opened(source, own, progress, model=None, data=evaluation, calibration=data, **parts)
+    _, subject = opened(recipe, own, progress, model=None, data=evaluation, calibration=data, **parts)
     network, known = realised(recipe, subject.network)
     return subject, network, _at(recipe.plan, settings.bits, settings.activation_bits), known
 

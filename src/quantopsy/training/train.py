@@ -13,20 +13,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantopsy.analysis import significance
 from quantopsy.analysis.phases import pieces
 from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.recipes import Simulated, encodings_of, given_of, model_of
-from quantopsy.analysis.subject import Subject
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.core.imports import imported
-from quantopsy.core.recipe import RECIPE, Estimate, Expected, Recipe
+from quantopsy.core.recipe import RECIPE, Expected, Recipe
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.capture import capture, load
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import statistics
-from quantopsy.remedy.repair import by_image, estimate
+from quantopsy.remedy.repair import by_image, expectation
 from quantopsy.training.footprint import FLOAT_BITS, Footprint, Limit, Part, alpha_for
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments, reestimate
@@ -81,8 +79,10 @@ def train(
     )
     training, validation = start.split(settings)
     program = compile_network(start.network, processes.device)
-    batches = [start.images.batch(piece).inputs for piece in pieces(training[: settings.calibration_samples], 32)]
-    moments = measured_moments(program, batches) if settings.norms == "kept" else None
+    moments, batches = None, []
+    if settings.norms == "kept":
+        batches = [start.images.batch(piece).inputs for piece in pieces(training[: settings.calibration_samples], 32)]
+        moments = measured_moments(program, batches)
     network = TrainableNetwork(program, start.plan, start.calibration, settings.grids, moments)
     limit = None
     if settings.target is not None:
@@ -169,13 +169,13 @@ def _written(
     images = start.subject.images if start.own_evaluation else start.images
     save_network(network, images.batch([0, 1]).inputs, path)
     subject = start.subject if start.own_evaluation else replace(start.subject, images=start.images, order=validation)
-    progress.start("proof", 2 * len(subject.order))
+    progress.start("proof", len(subject.order))
     device = str(subject.program.device)
     before = Simulated(start.network, start.plan, start.calibration, device)
-    exact, at_start = statistics(subject, before, progress)
-    _, trained = statistics(subject, Simulated(network, plan, calibration, device), progress)
+    after = Simulated(network, plan, calibration, device)
+    exact, at_start, trained = statistics(subject, progress, before, after)
     given = {**subject.given.to_json(), "model": str(path.resolve()), "calibration": None}
-    expected = _expected(subject, exact, at_start, trained)
+    expected = expectation(subject.metric, exact, at_start, trained, level=subject.settings.level)
     return expected, Recipe(
         plan=plan,
         encodings=encodings_of(network, plan, calibration),
@@ -210,27 +210,3 @@ def check_same(network: Network, again: Network, path: Path) -> None:
         raise QuantopsyError(
             f"network {str(path)!r}", "its layers read back under other names", "please report it, with the model"
         )
-
-
-def _expected(subject: Subject, exact: np.ndarray, before: np.ndarray, after: np.ndarray) -> Expected:
-    metric, level = subject.metric, subject.settings.level
-
-    def value(found: np.ndarray) -> Estimate:
-        return estimate(significance.metric_interval(metric, found, level=level))
-
-    def lost(reference: np.ndarray, found: np.ndarray) -> Estimate:
-        return estimate(significance.degradation(metric, reference, found, level=level))
-
-    gained = significance.degradation(metric, before, after, level=level).scaled(-1.0)
-    return Expected(
-        metric=metric.name,
-        unit=metric.unit,
-        samples=len(exact),
-        level=level,
-        float=value(exact),
-        before=value(before),
-        after=value(after),
-        lost_before=lost(exact, before),
-        lost=lost(exact, after),
-        gained=estimate(gained),
-    )
