@@ -177,3 +177,14 @@ def test_help_says_what_holds_where_an_option_is_left_out(command, monkeypatch) 
     code, out, _ = command("repair", "--help")
     assert code == 0
     assert "(default: recipe.json of the study)" in " ".join(out.split())
+
+
+def test_names_are_printed_as_they_are(command, tmp_path, monkeypatch) -> None:
+    # Rich reads :one: as an emoji.
+    (tmp_path / "broken_images.py").write_text(
+        "import torch\n\ndef one():\n    return [(torch.full((3, 12, 12), float('nan')), 0)] * 4\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, _, err = command("analyze", MODEL, "--data", "broken_images:one")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: image 0 of broken_images:one: it holds a NaN")

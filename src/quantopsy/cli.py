@@ -61,10 +61,15 @@ class Watch:
             self.console.print(line, highlight=False, markup=False)
 
 
+def _console(**options: Any) -> Console:
+    """A console on which names stay what they are: ``images:one:`` has no emoji in it."""
+    return Console(emoji=False, **options)
+
+
 @contextmanager
 def watched(quiet: bool) -> Iterator[Watch]:
     """A progress display on standard error; standard output is for results."""
-    watch = Watch(Console(stderr=True), quiet)
+    watch = Watch(_console(stderr=True), quiet)
     with watch.bar:
         yield watch
 
@@ -326,7 +331,7 @@ def repair(
         sys.stdout.write(json.dumps(repair_document(found.results), indent=2) + "\n")
         return
     _show(found, as_json, print_repair)
-    Console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
+    _console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
 
 
 @app.command()
@@ -374,7 +379,7 @@ def allocate(
         sys.stdout.write(json.dumps(allocation_document(found.results), indent=2) + "\n")
         return
     _show(found, as_json, print_allocation)
-    Console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
+    _console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
 
 
 @app.command()
@@ -486,7 +491,7 @@ def train(
     if as_json:
         sys.stdout.write(json.dumps(found.trained.to_json(), indent=2) + "\n")
         return
-    console = Console()
+    console = _console()
     print_trained(found.trained, console)
     console.print(f"\nRecipe: {folder / 'recipe.json'}   report: {folder / REPORT}", highlight=False)
 
@@ -514,7 +519,7 @@ def apply_(
         sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
         return
     for sentence in applied_sentences(found):
-        Console().print(sentence, highlight=False)
+        _console().print(sentence, highlight=False)
 
 
 @app.command()
@@ -585,8 +590,8 @@ def export(
         if as_json:
             sys.stdout.write(json.dumps(program.to_json(), indent=2) + "\n")
             return
-        print_part(Console(), bullets(program_statements(program), program_cautions(program)))
-        Console().print(f"\nFile: {program.path}", highlight=False)
+        print_part(_console(), bullets(program_statements(program), program_cautions(program)))
+        _console().print(f"\nFile: {program.path}", highlight=False)
         return
     with watched(as_json) as watch, _kept_clean(as_json):
         found = export_onnx(
@@ -607,7 +612,7 @@ def export(
     if as_json:
         sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
         return
-    console = Console()
+    console = _console()
     print_part(console, bullets(export_statements(found), export_cautions(found)))
     print_part(console, times_table(found))
     console.print(f"\nFile: {found.exported.path}", highlight=False)
@@ -624,7 +629,7 @@ def _write_encodings(recipe: Path, out: Path | None, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(aimet_encodings(read), indent=2) + "\n")
         return
-    console = Console()
+    console = _console()
     console.print(f"Encodings: {path}", highlight=False)
     for line in not_carried(read):
         console.print(f"! Not in it: {line}.", highlight=False)
@@ -668,7 +673,7 @@ def parity(
     if as_json:
         sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
         return
-    console = Console()
+    console = _console()
     print_part(console, parity_table(found))
     print_part(console, bullets(parity_statements(found), []))
 
@@ -704,7 +709,7 @@ def compare(
     if as_json:
         sys.stdout.write(json.dumps(comparison_document(found.compared), indent=2) + "\n")
         return
-    console = Console()
+    console = _console()
     print_compared(found.compared, console)
     if out is not None:
         console.print(f"\nReport: {out}", highlight=False)
@@ -733,7 +738,7 @@ def gate(
     if as_json:
         sys.stdout.write(json.dumps(found.document(), indent=2) + "\n")
     else:
-        print_gate(found.judged, Console())
+        print_gate(found.judged, _console())
     if not found.passed:
         raise typer.Exit(1)
 
@@ -809,7 +814,7 @@ def calibration(
     if as_json:
         sys.stdout.write(json.dumps(document(study), indent=2) + "\n")
         return
-    console = Console()
+    console = _console()
     print_study(study, console)
     console.print(f"\nReport: {folder / REPORT}", highlight=False)
     if study.selection is not None:
@@ -873,7 +878,7 @@ def schemes(
     if as_json:
         sys.stdout.write(json.dumps(scheme_document(table), indent=2) + "\n")
     else:
-        console = Console()
+        console = _console()
         print_schemes(table, console)
         console.print(f"\nReport: {folder / SCHEMES_REPORT}   table: {folder / SCHEMES}", highlight=False)
     if not table.complete:
@@ -892,7 +897,7 @@ def quantizers(as_json: Json = False) -> None:
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return
-    console = Console()
+    console = _console()
     for heading, entries in found.items():
         table = Table(title=heading.replace("_", " "), title_justify="left", box=None, show_header=False)
         table.add_column(style="bold", no_wrap=True)
@@ -938,7 +943,7 @@ def _kept_clean(as_json: bool) -> AbstractContextManager[Any]:
 
 
 def _stopped() -> typer.Exit:
-    Console(stderr=True).print("Stopped; the same command goes on where it was.")
+    _console(stderr=True).print("Stopped; the same command goes on where it was.")
     return typer.Exit(130)
 
 
@@ -950,7 +955,7 @@ def _show(study: Any, as_json: bool, show: Callable[[Any, Console], None]) -> No
     if as_json:
         sys.stdout.write(json.dumps(document(study.results), indent=2) + "\n")
         return
-    console = Console()
+    console = _console()
     show(study.results, console)
     console.print(f"\nReport: {study.folder / REPORT}   table: {study.folder / CELLS}", highlight=False)
 
@@ -965,7 +970,7 @@ def main() -> None:
     try:
         app()
     except QuantopsyError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
+        _console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
