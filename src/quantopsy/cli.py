@@ -412,6 +412,9 @@ def train(
     target: Annotated[
         str | None, typer.Option(help="Let bits of weights learn, within 4bits on average, 500KB, or 0.125x of float")
     ] = None,
+    share: Annotated[
+        list[str] | None, typer.Option(help="Layers that match learn one bit-width together; may be repeated")
+    ] = None,
     footprint: Annotated[str, typer.Option(help="bits, or levels: 2^bits, as DDQ's equation (6) is printed")] = "bits",
     correction: Annotated[
         float | None, typer.Option(help="Lambda of DDQ's gradient correction, for any method  (default: 0.001 of ddq)")
@@ -468,6 +471,7 @@ def train(
                 edges=edges,
                 plan=None if plan is None else read_json(plan, "plan"),
                 target=target,
+                share=tuple(share or ()),
                 footprint=footprint,
                 correction=correction,
                 norms=norms,

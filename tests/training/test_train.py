@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from learning import evaluation, images, network, training
+from learning import evaluation, images, network, started, training
 from torch import Tensor
 
 import quantopsy as qp
 from quantopsy.analysis.progress import Silent
-from quantopsy.core import QuantopsyError, Site
+from quantopsy.analysis.recipes import given_of
+from quantopsy.core import Plan, QuantopsyError, Site
 from quantopsy.core.recipe import Recipe
+from quantopsy.engine.calibration import Calibration
+from quantopsy.training.norm import measured_moments
 from quantopsy.training.settings import TrainingSettings
 from quantopsy.training.start import usual_plan
 from quantopsy.training.train import train
@@ -70,6 +73,59 @@ def test_network_and_recipe_are_taken_by_every_other_command(tmp_path) -> None:
         settings=TrainingSettings(epochs=1, calibration_samples=32),
     )
     assert again.expected.before[0] == pytest.approx(done.expected.after[0])
+
+
+def test_a_recipe_s_own_grids_and_roundings_are_where_training_starts(tmp_path) -> None:
+    # Step sizes that were trained, and one weight rounded otherwise than to the nearest.
+    first = trained(tmp_path / "lsq", method="lsq", rate=0.05, bits=3)
+    recipe = first.recipe
+    plan, site = dict(recipe.plan.sites), Site("left", "weight")
+    subject = started()[0].subject
+    up = torch.rand(subject.network.tensors[str(subject.network.layer("left").weight)].shape) < 0.5
+    calibration = Calibration()
+    plan[site] = replace(plan[site], rounding=calibration.give(up))
+    changed = replace(recipe, plan=Plan.of(plan), given={**recipe.given, **given_of(Plan.of(plan), calibration)})
+    worth = qp.apply(changed, data=evaluation())
+    assert worth.after[0] != pytest.approx(first.expected.after[0])  # it matters
+    for method in ("lsq", "ddq"):
+        settings = TrainingSettings(method=method, epochs=1, calibration_samples=32)
+        again = train(changed, training(), evaluation=evaluation(), out=tmp_path / f"from {method}", settings=settings)
+        assert again.expected.before == pytest.approx(worth.after)
+
+
+def test_norms_are_measured_on_images_of_all_classes(tmp_path, monkeypatch) -> None:
+    seen: list[Tensor] = []
+
+    def watched(program, batches):
+        seen.extend(x for (x,) in batches)
+        return measured_moments(program, batches)
+
+    monkeypatch.setattr("quantopsy.training.train.measured_moments", watched)
+    x, y = training().tensors
+    by_class = torch.utils.data.TensorDataset(x[y.argsort(stable=True)], y.sort().values)
+    settings = TrainingSettings(**{**LITTLE, "epochs": 1, "norms": "kept"})
+    train(network(), by_class, evaluation=evaluation(), out=tmp_path, settings=settings)
+    with torch.no_grad():
+        classes = network()(torch.cat(seen)).argmax(1).bincount(minlength=5)
+    assert int(classes.sum()) == 32
+    assert bool((classes > 0).all())
+
+
+def test_layers_that_share_learn_one_bit_width(tmp_path) -> None:
+    options = {"target": "3.5bits", "bits": 6, "epochs": 2, "edge_bits": 0}
+    done = trained(tmp_path / "shared", share=("[lr]*",), **options)
+    alone = trained(tmp_path / "all", share=("*",), **options)
+    assert alone.average_bits == 3
+    assert len(set(alone.history.epochs[-1].bits.values())) == 1
+    bits = done.history.epochs[-1].bits
+    assert bits["left"] == bits["right.0"]
+    assert done.average_bits <= 3.5
+    with pytest.raises(QuantopsyError, match="nearest are"):
+        trained(tmp_path / "no", share=("lift",), **options)
+    with pytest.raises(QuantopsyError, match="bits do not learn"):
+        trained(tmp_path / "no", share=("left",), bits=3)
+    with pytest.raises(QuantopsyError, match="start with the same"):
+        trained(tmp_path / "no", share=("*",), **{**options, "edge_bits": 8})
 
 
 def test_a_study_s_network_starts_from_its_plan(tmp_path) -> None:
@@ -208,9 +264,10 @@ def test_too_few_images_to_choose_by(tmp_path) -> None:
         train(network(), images(0, 30), out=tmp_path, settings=TrainingSettings(**LITTLE))
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path) -> None:
+@pytest.mark.parametrize("more", [["--bits", "3"], ["--bits", "5", "--target", "4bits", "--edge-bits", "0"]])
+def test_two_processes_take_the_steps_of_one(tmp_path, more) -> None:
     arguments = ["train", "learning:network", "--data", "learning:training", "--evaluation", "learning:evaluation"]
-    arguments += ["--bits", "3", "--epochs", "1", "--batch", "16", "--augment", "none", "--out"]
+    arguments += [*more, "--epochs", "1", "--batch", "16", "--augment", "none", "--out"]
     module = [sys.executable, "-m"]
     launch = [*module, "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--module"]

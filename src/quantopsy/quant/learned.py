@@ -14,6 +14,7 @@ from quantopsy.quant.levels import LevelsQParams, own_tables
 from quantopsy.quant.power_of_two import power_of_two_levels
 from quantopsy.quant.quantizer import Quantizer
 from quantopsy.quant.sample import Sample
+from quantopsy.quant.uniform import UniformQParams
 
 
 def open_gates(logits: Tensor) -> Tensor:
@@ -65,14 +66,24 @@ def stored_levels(q: Tensor, bits: int, low: Tensor, high: Tensor) -> Tensor:
     return ((q - low) / step).round().clamp(0, 2**bits - 1) * step + low
 
 
+def of_uniform(grid: UniformQParams, bits: int) -> LevelsQParams:
+    """The 2^``bits`` levels of a uniform ``grid``, in units of its scale; the lowest several times where it has fewer.
+
+    What they round to is what the grid does, but for values halfway between two, which go to the lower one.
+    """
+    codes = torch.arange(grid.qmin, grid.qmax + 1, device=grid.scale.device)
+    codes = torch.cat((codes[:1].expand(2**bits - len(codes)), codes))
+    levels = (codes - grid.zero_point[..., None]).float()
+    return LevelsQParams(levels, grid.scale, axis=grid.axis, group_size=grid.group_size)
+
+
 def _fit(spec: Spec, _: Sample, low: Tensor, high: Tensor) -> LevelsQParams:
     if QUANTIZER.option(spec, "start") == "power_of_two":
         levels = _padded(power_of_two_levels(spec.bits, bool(spec.signed)), spec.bits).to(low.device)
         return own_tables(_gated(spec, levels.double() * torch.maximum(-low, high).double()[:, None]))
     # In units of the step levels are whole numbers, which any b_q >= b stores exactly.
     grid = uniform.from_range(spec, low, high, axis=0)
-    codes = torch.arange(grid.qmin, grid.qmax + 1, device=low.device)
-    levels = (codes - grid.zero_point[:, None]).float()
+    levels = of_uniform(grid, spec.bits).levels
     # A range too small for a normal step has been given the step 1.
     degenerate = grid.scale > high.clamp(min=0) - low.clamp(max=0)
     return LevelsQParams(torch.where(degenerate[:, None], 0.0, _gated(spec, levels)), grid.scale, axis=0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from quantopsy.core import QuantopsyError, names
 from quantopsy.remedy.allocation.costs import BYTES, amount
 from quantopsy.training.quantizers.ddq import DDQ
+from quantopsy.training.quantizers.fake_quantizer import FakeQuantizer
 from quantopsy.training.quantizers.gates import Gates
 
 FLOAT_BITS = 32
@@ -20,21 +21,6 @@ FLOAT_BITS = 32
 
 ALPHA = -0.02
 """Exponent of the price while the limit is exceeded (DDQ section 4.2)."""
-
-PAPER_STEPS = 150_000
-"""About what DDQ trains for: 30 epochs of ImageNet (section 4.1)."""
-
-STRONGEST = -0.5
-
-
-def alpha_for(steps: int) -> float:
-    """The exponent for a training of so many steps: DDQ's for as many as DDQ takes, in proportion more for fewer.
-
-    What the loss says of a gate in one step is mostly noise, which only the number of steps averages out. In a short
-    training the price has to weigh more beside it, or gates close at random.
-    """
-    return max(ALPHA * max(PAPER_STEPS / steps, 1.0), STRONGEST)
-
 
 # By form: what an element of s bits counts. Memory is proportional to s; equation (6) as printed sums 2^s.
 FORMS: Mapping[str, Callable[[Any], Any]] = {"bits": lambda s: s, "levels": lambda s: 2**s}
@@ -100,6 +86,12 @@ class Footprint:
         """The footprint with ``bits`` for every element."""
         return float(self._sum(bits for _ in self.parts))
 
+    def freed(self, gates: Gates) -> dict[int, float]:
+        """What closing each of ``gates`` takes off, by its number from 1."""
+        weigh = FORMS[self.form]
+        elements = sum(part.elements for part in self.parts if part.width is gates)
+        return {s: elements * (weigh(s) - weigh(s - 1)) for s in range(1, len(gates.logits) + 1)}
+
     def _sum(self, widths: Iterable[Any]) -> Any:
         weigh = FORMS[self.form]
         return sum(part.elements * weigh(width) for part, width in zip(self.parts, widths, strict=True))
@@ -161,17 +153,19 @@ class Limit:
         return (self.target / now) ** self.alpha
 
 
-def share_gates(quantizers: Iterable[DDQ]) -> None:
+def share_gates(quantizers: Iterable[FakeQuantizer]) -> None:
     """Give ``quantizers`` the gates of the first: one trained bit-width for sites that must agree.
 
     Raises :class:`QuantopsyError` where one has none, or others differ in how many bits there are at most.
     """
     first, *others = quantizers
-    for other in others:
-        if first.gates is None or other.gates is None or first.spec.bits != other.spec.bits:
+    for other in (first, *others):
+        if not (isinstance(first, DDQ) and isinstance(other, DDQ) and first.gates is not None and other.gates):
+            raise QuantopsyError("shared bits", "a weight among them has none that learn", "take it out of the pattern")
+        if first.spec.bits != other.spec.bits:
             raise QuantopsyError(
                 f"gates of {first.spec.bits} bits for a quantizer of {other.spec.bits}",
-                "sites that share a bit-width start with the same, and mixed",
-                "give them one spec",
+                "sites that share a bit-width start with the same",
+                "give them one spec, or take the first and the last layer out with --edge-bits 0",
             )
         other.gates = first.gates

@@ -7,16 +7,7 @@ import math
 import torch
 from torch import nn
 
-from quantopsy.training.footprint import Limit
 from quantopsy.training.network import TrainableNetwork
-from quantopsy.training.quantizers.gates import START
-
-CLOSED_BY = 0.3
-"""Share of the training in which bits are to reach their limit, at the rate of :func:`gate_rate`; the rest is for the
-levels that remain."""
-
-HASTE = 1.05
-"""Factor of that rate at every step beyond, until the limit is met."""
 
 RELATIVE = {"scale": 1.0, "offset": 1.0, "levels": 3.0}
 """Rates of what grids learn, relative to the weights'. Of levels by the training loss of resnet20 with 2 bits behind
@@ -60,28 +51,3 @@ def set_rates(optimizer: torch.optim.Optimizer, share: float, warm_up: float) ->
     for group in optimizer.param_groups:
         group.setdefault("start", group["lr"])
         group["lr"] = group["start"] * factor
-
-
-def gate_rate(limit: Limit, steps: int) -> float:
-    """The rate of gates at which the price of equation (7) closes them in :data:`CLOSED_BY` of a training's ``steps``.
-
-    A gate starts at g = 1e-8 and closes below 0. Of n layers with an average share of the footprint, which is ``now``
-    bits an element, the price's gradient is |alpha| / (n now) for a loss of 1; each has to close (now - target) gates,
-    one after the other. DDQ's own rate, 1e-8 (section 4), is for ImageNet's hundreds of thousands of steps.
-    """
-    footprint = limit.footprint
-    now = footprint.bits / footprint.elements
-    gradient = abs(limit.alpha) / (len(footprint.parts) * now)
-    return START * max(now - limit.average, 0.0) / (gradient * CLOSED_BY * steps)
-
-
-def set_gate_rate(optimizer: torch.optim.Optimizer, limit: Limit, share: float) -> None:
-    """0 from when the limit is met, faster where it is still exceeded after :data:`CLOSED_BY`.
-
-    What the loss says of a gate in one step is noise: without a price beside it, gates would go on closing by chance.
-    """
-    for group in optimizer.param_groups:
-        if limit.met:
-            group["lr"] = 0.0
-        elif share >= CLOSED_BY and not limit.met:
-            group["lr"] *= HASTE

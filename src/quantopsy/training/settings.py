@@ -30,7 +30,8 @@ class TrainingSettings:
     same, but of methods with uneven levels, or for weights alone, LSQ: runtimes look no levels of activations up.
     ``edges``: see :func:`quantopsy.training.start.usual_plan`. ``edge_bits``: of a model's first and last layer with a
     weight; 0 treats them as the others. ``target``: of the footprint of all weights, such as ``4bits``, ``500KB`` or
-    ``0.125x``; it makes the bits of weights learn, ``bits`` the most. ``distillation``: weight of the divergence from
+    ``0.125x``; it makes the bits of weights learn, ``bits`` the most; the layers that a pattern of ``share`` matches
+    learn one bit-width together. ``distillation``: weight of the divergence from
     the float network's outputs beside the labels' loss; 0 for none. ``correction``: lambda of DDQ equation (9), by
     default :data:`CORRECTION` with DDQ and 0 else.
     ``rate``: of weights and biases; the others follow from it
@@ -50,6 +51,7 @@ class TrainingSettings:
     plan: Mapping[str, Any] | None = None
     target: str | None = None
     footprint: str = "bits"
+    share: tuple[str, ...] = ()
     correction: float | None = None
     norms: str = "kept"
     epochs: int = 10
@@ -76,6 +78,8 @@ class TrainingSettings:
                 raise names.unknown(method, [*METHODS, FLOAT], "method")
         if self.target is not None and self.method != "ddq":
             raise QuantopsyError(f"target {self.target!r}", f"{self.method} does not learn bits", "give --method ddq")
+        if self.share and self.target is None:
+            raise QuantopsyError(f"shared bits of {self.share[0]!r}", "bits do not learn", "give a --target")
         if self.edges not in EDGES:
             raise names.unknown(self.edges, EDGES, "choice of edges")
         if self.norms not in NORMS:

@@ -16,9 +16,11 @@ from quantopsy.analysis.subject import Given, Subject, calibrated, make_ready
 from quantopsy.core import Plan, QuantopsyError, Site, Spec, names
 from quantopsy.core.recipe import Recipe
 from quantopsy.data import Images, evenly_spaced_order
-from quantopsy.engine.calibration import Calibration
+from quantopsy.engine.calibration import Calibration, edges
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Layer, Network
+from quantopsy.quant import UniformQParams
+from quantopsy.quant.learned import of_uniform
 from quantopsy.remedy.applied import opened
 from quantopsy.study import FILE, open_existing
 from quantopsy.training.settings import FLOAT, TrainingSettings
@@ -91,15 +93,17 @@ def ready(
         plan = Plan() if settings.method == FLOAT else usual_plan(network, settings)
     if settings.method == FLOAT:
         plan = Plan()
-    plan = settings.grids.start(plan) if plan.sites else plan
+    started = settings.grids.start(plan)
     ready_to_run = replace(subject, program=compile_network(network, device))
-    calibration = calibrated(ready_to_run, [plan], progress)
+    calibration = calibrated(ready_to_run, [plan, started], progress)
     calibration.given.update(known.given)
     calibration.encodings.update(known.encodings)
     network, plan = _settled(network, portable(network, plan, calibration), calibration)
+    started = settings.grids.start(plan)
+    _carry(network, plan, started, calibration)
     # By what they hold, not by how they are named: a study may have been made of the very images.
     own_evaluation = subject.images.fingerprint != subject.calibration_images.fingerprint
-    return Start(subject, network, plan, calibration, own_evaluation)
+    return Start(subject, network, started, calibration, own_evaluation)
 
 
 def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
@@ -200,3 +204,17 @@ def _settled(network: Network, plan: Plan, calibration: Calibration) -> tuple[Ne
         calibration.encodings[layer.weight, nearest] = calibration.weight_qparams(layer, spec, weight)
         tensors[layer.weight] = calibration.quantized_weight(layer, spec, weight)
     return replace(network, tensors=tensors), Plan.of(specs)
+
+
+def _carry(network: Network, plan: Plan, started: Plan, calibration: Calibration) -> None:
+    """Start learned levels from the very uniform grid that a site of ``plan`` has by what was found or given."""
+    for site, spec in plan.sites:
+        layer, wanted = network.layer(site.layer), started[site]
+        if wanted.kind != "learned" or spec.kind != "uniform":
+            continue
+        weight = [] if layer.weight is None else [layer.weight]
+        values = weight if site.role == "weight" else [network.origin(value) for value in edges(layer, site.role)]
+        for value in values:
+            grid = calibration.encodings.get((value, spec))
+            if isinstance(grid, UniformQParams):
+                calibration.encodings[value, wanted] = of_uniform(grid, wanted.bits)

@@ -16,16 +16,17 @@ import torch
 from quantopsy.analysis.phases import pieces
 from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.recipes import Simulated, encodings_of, given_of, model_of
-from quantopsy.core import Plan, QuantopsyError
+from quantopsy.core import Plan, QuantopsyError, Site, names
 from quantopsy.core.imports import imported
 from quantopsy.core.recipe import RECIPE, Expected, Recipe
+from quantopsy.data import Batch, Images, evenly_spaced_order
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.capture import capture, load
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import statistics
 from quantopsy.remedy.repair import by_image, expectation
-from quantopsy.training.footprint import FLOAT_BITS, Footprint, Limit, Part, alpha_for
+from quantopsy.training.footprint import FLOAT_BITS, Footprint, Limit, Part, share_gates
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments, reestimate
 from quantopsy.training.result import Trained, first_levels, kind, levels_of
@@ -33,9 +34,13 @@ from quantopsy.training.settings import TrainingSettings
 from quantopsy.training.start import Start, ready
 from quantopsy.training.tensorboard import TensorBoard
 from quantopsy.training.trainer import CHECKPOINT, Job, Trainer, accelerator, steps_per_epoch
+from quantopsy.training.worth import noises, start_gates
 
 NETWORK = "network.pt2"
 TRAINING = "training.json"
+
+SCREENED = 64
+"""Images by which it is told what bits are worth."""
 
 _FREE = ("device", "checkpoint_seconds")  # settings that may differ when a training goes on
 
@@ -81,13 +86,16 @@ def train(
     program = compile_network(start.network, processes.device)
     moments, batches = None, []
     if settings.norms == "kept":
-        batches = [start.images.batch(piece).inputs for piece in pieces(training[: settings.calibration_samples], 32)]
+        batches = [batch.inputs for batch in _some(start.images, training, settings.calibration_samples)]
         moments = measured_moments(program, batches)
     network = TrainableNetwork(program, start.plan, start.calibration, settings.grids, moments)
     limit = None
     if settings.target is not None:
-        alpha = alpha_for(steps_per_epoch(len(training), settings.batch) * settings.epochs)
-        limit = Limit.parse(settings.target, footprint_of(network, settings.footprint), alpha)
+        for pattern in settings.share:
+            matched = names.match([pattern], list(network.weight_bits()), "layer with a weight on a grid")
+            share_gates(network.sites[Site(name, "weight")][0] for name in matched)
+        limit = Limit.parse(settings.target, footprint_of(network, settings.footprint))
+        start_gates(limit, noises(network, start.calibration, _some(start.images, training, SCREENED)))
     job = Job(
         network=network,
         teacher=start.subject.program,
@@ -100,6 +108,7 @@ def train(
         loss=imported(loss, "loss") if isinstance(loss, str) else loss,
         identity=_identity(start, settings),
     )
+    progress.say(settings_line(job))
     folder.mkdir(parents=True, exist_ok=True)
     if fresh and processes.is_main_process:
         (folder / CHECKPOINT).unlink(missing_ok=True)
@@ -142,6 +151,30 @@ def footprint_of(network: TrainableNetwork, form: str) -> Footprint:
             gates = getattr(quantizer, "gates", None)
             parts[id(layer.weight)] = Part(layer.weight.numel(), bits if gates is None else gates)
     return Footprint(tuple(parts.values()), form)
+
+
+def settings_line(job: Job) -> str:
+    """What is about to be trained, with which settings, in a sentence."""
+    settings, bits = job.settings, job.network.weight_bits()
+    if not bits:
+        what = "float, nothing quantized"
+    else:
+        widths = sorted(set(bits.values()))
+        what = f"{settings.method} weights at {', '.join(map(str, widths))} bits"
+        what += f", {settings.target} the target" if settings.target else ""
+        what += f", {settings.grids.activation} activations"
+    batch = min(settings.batch, len(job.training))
+    return (
+        f"{what}; {settings.epochs} epochs of {steps_per_epoch(len(job.training), batch)} batches of {batch}, rate "
+        f"{settings.rate:g}, distillation {settings.distillation:g}; {len(job.validation)} other images choose the "
+        f"epoch; batch norms {settings.norms}; {settings.device}, {torch.get_num_threads()} threads"
+    )
+
+
+def _some(images: Images, order: np.ndarray, count: int) -> list[Batch]:
+    """``count`` of the images ``order``, spread evenly: data sets are often sorted by class."""
+    kept = np.sort(order[evenly_spaced_order(len(order))[:count]])
+    return [images.batch(piece) for piece in pieces(kept, 32)]
 
 
 def _identity(start: Start, settings: TrainingSettings) -> dict[str, Any]:

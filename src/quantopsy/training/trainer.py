@@ -29,9 +29,10 @@ from quantopsy.training.augment import augmented, chosen
 from quantopsy.training.footprint import Limit
 from quantopsy.training.guards import OscillationGuard, ScaleGuard, first_not_finite
 from quantopsy.training.history import Epoch, History
+from quantopsy.training.mixing import GateGradients, gate_rate, set_gate_rate
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.objective import Loss, distillation_loss, label_loss
-from quantopsy.training.optimizers import gate_rate, optimizers, set_gate_rate, set_rates
+from quantopsy.training.optimizers import optimizers, set_rates
 from quantopsy.training.quantizers.ste import StraightThrough
 from quantopsy.training.settings import TrainingSettings
 
@@ -96,6 +97,7 @@ class Trainer:
         self.best: dict[str, Tensor] | None = None
         self.top: np.ndarray | None = None  # statistics of the epoch with the best value
         self.average: dict[str, Tensor] | None = None
+        self.gates = None if job.limit is None else GateGradients(job.limit)
         self.scales = ScaleGuard(self.network)
         self.oscillations = OscillationGuard(self.network)
         self.file = folder / CHECKPOINT
@@ -174,8 +176,9 @@ class Trainer:
                 raise
             return float("nan")
         total = sum(parts.values(), torch.zeros((), device=self.accelerator.device))
+        plain = total
         if self.job.limit is not None:
-            total = total * self.job.limit.price().to(total)
+            total = total * self.job.limit.price().detach().to(total)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.accelerator.backward(total)
@@ -183,6 +186,8 @@ class Trainer:
         if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
             self._blown_up(inputs, loss=True)
             return float("nan")
+        if self.gates is not None:
+            self.gates.apply(float(self.accelerator.reduce(plain.detach(), "mean")))
         for optimizer in self.optimizers:
             optimizer.step()
         self.scales.apply()
@@ -343,6 +348,7 @@ class Trainer:
             "best": self.best,
             "top": None if self.top is None else torch.from_numpy(self.top),
             "average": self.average,
+            "gates": {} if self.gates is None else self.gates.state(),
             "oscillations": self.oscillations.state(),
             "scales": self.scales.kept,
             "history": self.history.to_json(),
@@ -371,6 +377,8 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
+        if self.gates is not None:
+            self.gates.restore(state["gates"])
         self.oscillations.restore(state["oscillations"])
         self.scales.kept = state["scales"]
         self.history = History.from_json(state["history"])
