@@ -1,7 +1,7 @@
 """Files in ONNX Runtime and OpenVINO against the simulation they were made from, in one run.
 
     python benchmarks/onnx_export.py [NETWORK ...] [--images 128] [--calibration 64] [--runs 20] [--threads 1]
-                                     [--integer-convolutions] [--out rows.jsonl]
+                                     [--integer-convolutions] [--unfused silu,...] [--out rows.jsonl]
 
 Networks are those of the zoo, and with torchvision installed its architectures with random weights and a fitted head,
 each with weights of 8 bits per tensor and per channel, activations of 8. A row has
@@ -33,6 +33,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from quantopsy.analysis.schemes import full_plan, grids
+from quantopsy.cli import parse_names
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.data import evenly_spaced_order, open_data, prefetch
 from quantopsy.engine.calibration import calibrate, wanted_statistics
@@ -72,7 +73,7 @@ def measure(name: str, scheme: str, arguments: argparse.Namespace) -> dict[str, 
     """One row."""
     module, images = subject(name, max(arguments.images, arguments.calibration))
     order = evenly_spaced_order(len(images))
-    network = capture(module, images.batch([0, 1]).inputs)
+    network = capture(module, images.batch([0, 1]).inputs, unfused=parse_names(arguments.unfused))
     program = compile_network(network)
     tile = choose_tile(bytes_per_image(program), 2.0, None, arguments.images)
 
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--integer-convolutions", action="store_true", help="ConvInteger where QDQ has no kernel")
+    parser.add_argument("--unfused", help="activation functions that are layers of their own")
     parser.add_argument("--out", type=Path, help="JSON lines, a row each")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -278,6 +278,7 @@ def analyze(
     skip_bad: bool = False,
     fresh: bool = False,
     loss: Any = None,
+    unfused: Sequence[str] = (),
     progress: Progress | None = None,
     **settings: Any,
 ) -> Study:
@@ -293,6 +294,9 @@ def analyze(
         ``(outputs, labels) -> scores (B,)``.
     ``loss``
         a differentiable ``(outputs, labels) -> (B,)``; the screen then predicts its change.
+    ``unfused``
+        activation functions (``hardswish``, ``silu``, ...) that the runtime does not compute together with the layer
+        in front: layers of their own, with values rounded in between.
     ``out``
         the study folder; without it the study lives in a temporary one.
     ``settings``
@@ -312,6 +316,7 @@ def analyze(
         skip_bad=skip_bad,
         fresh=fresh,
         loss=loss,
+        unfused=unfused,
         settings=Settings(bits=tuple(bits), **settings),
         progress=progress,
     )
@@ -391,6 +396,7 @@ def train(
     metric: Any = None,
     preprocess: Any = None,
     loss: Any = None,
+    unfused: Sequence[str] = (),
     out: str | Path,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -400,7 +406,8 @@ def train(
 
     ``evaluation``: images that decide nothing, for the final figure. To ``out`` go ``network.pt2``, ``recipe.json``,
     ``training.json`` and ``report.html``; an interrupted training goes on there. ``loss``: a differentiable
-    ``(outputs, labels) -> (B,)`` instead of the cross-entropy. ``settings``: fields of
+    ``(outputs, labels) -> (B,)`` instead of the cross-entropy. ``unfused``: of a model, as :func:`analyze` has it.
+    ``settings``: fields of
     :class:`quantopsy.training.settings.TrainingSettings`: ``method``, ``bits``, ``target``, ``epochs``, ... Under
     ``accelerate launch`` only the first process gets a result.
     """
@@ -414,6 +421,7 @@ def train(
         metric=metric,
         preprocess=preprocess,
         loss=loss,
+        unfused=unfused,
         out=out,
         fresh=fresh,
         settings=TrainingSettings(**settings),

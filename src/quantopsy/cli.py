@@ -74,6 +74,11 @@ def watched(quiet: bool) -> Iterator[Watch]:
         yield watch
 
 
+def parse_names(text: str | None) -> tuple[str, ...]:
+    """``one`` or ``one,other``."""
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else ()
+
+
 def parse_bits(text: str) -> tuple[int, ...]:
     """``8``, ``4,8`` or ``3-8``."""
     try:
@@ -159,6 +164,10 @@ RecipeModel = Annotated[
 RecipeData = Annotated[str | None, typer.Option(help="Images to run it on  (default: the recipe's)")]
 StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of an analysis")]
 StudyMetric = Annotated[str | None, typer.Option(help="The metric, where it was a Python object")]
+Unfused = Annotated[
+    str | None,
+    typer.Option(help="Activation functions that the runtime leaves alone, as layers of their own: silu,hardswish"),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else")]
 
 
@@ -206,6 +215,7 @@ def analyze(
     engine: Annotated[str, typer.Option(help="local, ray, or ray:ADDRESS")] = "local",
     preprocess: Preprocess = None,
     skip_bad: Annotated[bool, typer.Option(help="Leave unreadable images out, and count them")] = False,
+    unfused: Unfused = None,
     device: Device = "cpu",
     tile: Annotated[int | None, typer.Option(help="Images run at once  (default: by memory)")] = None,
     max_memory: Annotated[float, typer.Option(help="GiB for the images in flight")] = 4.0,
@@ -248,6 +258,7 @@ def analyze(
         skip_bad=skip_bad,
         fresh=fresh,
         loss=loss,
+        unfused=parse_names(unfused),
     )
 
 
@@ -436,6 +447,7 @@ def train(
     metric: Metric = None,
     samples: Annotated[int | None, typer.Option(help="An evenly spaced subset of --data")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of images and their changes")] = 0,
+    unfused: Unfused = None,
     precision: Annotated[str, typer.Option(help="no, bf16 or fp16")] = "no",
     preprocess: Preprocess = None,
     device: Device = "cpu",
@@ -458,6 +470,7 @@ def train(
                 metric=metric,
                 preprocess=preprocess,
                 loss=loss,
+                unfused=parse_names(unfused),
                 out=folder,
                 fresh=fresh,
                 progress=watch,

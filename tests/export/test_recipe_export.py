@@ -56,10 +56,10 @@ def recipe() -> Recipe:
     )
 
 
-def recipe_of(weight: Spec) -> Recipe:
+def recipe_of(weight: Spec, unfused: tuple[str, ...] = ()) -> Recipe:
     """The small network with ``weight`` everywhere."""
     x = many().tensors[0]
-    start = capture(network(), (x[:2],))
+    start = capture(network(), (x[:2],), unfused=unfused)
     plan = everywhere(start, weight, Spec())
     calibration = calibrate(compile_network(start), [(x,)], wanted_statistics(start, [plan]))
     return Recipe(plan, encodings=encodings_of(start, plan, calibration), model=model_of(start, "small"))
@@ -163,6 +163,24 @@ def test_weights_that_saturate_on_this_processor_are_named(delivered, monkeypatc
     assert any("saturate" in line for line in export_cautions(wide))
     narrow = export_recipe(recipe_of(replace(WEIGHT, bits=7)), tmp_path / "7.onnx", network(), many())
     assert narrow.exported.saturating == ()
+
+
+def test_an_activation_that_keeps_a_layer_in_reals_is_named_and_can_be_unfused(tmp_path) -> None:
+    from quantopsy.report.exported import export_cautions
+
+    wide = replace(WEIGHT, bits=8)
+    fused = export_recipe(recipe_of(wide), tmp_path / "fused.onnx", network(), many())
+    assert fused.exported.between == ("silu",)
+    assert any("analyze --unfused silu" in line for line in export_cautions(fused))
+    recipe = recipe_of(wide, unfused=("silu",))
+    assert recipe.plan[Site("depthwise.0", "output")].bits == 8
+    free = export_recipe(recipe, tmp_path / "free.onnx", network(), many())
+    assert free.exported.between == ()
+    assert free.exported.kernels.macs_share == 1
+    assert "depthwise.0" not in free.exported.kernels.real
+    # Whatever opens the recipe knows it: the network is the same one as simulated.
+    applied = apply(recipe, network(), many())
+    assert applied.after[0] == pytest.approx(free.exported.verified.simulated)
 
 
 def test_without_the_extra_the_remedy_is_named(monkeypatch) -> None:

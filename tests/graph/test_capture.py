@@ -36,6 +36,21 @@ def test_layers_come_in_order_with_their_activation_fused(small, images) -> None
     assert [layer.index for layer in network.layers] == list(range(9))
 
 
+def test_an_unfused_activation_is_a_layer_behind(small, images) -> None:
+    network = capture(small, (images[:2],), unfused=("silu", "relu"))
+    names = [(layer.name, layer.op, layer.activation) for layer in network.layers]
+    assert names[:3] == [("stem.0", "conv2d", "relu6"), ("depthwise.0", "conv2d", None), ("depthwise.2", "silu", None)]
+    assert ("add", "add", None) in names
+    assert [layer.op for layer in network.layers].count("relu") == 1
+    assert network.layers[2].inputs == (network.layers[1].output,)
+    program = compile_network(network)
+    with torch.no_grad():
+        found = program.forward(program.place((images,)))[0]
+        torch.testing.assert_close(found, small(images), rtol=1e-5, atol=1e-6)
+    with pytest.raises(QuantopsyError, match=r"'swish'.*nearest are hardswish"):
+        capture(small, (images[:2],), unfused=("swish",))
+
+
 def test_a_layer_knows_its_size_and_source(small, images) -> None:
     stem, depthwise, *_ = capture(small, (images[:2],)).layers
     assert stem.weight_shape == (8, 3, 3, 3)

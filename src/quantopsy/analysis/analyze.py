@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -47,18 +48,20 @@ def analyze(
     skip_bad: bool = False,
     fresh: bool = False,
     loss: Any = None,
+    unfused: Sequence[str] = (),
     settings: Settings | None = None,
     progress: Progress | None = None,
 ) -> Results:
     """Measure every single-layer quantized network (layer-wise paper, Algorithm 1) and the whole one.
 
     ``model``, ``data``, ``calibration``, ``preprocess``, ``metric`` and ``loss`` as the command line takes
-    them or as Python objects; ``out`` is the study folder, in which an interrupted analysis goes on.
+    them or as Python objects; ``unfused`` as of :func:`quantopsy.graph.capture.capture`; ``out`` is the study
+    folder, in which an interrupted analysis goes on.
     Raises :class:`QuantopsyError` for whatever the user can mend, before the study is touched.
     """
     progress = progress or Silent()
     begin = time.perf_counter()
-    given = Given(model, data, metric, calibration, preprocess, skip_bad, loss)
+    given = Given(model, data, metric, calibration, preprocess, skip_bad, loss, tuple(unfused))
     subject = make_ready(given, settings or Settings(), progress)
     store = open_or_create(Path(out), subject.identity, fresh=fresh)
     with store:

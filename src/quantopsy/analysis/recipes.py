@@ -51,6 +51,11 @@ def model_named(recipe: Recipe) -> Any:
     return model
 
 
+def unfused_of(recipe: Recipe) -> tuple[str, ...]:
+    """The activation functions that are layers of their own in the network that ``recipe`` was made for."""
+    return tuple(recipe.model.get("unfused", ()))
+
+
 def portable(network: Network, plan: Plan, calibration: Calibration) -> Plan:
     """``plan`` with the shifts that its corrected biases take away given as tensors: means of images stay behind."""
     specs = dict(plan.sites)
@@ -92,6 +97,7 @@ def model_of(network: Network, name: str) -> dict[str, Any]:
         },
         "layers": [[layer.name, list(layer.output_shape)] for layer in network.layers],
         "norms": _norms(network),
+        "unfused": list(network.unfused),
     }
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from quantopsy.analysis.phases import Measuring, pieces
 from quantopsy.analysis.progress import Progress
-from quantopsy.analysis.recipes import model_named, realised, recipe_named
+from quantopsy.analysis.recipes import model_named, realised, recipe_named, unfused_of
 from quantopsy.analysis.results import EVALUATION_IMAGES
 from quantopsy.analysis.schemes import candidates, full_plan, grids
 from quantopsy.analysis.settings import Settings
@@ -55,6 +55,7 @@ class Given:
     preprocess: Any = None
     skip_bad: bool = False
     loss: Any = None
+    unfused: tuple[str, ...] = ()  # activation functions that are layers of their own
 
     def to_json(self) -> dict[str, Any]:
         """What a later command can start from; of Python objects only that there was one."""
@@ -74,7 +75,7 @@ class Given:
                     f"its {name} was a Python object ({value['object']})",
                     f"give {name}= in Python, or analyze it as package.module:callable",
                 )
-        return cls(**values)
+        return cls(**{**values, "unfused": tuple(values.get("unfused", ()))})
 
 
 def _named(value: Any) -> Any:
@@ -194,7 +195,8 @@ def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
     device = _device(settings.device)
     example = images.batch([0, min(1, len(images) - 1)])
     module = None if isinstance(model, Network) else load(model)
-    network = model if module is None else capture(module, example.inputs)
+    unfused = given.unfused or (() if recipe is None else unfused_of(recipe))
+    network = model if module is None else capture(module, example.inputs, unfused=unfused)
     if settings.split_channels:
         splitting = find_channel_splitting(network, settings.split_channels, bits=max(settings.bits))
         network = splitting.apply(network)
@@ -212,7 +214,7 @@ def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
     for spec in set(full.values()):
         check(spec)
     return Subject(
-        given=replace(given, preprocess=preprocess),
+        given=replace(given, preprocess=preprocess, unfused=unfused),
         settings=settings,
         program=program,
         images=images,

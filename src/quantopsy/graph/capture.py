@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from quantopsy.core import QuantopsyError
+from quantopsy.core import QuantopsyError, names
 from quantopsy.core.imports import called
 from quantopsy.graph.fold import fold_batch_norms
 from quantopsy.graph.network import Layer, Network, Unquantized
 from quantopsy.graph.onnx import OnnxModule, load_onnx
 from quantopsy.graph.operators import (
+    ACTIVATION_NAMES,
     ACTIVATIONS,
     CONVOLUTIONS,
     IDENTITIES,
@@ -79,12 +80,17 @@ def _call(text: str) -> nn.Module:
     return model
 
 
-def capture(model: nn.Module, example: Inputs) -> Network:
+def capture(model: nn.Module, example: Inputs, *, unfused: Collection[str] = ()) -> Network:
     """The network that ``model`` computes, captured on ``example`` (a batch of two or more images).
 
-    Batch size stays free. Raises :class:`QuantopsyError` naming the module and line where the export
-    fails, tensors with NaN or infinite values, and a network without a quantizable layer.
+    Batch size stays free. ``unfused`` are activation functions (``hardswish``, ``silu``, ...) that are layers of their
+    own wherever they are, as in a runtime that does not compute them together with the layer in front. Raises
+    :class:`QuantopsyError` naming the module and line where the export fails, tensors with NaN or infinite values, a
+    network without a quantizable layer, and an activation function that there is not.
     """
+    for name in unfused:
+        if name not in ACTIVATION_NAMES:
+            raise names.unknown(name, ACTIVATION_NAMES, "activation function")
     with warnings.catch_warnings():
         # torch.export deprecates parts of itself; nothing that a caller could act on.
         warnings.simplefilter("ignore")
@@ -112,7 +118,7 @@ def capture(model: nn.Module, example: Inputs) -> Network:
     # Only of a file: there the number of images may have been fixed and freed.
     together = outputs if isinstance(model, OnnxModule) else None
     _check_batch_is_free(graph, tensors, example, [node.name for node in placeholders], together)
-    layers, unquantized = _layers(graph, tensors, shapes)
+    layers, unquantized = _layers(graph, tensors, shapes, unfused)
     if not layers:
         found = sorted({str(node.target) for node in graph.nodes if node.op == "call_function"})
         raise QuantopsyError(
@@ -133,6 +139,7 @@ def capture(model: nn.Module, example: Inputs) -> Network:
         input_shapes=tuple(shapes[node.name] for node in placeholders),
         output_tree=program.call_spec.out_spec,
         total_macs=max(counter.get_total_flops() // (2 * images), sum(layer.macs for layer in layers)),
+        unfused=tuple(unfused),
     )
 
 
@@ -302,7 +309,10 @@ def _run(
 
 
 def _layers(
-    graph: fx.Graph, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+    graph: fx.Graph,
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    unfused: Collection[str],
 ) -> tuple[tuple[Layer, ...], tuple[Unquantized, ...]]:
     layers: list[Layer] = []
     unquantized: list[Unquantized] = []
@@ -321,6 +331,8 @@ def _layers(
             unquantized.append(Unquantized(path or node.name, str(node.target), _source(node)))
             continue
         activation = _fusable_activation(node) if node.target in OPERATIONS else None
+        if activation is not None and activation_name(activation.target, activation.args) in unfused:
+            activation = None
         if activation is not None:
             fused.add(activation)
         layers.append(_layer(len(layers), node, activation, operation, tensors, shapes, taken))

@@ -67,7 +67,8 @@ class Network:
 
     ``graph`` is an fx graph over ATen operators whose ``get_attr`` targets are keys of ``tensors``;
     neither is ever changed in place. ``input_names`` are the names of its placeholders in order;
-    ``output_tree`` rebuilds the module's output from the graph's flat one.
+    ``output_tree`` rebuilds the module's output from the graph's flat one. ``unfused`` are the activation functions
+    that were made layers of their own.
     """
 
     graph: fx.Graph
@@ -78,6 +79,7 @@ class Network:
     input_shapes: tuple[tuple[int, ...], ...]
     output_tree: pytree.TreeSpec
     total_macs: int  # per image, of layers and of products that are not understood
+    unfused: tuple[str, ...] = ()
 
     @cached_property
     def names(self) -> tuple[str, ...]:

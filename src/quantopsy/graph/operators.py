@@ -89,6 +89,10 @@ _ACTIVATIONS = {
 }
 
 
+ACTIVATION_NAMES = tuple(_ACTIVATIONS)
+"""What :func:`activation_name` may give."""
+
+
 def _activations() -> tuple[dict[Any, str], dict[Any, Any]]:
     names, in_place = {}, {}
     for name, twin in _ACTIVATIONS.items():

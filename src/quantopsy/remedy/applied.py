@@ -12,7 +12,7 @@ import numpy as np
 from quantopsy.analysis import significance
 from quantopsy.analysis.phases import pieces
 from quantopsy.analysis.progress import Progress, Silent
-from quantopsy.analysis.recipes import Simulated, named_as, realised, recipe_file, same_weights
+from quantopsy.analysis.recipes import Simulated, named_as, realised, recipe_file, same_weights, unfused_of
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Given, Subject, make_ready
 from quantopsy.core import QuantopsyError
@@ -108,7 +108,7 @@ def opened(recipe: Recipe | str | Path, settings: Settings, progress: Progress, 
     for name, value in parts.items():
         if (value is None and name in ("model", "data")) or (isinstance(value, Mapping) and "object" in value):
             raise QuantopsyError("recipe", f"it does not name its {name}", f"give --{name}, or {name}= in Python")
-    return recipe, make_ready(Given(**parts), settings, progress)
+    return recipe, make_ready(Given(**parts, unfused=unfused_of(recipe)), settings, progress)
 
 
 def statistics(subject: Subject, progress: Progress, *modules: Simulated) -> tuple[np.ndarray, ...]:

@@ -70,6 +70,12 @@ def export_cautions(found: Delivered) -> Iterator[str]:
     for kernels, where in ((done.kernels, ""), *((kernels, f" in {name}") for name, kernels in done.also.items())):
         if kernels.real:
             yield f"Computed in reals{where}: {_some(kernels.real)}."
+    if done.between:
+        functions = ",".join(done.between)
+        yield (
+            f"ONNX Runtime has no integer kernel for layers with {' or '.join(done.between)} behind them: "
+            f"`analyze --unfused {functions}` rounds in between, `export --integer-convolutions` does not (slow)."
+        )
     if done.saturating:
         yield (
             f"On this processor ONNX Runtime adds pairs of products up in 16 bits, which saturate: sums with the "

@@ -73,6 +73,7 @@ def ready(
     evaluation: Any = None,
     metric: Any = None,
     preprocess: Any = None,
+    unfused: tuple[str, ...] = (),
     device: str = "cpu",
 ) -> Start:
     """``source`` (a model, a study's folder, a recipe or its file) ready to be trained on ``data``.
@@ -87,7 +88,7 @@ def ready(
     elif (recipe := recipe_named(source)) is not None:
         subject, network, plan, known = _from_recipe(recipe, data, evaluation, settings, own, progress, parts)
     else:
-        given = Given(source, data if evaluation is None else evaluation, calibration=data, **parts)
+        given = Given(source, data if evaluation is None else evaluation, calibration=data, unfused=unfused, **parts)
         subject = make_ready(given, own, progress)
         network, known = subject.network, Calibration()
         plan = Plan() if settings.method == FLOAT else usual_plan(network, settings)

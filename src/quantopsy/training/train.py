@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -53,6 +54,7 @@ def train(
     metric: Any = None,
     preprocess: Any = None,
     loss: Any = None,
+    unfused: Sequence[str] = (),
     out: str | Path,
     fresh: bool = False,
     settings: TrainingSettings | None = None,
@@ -63,7 +65,8 @@ def train(
     ``source`` is a model, a study's folder or a recipe; ``evaluation`` images that decide nothing, of a study or a
     recipe its own where none are given, else those of ``data`` that the best epoch is chosen by. To ``out`` go the
     trained network (``network.pt2``), its ``recipe.json``, and what happened (``training.json``); a training that was
-    stopped goes on there. Of several processes only the first gets a result.
+    stopped goes on there. Of several processes only the first gets a result. ``unfused``: of a model, as of
+    :func:`quantopsy.graph.capture.capture`.
 
     Raises :class:`QuantopsyError` for whatever the user can mend.
     """
@@ -80,6 +83,7 @@ def train(
         evaluation=evaluation,
         metric=metric,
         preprocess=preprocess,
+        unfused=tuple(unfused),
         device=str(processes.device),
     )
     training, validation = start.split(settings)
@@ -234,7 +238,7 @@ def save_network(network: Network, example: Any, path: Path) -> None:
         warnings.simplefilter("ignore")
         program = torch.export.export(network.module(), arguments, dynamic_shapes=tuple({0: batch} for _ in arguments))
     torch.export.save(program, path)
-    check_same(network, capture(load(path), example), path)
+    check_same(network, capture(load(path), example, unfused=network.unfused), path)
 
 
 def check_same(network: Network, again: Network, path: Path) -> None:

@@ -13,6 +13,7 @@ import onnx
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.data import Batch
 from quantopsy.engine.calibration import Calibration
+from quantopsy.export.onnx.aten import clip_bounds
 from quantopsy.export.onnx.check import Verified, verify
 from quantopsy.export.onnx.graph import FLOAT_WEIGHTS, OPSET, WEIGHT_CODES_NAME, to_onnx
 from quantopsy.export.onnx.runtime import SAFE_WEIGHT, Kernels, kernels, saturates
@@ -28,7 +29,8 @@ class Exported:
     ``bytes_float`` is the size of the same network in ONNX without a plan. ``float_weights`` are layers whose weight
     is quantized but not stored as integers, with the reason. ``kernels`` are ONNX Runtime's, ``also`` those of further
     runtimes by name. ``saturating``: layers whose sums may saturate in ONNX Runtime on this processor
-    (:func:`quantopsy.export.onnx.runtime.saturates`): those with signed weights beyond 7 bits.
+    (:func:`quantopsy.export.onnx.runtime.saturates`): those with signed weights beyond 7 bits. ``between``: activation
+    functions by which layers are in reals in ONNX Runtime, having no place between product and function to round.
     """
 
     path: Path
@@ -39,6 +41,7 @@ class Exported:
     also: Mapping[str, Kernels]
     float_weights: dict[str, str]
     saturating: tuple[str, ...]
+    between: tuple[str, ...]
 
     @property
     def size_ratio(self) -> float:
@@ -86,7 +89,15 @@ def export_onnx(
         also=elsewhere,
         float_weights=json.loads(_metadata(model)[FLOAT_WEIGHTS]),
         saturating=_wide_signed_weights(model, network) if saturates() else (),
+        between=_between(network, plan, running),
     )
+
+
+def _between(network: Network, plan: Plan, kernels: Kernels) -> tuple[str, ...]:
+    """Activation functions, other than clips, of layers that are on grids and in reals all the same."""
+    quantized = {site.layer for site, _ in plan.sites if site.role == "weight"}
+    behind = (network.layer(name).activation for name in kernels.real if name in quantized)
+    return tuple(sorted({name for name in behind if name is not None and clip_bounds(name, ()) is None}))
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:

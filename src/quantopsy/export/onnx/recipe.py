@@ -96,6 +96,7 @@ class Delivered:
             },
             "float_weights": done.float_weights,
             "saturating": list(done.saturating),
+            "between": list(done.between),
             "bytes": done.bytes,
             "bytes_float": done.bytes_float,
             "same_model": self.same_model,
