@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -78,6 +78,14 @@ def _call(text: str) -> nn.Module:
             f"model {text!r}", f"returned {type(model).__name__}", "return a torch.nn.Module, ready for inference"
         )
     return model
+
+
+def save(program: torch.export.ExportedProgram, file: Path | IO[bytes]) -> None:
+    """Write ``program`` as ``.pt2``; what is written can be :func:`load`-ed."""
+    with warnings.catch_warnings():
+        # Weights in channels-last memory are stored with their strides; torch warns of those, with a path of its own.
+        warnings.filterwarnings("ignore", message="No complete tensor found")
+        torch.export.save(program, file)
 
 
 def capture(model: nn.Module, example: Inputs, *, unfused: Collection[str] = ()) -> Network:

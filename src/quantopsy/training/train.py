@@ -22,7 +22,7 @@ from quantopsy.core.imports import imported
 from quantopsy.core.recipe import RECIPE, Expected, Recipe
 from quantopsy.data import Batch, Images, evenly_spaced_order
 from quantopsy.engine.calibration import Calibration
-from quantopsy.graph.capture import capture, load
+from quantopsy.graph.capture import capture, load, save
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import statistics
@@ -237,7 +237,7 @@ def save_network(network: Network, example: Any, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(network.module(), arguments, dynamic_shapes=tuple({0: batch} for _ in arguments))
-    torch.export.save(program, path)
+    save(program, path)
     check_same(network, capture(load(path), example, unfused=network.unfused), path)
 
 

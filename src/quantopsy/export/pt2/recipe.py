@@ -25,6 +25,7 @@ from quantopsy.engine.exact import ExactEngine
 from quantopsy.export.pt2.decomposed import Decomposed
 from quantopsy.export.pt2.program import Form, exported, traced
 from quantopsy.export.pt2.simulated import Simulation
+from quantopsy.graph.capture import save
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.outputs import output_tensors
 from quantopsy.metrics import agreement, measure
@@ -130,7 +131,7 @@ def export_program(
 
 def _bytes(program: torch.export.ExportedProgram) -> bytes:
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
+    save(program, buffer)
     return buffer.getvalue()
 
 
