@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -461,7 +462,8 @@ def train(
 
     folder = out or Path(f"quantopsy-trained-{_slug(source)}")
     with watched(as_json) as watch, _kept_clean(as_json):
-        watch.say(f"Quantopsy: {source}, trained on {data}")
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first one tells
+            watch.say(f"Quantopsy: {source}, trained on {data}")
         try:
             found = run(
                 source,

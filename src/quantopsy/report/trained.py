@@ -188,13 +188,19 @@ def bits_over_time(done: Trained) -> Chart:
     ]
     mean = tuple((e.number, float(np.mean([e.bits[name] for name in names]))) for e in epochs)
     points = tuple(Point(x, y, title=f"epoch {x}\n{y:.2f} bits") for x, y in mean)
-    last = epochs[-1]
-    ends = tuple(Point(last.number, last.bits[name], title=f"{name}\n{last.bits[name]} bits") for name in names)
+    ends = tuple(
+        Point(e.number, e.bits[name], title=f"{name}\n{e.bits[name]} bits")
+        for e in (epochs[0], epochs[-1])
+        for name in names
+    )
     return Chart(
         "Bits of weights over time",
         Axis("epoch"),
         Axis("bits"),
-        (Group("layers, at the end", ends, Tone("accent")), Group("mean of all layers", points, Tone("ink"))),
+        (
+            Group("layers, at the start and at the end", ends, Tone("accent")),
+            Group("mean of all layers", points, Tone("ink")),
+        ),
         (*lines, Line("", mean, Tone("ink"))),
     )
 
@@ -208,14 +214,15 @@ def errors_chart(done: Trained) -> Chart:
         for rank, name in enumerate(names)
     )
     ends = tuple(
-        Point(epochs[-1].number, epochs[-1].errors[name], title=f"{name}\n{percent(epochs[-1].errors[name])}")
+        Point(e.number, e.errors[name], title=f"{name}\n{percent(e.errors[name])}")
+        for e in (epochs[0], epochs[-1])
         for name in names
     )
     return Chart(
         "Quantization error of weights",
         Axis("epoch"),
         Axis("share of the weight's square", logarithmic=True),
-        (Group("at the end", ends, Tone("accent")),),
+        (Group("at the start and at the end", ends, Tone("accent")),),
         lines,
     )
 

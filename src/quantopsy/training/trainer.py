@@ -169,11 +169,13 @@ class Trainer:
             (settings.seed * 1_000_003 + self.step) * 64 + self.accelerator.process_index
         )
         inputs = tuple(augmented(x, self.augmentation, generator).to(self.accelerator.device) for x in _tensors(batch))
+        parts: dict[str, Tensor] = {}
         try:
             parts = self._losses(inputs, batch)
         except QuantopsyError:  # grids refuse NaN
             if not self._blown_up(inputs):
                 raise
+        if self._stopped_anywhere():
             return float("nan")
         total = sum(parts.values(), torch.zeros((), device=self.accelerator.device))
         plain = total
@@ -228,6 +230,16 @@ class Trainer:
         what = "the loss is" if culprit is None else f"layer {culprit!r} was the first to be"
         self.history.stopped = f"{what} not finite at step {self.step} (a smaller --rate may help)"
         return True
+
+    def _stopped_anywhere(self) -> bool:
+        """Whether this process has stopped, or another: none may wait for the gradients of one that has."""
+        mine = self.history.stopped
+        if self.accelerator.num_processes > 1:
+            flag = torch.tensor(float(mine is not None), device=self.accelerator.device)
+            if float(self.accelerator.reduce(flag, "sum")):
+                reasons = [reason for reason in gather_object([mine]) if reason is not None]
+                self.history.stopped = reasons[0]
+        return self.history.stopped is not None
 
     def _average(self) -> None:
         decay = self.settings.ema
@@ -307,11 +319,26 @@ class Trainer:
 
     def statistics(self, order: np.ndarray) -> np.ndarray:
         """The metric's statistics of images ``order``, (n, K), every process taking its share."""
-        job = self.job
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         self.network.eval()
         found: list[tuple[int, np.ndarray]] = []
         mine = np.sort(order)[rank::world]
+        trouble = None
+        try:
+            found = self._measured(mine)
+        except QuantopsyError as error:
+            trouble = error
+        gathered = gather_object([(found, trouble)]) if world > 1 else [(found, trouble)]
+        for _, other in gathered:  # of whichever process: all go on, or none
+            if other is not None:
+                raise other
+        rows = [pair for part, _ in gathered for pair in part]
+        return np.stack([row for _, row in sorted(rows, key=lambda pair: pair[0])])
+
+    def _measured(self, mine: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """The metric's statistics of images ``mine``, with their positions."""
+        job = self.job
+        found: list[tuple[int, np.ndarray]] = []
         for batch in prefetch(job.images, np.array_split(mine, -(-len(mine) // 64)) if len(mine) else []):
             with torch.no_grad():
                 exact = job.teacher.network.unflatten(job.teacher.forward(job.teacher.place(batch.inputs)))
@@ -320,8 +347,7 @@ class Trainer:
             names = [job.images.name(int(index)) for index in batch.indices]
             rows = measure(job.metric, outputs, labels, exact, names.__getitem__)
             found += zip(batch.indices.tolist(), rows, strict=True)
-        gathered = gather_object(found) if world > 1 else found
-        return np.stack([row for _, row in sorted(gathered, key=lambda pair: pair[0])])
+        return found
 
     def _follow_ranges(self) -> None:
         for quantizer in self._straight_through():
