@@ -287,14 +287,22 @@ def ran(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("more", [["--bits", "3"], ["--bits", "5", "--target", "4bits", "--edge-bits", "0"]])
-def test_two_processes_take_the_steps_of_one(tmp_path, more) -> None:
-    arguments = ["train", "learning:network", "--data", "learning:training", "--evaluation", "learning:evaluation"]
+def test_two_processes_take_the_steps_of_one(tmp_path) -> None:
     # Kept batch norms would take the moments of each process's own share, as under DDP they always do.
-    arguments += [*more, "--norms", "folded", "--epochs", "1", "--batch", "72", "--augment", "none", "--out"]
-    for out, prefix in (("two", [*two_processes(), "--module"]), ("one", [sys.executable, "-m"])):
-        found = ran([*prefix, "quantopsy.cli", *arguments, str(tmp_path / out)])
-        assert found.returncode == 0, found.stderr[-2000:]
+    options = {"bits": 5, "target": "4bits", "edge_bits": 0, "norms": "folded", "epochs": 1, "batch": 72}
+    named = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    data = ["--data", "learning:training", "--evaluation", "learning:evaluation", "--augment", "none"]
+    command = ["--module", "quantopsy.cli", "train", "learning:network", *data, *named, "--out", str(tmp_path / "two")]
+    found = ran([*two_processes(), *command])
+    assert found.returncode == 0, found.stderr[-2000:]
+    settings = TrainingSettings(**options, augment="none")
+    train(
+        "learning:network",
+        "learning:training",
+        evaluation="learning:evaluation",
+        out=tmp_path / "one",
+        settings=settings,
+    )
     mine, other = weights(tmp_path / "two"), weights(tmp_path / "one")
     start = dict(capture(network(), (torch.zeros(2, 3, 12, 12),)).tensors)
     weighted = {name: value for name, value in other.items() if value.dim() > 1}
