@@ -69,8 +69,9 @@ def _console(**options: Any) -> Console:
 
 @contextmanager
 def watched(quiet: bool) -> Iterator[Watch]:
-    """A progress display on standard error; standard output is for results."""
-    watch = Watch(_console(stderr=True), quiet)
+    """A progress display on standard error; standard output is for results. Of several processes only the first
+    one's is seen."""
+    watch = Watch(_console(stderr=True), quiet or os.environ.get("RANK", "0") != "0")
     with watch.bar:
         yield watch
 
@@ -462,8 +463,7 @@ def train(
 
     folder = out or Path(f"quantopsy-trained-{_slug(source)}")
     with watched(as_json) as watch, _kept_clean(as_json):
-        if os.environ.get("RANK", "0") == "0":  # of several processes the first one tells
-            watch.say(f"Quantopsy: {source}, trained on {data}")
+        watch.say(f"Quantopsy: {source}, trained on {data}")
         try:
             found = run(
                 source,

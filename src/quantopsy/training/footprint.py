@@ -86,6 +86,11 @@ class Footprint:
         """The footprint with ``bits`` for every element."""
         return float(self._sum(bits for _ in self.parts))
 
+    @property
+    def gates(self) -> tuple[Gates, ...]:
+        """The gates of its parts, each once."""
+        return tuple(dict.fromkeys(part.width for part in self.parts if isinstance(part.width, Gates)))
+
     def freed(self, gates: Gates) -> dict[int, float]:
         """What closing each of ``gates`` takes off, by its number from 1."""
         weigh = FORMS[self.form]
@@ -119,16 +124,16 @@ class Limit:
             )
 
     @classmethod
-    def parse(cls, text: str, footprint: Footprint, alpha: float = ALPHA) -> Limit:
+    def parse(cls, text: str, footprint: Footprint) -> Limit:
         """``4bits`` on average, ``300KB`` in all, or ``0.125x`` of float32. Raises :class:`QuantopsyError`."""
         match = _WANTED.fullmatch(text)
         number, unit = (float(match[1]), match[2].lower()) if match else (0.0, "")
         if unit in ("bit", "bits"):
-            return cls(footprint, number, alpha)
+            return cls(footprint, number)
         if unit == "x":
-            return cls(footprint, number * FLOAT_BITS, alpha)
+            return cls(footprint, number * FLOAT_BITS)
         if unit in BYTES:
-            return cls(footprint, 8 * number * BYTES[unit] / footprint.elements, alpha)
+            return cls(footprint, 8 * number * BYTES[unit] / footprint.elements)
         raise QuantopsyError(f"limit {text!r}", "is no footprint", "write 4bits, 0.125x (of float32), 300KB or 2MiB")
 
     @property

@@ -29,14 +29,19 @@ class GateGradients:
 
     Of equation (7), L (target / F)^alpha, the price's part is taken as it is. Of the loss's part what counts is the
     mean over all steps since the layer's bit-width last changed, and only where it is more than :data:`EVIDENCE`
-    standard errors from zero. In one step it is chance by a hundred to a thousand times the price (MobileNet-V2,
-    batches of 16), so that a training that is not as long as DDQ's on ImageNet would close gates at random.
+    standard errors from zero. In one step it is nearly all chance, and far larger than the price, so that a training
+    that is not as long as DDQ's on ImageNet would close gates at random.
     """
 
     def __init__(self, limit: Limit) -> None:
         self._limit = limit
-        self._all = list(dict.fromkeys(gates_of(limit)))
+        self._all = limit.footprint.gates
         self._seen: dict[int, dict[str, Any]] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether the limit is met: gates stay then (:func:`set_gate_rate`)."""
+        return self._limit.met
 
     @torch.no_grad()
     def apply(self, loss: float) -> None:
@@ -98,15 +103,10 @@ def set_gate_rate(optimizer: torch.optim.Optimizer, limit: Limit, share: float) 
             group["lr"] *= HASTE
 
 
-def gates_of(limit: Limit) -> Iterator[Gates]:
-    """The gates of its footprint, those of several parts as often."""
-    return (part.width for part in limit.footprint.parts if isinstance(part.width, Gates))
-
-
 def _closing(limit: Limit) -> Iterator[tuple[float, float]]:
     """When each gate closes under a pull that is what it frees, and what that is."""
-    for gates in dict.fromkeys(gates_of(limit)):
+    for gates in limit.footprint.gates:
         freed, time = limit.footprint.freed(gates), 0.0
-        for bits in range(gates.bits, gates.minimum, -1):
+        for bits in gates.closable:
             time += float(gates.logits[bits - 1].detach()) / freed[bits]
             yield time, freed[bits]

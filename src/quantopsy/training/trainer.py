@@ -188,7 +188,7 @@ class Trainer:
         if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
             self._blown_up(inputs, loss=True)
             return float("nan")
-        if self.gates is not None:
+        if self.gates is not None and not self.gates.done:
             self.gates.apply(float(self.accelerator.reduce(plain.detach(), "mean")))
         for optimizer in self.optimizers:
             optimizer.step()

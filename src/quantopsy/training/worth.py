@@ -63,20 +63,15 @@ def start_gates(limit: Limit, noise: Mapping[Gates, Mapping[int, float]]) -> Non
     freed = {gates: limit.footprint.freed(gates) for gates in noise}
     worth = {}
     for gates, at in noise.items():
-        of_a_bit = np.array([max(at[bits - 1] - at[bits], 0.0) / freed[gates][bits] for bits in _closable(gates)])
+        of_a_bit = np.array([max(at[bits - 1] - at[bits], 0.0) / freed[gates][bits] for bits in gates.closable])
         worth[gates] = np.diff(np.maximum.accumulate(of_a_bit), prepend=0.0)
     known = [value for values in worth.values() for value in values if np.isfinite(value)]
     usual = float(np.mean(known)) if known else 1.0
     starts = {
-        gates: np.where(np.isfinite(values), values, usual) * [freed[gates][bits] for bits in _closable(gates)]
+        gates: np.where(np.isfinite(values), values, usual) * [freed[gates][bits] for bits in gates.closable]
         for gates, values in worth.items()
     }
     mean = float(np.mean(np.concatenate(list(starts.values())))) or 1.0
     for gates, values in starts.items():
-        for bits, value in zip(_closable(gates), values, strict=True):
+        for bits, value in zip(gates.closable, values, strict=True):
             gates.logits[bits - 1] = START * value / mean
-
-
-def _closable(gates: Gates) -> range:
-    """The numbers, from 1, of the gates that may close, the last first."""
-    return range(len(gates.logits), gates.minimum, -1)

@@ -48,6 +48,11 @@ class Gates(nn.Module):
         """s: how many gates are open."""
         return max(self.minimum, int((self.logits >= 0).sum()))
 
+    @property
+    def closable(self) -> range:
+        """The numbers, from 1, of the open gates that may close, in the order in which they do."""
+        return range(self.bits, self.minimum, -1)
+
 
 class Heaviside(Function):
     """1 where the variable is at least 0; straight through where its magnitude is at most 1 (DDQ section 3.2)."""
