@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ import pytest
 from quantopsy.analysis import auto
 from quantopsy.analysis.assessment import Assessment, Expected
 from quantopsy.analysis.prediction import ErrorModel, Outlook
-from quantopsy.analysis.significance import Interval
-from quantopsy.core import Plan
-from quantopsy.study import RunResult
+from quantopsy.analysis.significance import Interval, draw
+from quantopsy.core import Plan, Site, Spec
+from quantopsy.study import Draw, RunResult, TileResult, create
 
 N = 200
 
@@ -24,7 +25,7 @@ def expected(lost: float, noise: float = 0.1) -> Expected:
         noise_stderr=0.0,
         signal=100.0,
         linear=True,
-        outlook=Outlook(np.full(N, 0.1), 80.0, lost, 0.0),
+        outlook=Outlook(np.full(N, 0.1), 80.0, np.full(N, lost / N), np.zeros(N)),
         loss_change=float("nan"),
     )
 
@@ -35,7 +36,7 @@ def state_of(cells: Mapping[int, Expected]) -> Assessment:
     percents = {run: 100 * cell.outlook.lost / N for run, cell in cells.items()}
     predicted = {run: Interval(percent, percent / 2, 2 * percent) for run, percent in percents.items()}
     reference = RunResult(np.arange(N), zeros, zeros, zeros[:, None], 0.0)
-    error = ErrorModel.fit(N, np.empty(0), np.empty(0))
+    error = ErrorModel.fit(N, *np.empty((3, 0)))
     return Assessment(reference, {}, cells, predicted, {}, {}, 2.0, error, level=0.95, tolerance=1.0)
 
 
@@ -98,3 +99,37 @@ def test_no_more_is_begun_than_the_budget_allows(left, kept) -> None:
 def test_fewer_images_of_a_cell_cost_less() -> None:
     shares = {1: 1.0, 2: 1.0, 3: 1.0}
     assert auto._affordable([1, 2, 3], shares, 0.95, 0.3) == [1, 2]
+
+
+@pytest.mark.parametrize("images", [40, 137, N])
+def test_every_look_at_a_cell_is_wider_than_the_one_before_and_holds_it(tmp_path, images) -> None:
+    rng = np.random.default_rng(images)
+    state = state_of({1: expected(5.0), 2: expected(9.0)})
+    zeros = np.zeros(images)
+    state = replace(state, reference=RunResult(np.arange(images), zeros, zeros, zeros[:, None], 0.0))
+    with create(tmp_path / "study", {}) as store:
+        drawn = [np.array([], dtype=int)]
+        for share in auto._LOOKS:
+            outlooks = {run: Outlook(rng.random(images) ** 4, 80.0, zeros, zeros) for run in (1, 2)}
+            cells = {run: replace(state.expected[run], outlook=found) for run, found in outlooks.items()}
+            assert auto._looked(store, 1, images) < share
+            auto._draw_together(replace(state, expected=cells), [1, 2], store, share, 0)
+            assert auto._looked(store, 1, images) >= share
+            designs = [store.draw(run) for run in (1, 2)]
+            np.testing.assert_array_equal(designs[0].probabilities, designs[1].probabilities)
+            drawn.append(draw(designs[0].probabilities, designs[0].seed))
+            assert np.isin(drawn[-2], drawn[-1]).all()
+        assert len(drawn[-1]) < images
+
+
+def test_what_was_measured_on_plain_images_or_drawn_from_others_is_looked_at_anew(tmp_path) -> None:
+    state = state_of({1: expected(5.0)})
+    with create(tmp_path / "study", {}) as store:
+        assert auto._looked(store, 1, N) == 0.0
+        store.set_draw(1, Draw(np.arange(N // 2), np.full(N // 2, 0.2)))
+        assert auto._looked(store, 1, N) == 0.0
+        auto._draw_together(state, [1], store, 0.2, 0)
+        assert len(store.draw(1).images) == N
+        run = [store.run(Plan.of({Site(layer, "weight"): Spec()})) for layer in "ab"][1]
+        store.append([TileResult(run, np.arange(32), np.ones(32), np.ones(32), np.ones((32, 1)), 0.1)])
+        assert auto._looked(store, run, N) == 1.0

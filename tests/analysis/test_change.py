@@ -51,10 +51,10 @@ def evidence(
 def screened(found: Evidence, lost: float, noise: float, linear: bool = True) -> Evidence:
     """The same study before the plan was run: ``lost`` images and ``noise`` are only predicted."""
     n = len(found.reference.images)
-    outlook = Outlook(np.full(n, lost / n), 100 * (1 - lost / n), lost, 0.0)
+    outlook = Outlook(np.full(n, lost / n), 100 * (1 - lost / n), np.full(n, lost / n), np.zeros(n))
     signal = float(found.reference.energy.mean())
     expected = Expected(noise * signal, 0.02 * noise * signal, signal, linear, outlook, float("nan"))
-    error = ErrorModel.fit(n, np.empty(0), np.empty(0))
+    error = ErrorModel.fit(n, *np.empty((3, 0)))
     return replace(found, result=None, expected=expected, error=error)
 
 

@@ -46,6 +46,21 @@ def expected(found: Scores, known: Baseline, metric: Metric = TOP1) -> Outlook:
     return outlook(found, found.change(PLAN), known, metric)
 
 
+def losing(*each: float, images: int = 0) -> Outlook:
+    """So much is expected to be lost by each image, and nothing gained, on ``images`` or as many as named."""
+    lost = np.zeros(max(images, len(each)))
+    lost[: len(each)] = each
+    return Outlook(lost, 80.0, lost, np.zeros(len(lost)))
+
+
+def learned(images: int, predicted: np.ndarray, measured: np.ndarray) -> ErrorModel:
+    """From cells that were measured on all images."""
+    return ErrorModel.fit(images, predicted, predicted, measured)
+
+
+NOTHING = learned(1000, *np.empty((2, 0)))
+
+
 def baseline(gaps: np.ndarray, right: np.ndarray, turned: np.ndarray) -> Baseline:
     """A float network that is ``right``, and would be ``turned``."""
     return Baseline(np.arange(len(gaps)), right[:, None].astype(float), gaps, turned[:, None].astype(float))
@@ -146,7 +161,7 @@ def test_a_metric_that_is_no_mean_has_a_value_and_no_sum_of_losses() -> None:
     maps = F.one_hot(labels, 3).movedim(-1, 1).float()
     right, wrong = (metric.per_image(scored, labels, maps).numpy() for scored in (maps, maps.roll(1, 1)))
     known = Baseline(np.arange(12), right, np.empty((12, 0)), wrong)
-    error = ErrorModel.fit(12, np.empty(0), np.empty(0))
+    error = learned(12, *np.empty((2, 0)))
     found = expected(scores(rng.normal(size=12), np.ones((12, 32)), "pixel margins"), known, metric)
     assert metric.value(wrong) < found.value < metric.value(right)
     assert np.isnan(found.lost)
@@ -156,8 +171,7 @@ def test_a_metric_that_is_no_mean_has_a_value_and_no_sum_of_losses() -> None:
 
 
 def test_with_nothing_measured_the_range_is_the_priors_and_rises_with_the_loss() -> None:
-    error = ErrorModel.fit(1000, np.empty(0), np.empty(0))
-    ranges = [error.range(lost) for lost in (0.0, 1.0, 10.0, 100.0, 300.0, 1000.0)]
+    ranges = [NOTHING.range(lost) for lost in (0.0, 1.0, 10.0, 100.0, 300.0, 1000.0)]
     for (low, high), (next_low, next_high) in pairwise(ranges):
         assert low <= next_low
         assert high <= next_high
@@ -166,21 +180,19 @@ def test_with_nothing_measured_the_range_is_the_priors_and_rises_with_the_loss()
 
 def test_the_bias_is_learned_from_cells_of_about_the_same_size() -> None:
     predicted = np.full(60, 50.0)
-    learned = ErrorModel.fit(1000, predicted, 0.25 * predicted)
-    low, high = learned.range(50.0)
+    error = learned(1000, predicted, 0.25 * predicted)
+    low, high = error.range(50.0)
     assert low < 12.5 < high
     assert high < 25.0
-    prior = ErrorModel.fit(1000, np.empty(0), np.empty(0))
-    assert prior.range(50.0)[0] > 12.5
-    far = learned.range(900.0)
-    np.testing.assert_allclose(far, prior.range(900.0), rtol=0.05)
+    assert NOTHING.range(50.0)[0] > 12.5
+    np.testing.assert_allclose(error.range(900.0), NOTHING.range(900.0), rtol=0.05)
 
 
 def test_a_few_cells_move_the_prior_less_than_many() -> None:
     middles = []
     for count in (0, 1, 3, 30, 300):
         predicted = np.full(count, 100.0)
-        low, high = ErrorModel.fit(1000, predicted, 2.0 * predicted).range(100.0)
+        low, high = learned(1000, predicted, 2.0 * predicted).range(100.0)
         middles.append(np.sqrt((low + 0.5) * (high + 0.5)))
     assert (np.diff(middles) > 0).all()
     assert middles[-1] == pytest.approx(200, rel=0.05)
@@ -190,32 +202,85 @@ def test_a_range_holds_as_often_as_it_says_once_learned() -> None:
     rng = np.random.default_rng(4)
     predicted = np.exp(rng.uniform(3.0, 5.5, 400))
     measured = predicted * np.exp(rng.normal(-0.3, 0.4, 400))
-    error = ErrorModel.fit(5000, predicted[:200], measured[:200])
+    error = learned(5000, predicted[:200], measured[:200])
     ranges = np.array([error.range(lost) for lost in predicted[200:]])
     assert 0.90 <= np.mean(measured[200:] >= ranges[:, 0]) <= 0.995
     assert 0.90 <= np.mean(measured[200:] <= ranges[:, 1]) <= 0.995
 
 
-def test_what_was_seen_narrows_the_range_towards_it() -> None:
-    error = ErrorModel.fit(1000, np.empty(0), np.empty(0))
-    low, high = error.range(50.0)
-    near_low, near_high = error.range(50.0, Seen(20.0, 0.1))
-    assert near_low < 20.0 < near_high
-    assert np.log(near_high / near_low) < 0.5 * np.log(high / low)
-    vague = error.range(50.0, Seen(20.0, 100.0))
-    np.testing.assert_allclose(vague, (low, high), rtol=1e-3)
+def test_cells_measured_in_part_teach_the_bias_of_that_part() -> None:
+    predicted, there = np.full(60, 50.0), np.full(60, 20.0)
+    np.testing.assert_allclose(
+        ErrorModel.fit(1000, predicted, there, 0.5 * there).bias(50.0).mean,
+        learned(1000, predicted, 0.5 * predicted).bias(50.0).mean,
+        atol=0.02,
+    )
+
+
+def test_images_that_were_seen_are_counted_not_predicted() -> None:
+    found = losing(*[0.5] * 40, images=1000)
+    low, high = NOTHING.range_of_rest(found, Seen(np.arange(1000) < 40, 17.0, 0.0))
+    assert low == high == 17.0
+    low, high = NOTHING.range_of_rest(found, Seen(np.arange(1000) < 30, 15.0, 0.0))
+    assert 15.0 < low < high <= 25.0
+
+
+def test_what_was_seen_of_a_cell_tells_of_its_other_images() -> None:
+    found = losing(*[0.5] * 200, images=1000)
+    seen = np.arange(1000) < 100
+    few, many = (NOTHING.range_of_rest(found, Seen(seen, lost, 0.0)) for lost in (10.0, 70.0))
+    assert few[1] - 10.0 < 50.0 < many[1] - 70.0
+    assert few[1] - 10.0 < many[0] - 70.0
+
+
+def test_the_images_at_risk_narrow_the_range_more_than_the_others() -> None:
+    found = losing(*np.linspace(0.9, 0.0, 100), images=1000)
+    images = np.arange(1000)
+    wide, narrow = (
+        np.diff(NOTHING.range_of_rest(found, Seen(seen, 20.0, 0.0))).item() for seen in (images >= 40, images < 40)
+    )
+    assert narrow < wide / 2
+
+
+def test_a_range_of_what_was_not_seen_holds_as_often_as_it_says() -> None:
+    """Cells of different bias, half of what is at risk seen: counts as they fall lie within."""
+    rng = np.random.default_rng(5)
+    predicted = np.exp(rng.uniform(1.0, 4.0, 200))
+    biased = predicted * np.exp(rng.normal(-0.3, 0.3, 200))
+    error = learned(256, predicted, rng.poisson(biased).astype(float))
+    held = []
+    for total in np.exp(rng.uniform(1.0, 4.0, 600)):
+        risk = rng.gamma(0.3, 1.0, 256)
+        chance = np.minimum(total * risk / risk.sum(), 0.7)
+        lost = rng.random(256) < np.minimum(chance * np.exp(rng.normal(-0.3, 0.3)), 1.0)
+        seen = rng.random(256) < 0.1 + 0.9 * np.sqrt(chance)
+        found = Outlook(chance, 80.0, chance, np.zeros(256))
+        low, high = error.range_of_rest(found, Seen(seen, float(lost[seen].sum()), 0.0))
+        held.append((low <= lost.sum(), lost.sum() <= high))
+    assert (np.mean(held, 0) >= 0.94).all()
 
 
 @pytest.mark.parametrize(("lost", "verdict"), [(0.0, "harmless"), (2000.0, "hurts"), (60.0, None)])
 def test_a_verdict_stands_where_both_ends_of_the_range_agree(lost, verdict) -> None:
-    error = ErrorModel.fit(5000, np.empty(0), np.empty(0))
-    found = Outlook(np.zeros(5000), 80.0, lost, 0.0)
+    error = learned(5000, np.empty(0), np.empty(0))
+    found = losing(*[lost / 5000] * 5000)
     assert standing_verdict(found, error, TOP1, 5000, level=0.95, cells=50, tolerance=1.0) == verdict
 
 
+def test_a_verdict_stands_once_what_is_at_risk_was_seen() -> None:
+    found = losing(*[0.5] * 60, images=1000)
+    judged = [
+        standing_verdict(found, NOTHING, TOP1, 1000, level=0.95, cells=50, tolerance=1.0, seen=seen)
+        for seen in (None, Seen(np.arange(1000) < 50, 25.0, 0.0), Seen(np.arange(1000) < 50, 0.0, 0.0))
+    ]
+    assert judged == [None, "hurts", "undecided"]
+
+
 def test_the_predicted_interval_holds_its_middle_and_no_more_than_all_images() -> None:
-    error = ErrorModel.fit(100, np.empty(0), np.empty(0))
+    error = learned(100, np.empty(0), np.empty(0))
     for lost, gained in ((0.0, 0.0), (10.0, 3.0), (95.0, 0.0)):
-        interval = predicted_interval(Outlook(np.zeros(100), 0.0, lost, gained), error, TOP1, 100)
+        interval = predicted_interval(
+            Outlook(np.zeros(100), 0.0, *(np.full(100, x / 100) for x in (lost, gained))), error, TOP1, 100
+        )
         assert interval.value == pytest.approx(lost - gained)
         assert interval.low <= interval.high <= 100.0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import onnx
@@ -42,10 +44,9 @@ KINDS = {
 GRAINS = ("per_tensor", "per_channel", "per_group:3")
 
 
+@cache
 def layer_with(axis: int = 0) -> Layer:
     """A layer of which only the weight's name and axis are asked for."""
-    from dataclasses import replace
-
     network = network_of(nn.Conv2d(3, 4, 3), pictures())
     return replace(network.layers[0], weight_axis=axis)
 

@@ -149,11 +149,20 @@ def assess(
         run: measured(metric, reference, done, level=level, cells=cells, tolerance=tolerance, draw=store.draw(run))
         for run, done in results.items()
     }
-    both = [run for run in expected if run in known]
     screened = max((found.images for found in expected.values()), default=0)  # the same number for all
-    pairs = [(expected[run].outlook.lost, known[run].lost) for run in both]
-    told = np.array([pair for pair in pairs if np.isfinite(pair).all()]).reshape(-1, 2)
-    error = ErrorModel.fit(screened, told[:, 0], told[:, 1])
+    everywhere = screened == len(reference.images)
+    seen = {
+        run: _seen(metric, reference, results[run])
+        for run, found in expected.items()
+        if everywhere and run in results and np.isfinite(found.outlook.lost)
+    }
+    told = np.array(
+        [
+            (expected[run].outlook.lost, expected[run].outlook.losing[some.images].sum(), some.lost)
+            for run, some in seen.items()
+        ]
+    ).reshape(-1, 3)
+    error = ErrorModel.fit(screened, *told.T)
     predicted = {run: predicted_interval(found.outlook, error, metric, screened) for run, found in expected.items()}
     standing: dict[int, Verdict] = {}
     if metric.linear and is_binary(reference.statistics):
@@ -166,9 +175,8 @@ def assess(
             cells=cells,
             tolerance=tolerance,
         )
-        for run in both if screened == len(reference.images) else ():
-            seen = Seen(known[run].lost, known[run].lost_spread)
-            if not known[run].settled and (verdict := judge(expected[run].outlook, seen=seen)) is not None:
+        for run, some in seen.items():
+            if not known[run].settled and (verdict := judge(expected[run].outlook, seen=some)) is not None:
                 known[run] = replace(known[run], verdicts=frozenset([verdict]))
         for run, found in expected.items():
             if found.noise > 0.0 and (verdict := judge(found.outlook)) is not None:
@@ -198,6 +206,17 @@ def _reference(store: Store) -> RunResult:
     if found is None:
         raise ValueError("the float network comes first")
     return found
+
+
+def _seen(metric: Metric, reference: RunResult, result: RunResult) -> Seen:
+    """What the images that ``result`` has lost and gained of a linear metric's statistic."""
+    sign = 1.0 if metric.higher_is_better else -1.0
+    change = sign * (reference.on(result.images).statistics - result.statistics)[:, 0]
+    return Seen(
+        np.isin(reference.images, result.images),
+        float(np.maximum(change, 0.0).sum()),
+        float(np.maximum(-change, 0.0).sum()),
+    )
 
 
 def _implied(

@@ -14,7 +14,7 @@ import numpy as np
 
 from quantopsy.analysis.assessment import Assessment, assess, expectations
 from quantopsy.analysis.budget import Budget, pass_seconds, passes_spent
-from quantopsy.analysis.phases import Measuring, cost_share, measure_plans
+from quantopsy.analysis.phases import Measuring, asked_for, cost_share, measure_plans
 from quantopsy.analysis.significance import is_binary, sampling_probabilities
 from quantopsy.core import Plan
 from quantopsy.study import Draw, Store
@@ -23,7 +23,7 @@ CHECKS = 6
 """Cells that are run exactly though nothing is in doubt, drawn at random, as a check on the screen."""
 
 _ROUND, _LEAST = 0.5, 8  # of the open cells at a time: what they teach closes others
-_DRAWN_SHARE = 0.2  # of the images, in the first look at an open cell
+_LOOKS = (0.2, 0.5)  # of the images, in the first looks at an open cell; then all
 _GLANCE_SHARE, _GLANCE_LEAST = 0.125, 32  # images of what is plain: the worst cell and the whole network at low bits
 
 
@@ -45,8 +45,8 @@ def measure_what_decides(
 
     First the worst of every bit-width and the whole networks (below the highest bit-width on few images,
     where much is lost), what the screen could not see, and a random few. Then open cells, those nearest to
-    a verdict's border first, on images drawn by their risk and weighted back; and those that are still
-    open on all images.
+    a verdict's border first, on images drawn by their risk and weighted back; those that are still open on
+    more, and then on all images.
     """
     store, order = measuring.store, measuring.order
     plans = {**cells.plans, **cells.whole_plans}
@@ -75,36 +75,55 @@ def measure_what_decides(
     wanted = (*cells.whole.values(), *first.worst.values(), *first.unseen, *first.checks)
     todo = [run for run in dict.fromkeys(wanted) if run not in state.measured]
     everywhere: frozenset[int] = frozenset()
+    before: dict[int, Draw] = {}
     may_draw = measuring.metric.linear and is_binary(state.reference.statistics)
     while todo:
         measure_plans(measuring, {run: plans[run] for run in todo}, lambda: left() > 0, everywhere)
         if left() <= 0:
+            for run, draw in before.items():
+                if len(store.images(run)) < len(asked_for(store, run, order)):
+                    store.set_draw(run, draw)  # what was drawn last is not all there: the draw before it is
             return
         state = known()
         open_cells = sorted((run for run in cells.plans if state.open(run)), key=lambda run: _from_border(state, run))
         todo = open_cells[: max(_LEAST, int(np.ceil(_ROUND * len(open_cells))))]
-        fresh = [run for run in todo if run not in state.measured]
-        share, everywhere = 1.0, frozenset()
-        if may_draw and fresh and all(_has_outlook(state, run) for run in fresh):
-            todo, share = fresh, _DRAWN_SHARE
-            _draw_together(state, todo, store, measuring.setup.seed)
-        else:
-            everywhere = frozenset(todo)
-        todo = _affordable(todo, shares, left(), share)
+        looked = {
+            run: _looked(store, run, len(order)) if may_draw and _has_outlook(state, run) else 1.0 for run in todo
+        }
+        share = next((share for share in _LOOKS if min(looked.values(), default=1.0) < share), 1.0)
+        todo = _affordable([run for run in todo if looked[run] < share or share == 1.0], shares, left(), share)
+        everywhere = frozenset(todo if share == 1.0 else ())
+        drawn = {run: store.draw(run) for run in todo if share < 1.0}
+        before = {run: draw for run, draw in drawn.items() if draw is not None}
+        if share < 1.0:
+            _draw_together(state, todo, store, share, measuring.setup.seed)
+
+
+def _looked(store: Store, run: int, images: int) -> float:
+    """The share of the images that ``run`` was drawn or measured on."""
+    design = store.draw(run)
+    if design is not None and design.by_chance and len(design.images) == images:
+        return round(float(design.probabilities.sum()) / images, 3)  # sums of floats miss what they add up to
+    # What was measured on a few plain images can only be measured on all.
+    return 1.0 if len(store.images(run)) else 0.0
 
 
 def _has_outlook(state: Assessment, run: int) -> bool:
     return run in state.expected and bool(np.isfinite(state.expected[run].outlook.flips).all())
 
 
-def _draw_together(state: Assessment, runs: Sequence[int], store: Store, seed: int) -> None:
+def _draw_together(state: Assessment, runs: Sequence[int], store: Store, share: float, seed: int) -> None:
     """One draw of images for all ``runs``, by their mean risk: images of small margin are at risk in all of them,
-    and what runs on the same images shares the float network's values."""
+    and what runs on the same images shares the float network's values. What was drawn before is among them."""
     images = state.reference.images
     risk = np.mean([state.expected[run].outlook.flips for run in runs], axis=0)
-    probabilities = sampling_probabilities(risk, max(_LEAST, _DRAWN_SHARE * len(images)))
+    probabilities = sampling_probabilities(risk, max(_LEAST, share * len(images)))
     for run in runs:
-        store.set_draw(run, Draw(images, probabilities, seed + len(state.measured)))
+        before = store.draw(run)
+        if before is None or not np.array_equal(before.images, images):
+            store.set_draw(run, Draw(images, probabilities, seed + len(state.measured)))
+        else:
+            store.set_draw(run, Draw(images, np.maximum(probabilities, before.probabilities), before.seed))
 
 
 def _affordable(runs: Sequence[int], shares: Mapping[int, float], left: float, share: float) -> list[int]:

@@ -6,9 +6,11 @@ n images, M runners-up, K statistics per image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import log_ndtr, ndtr, ndtri
+from scipy.stats import nbinom
 
 from quantopsy.analysis import significance
 from quantopsy.analysis.screening import Scores
@@ -50,21 +52,39 @@ class Outlook:
     """What is expected of one plan on n images.
 
     ``flips`` (n,): probability that the image's decision changes (of a map: share of its pixels).
-    ``value``: the metric's expected value. ``lost``, ``gained``: expected sums of what images lose and
-    gain of the metric's statistic, in units of one image; NaN for a metric that is not linear.
+    ``value``: the metric's expected value. ``losing``, ``gaining`` (n,): what each image is expected to lose
+    and to gain of the metric's statistic; NaN for a metric that is not linear.
     """
 
     flips: np.ndarray
     value: float
-    lost: float
-    gained: float
+    losing: np.ndarray
+    gaining: np.ndarray
+
+    @property
+    def lost(self) -> float:
+        """The expected sum of what images lose, in units of one image."""
+        return float(self.losing.sum())
+
+    @property
+    def gained(self) -> float:
+        """The expected sum of what images gain, in units of one image."""
+        return float(self.gaining.sum())
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What some of the images say of the loss of all of them: ``lost``, and the spread of its logarithm."""
+    """What some of n images lost and gained; ``images`` (n,) says which were measured."""
 
+    images: np.ndarray
     lost: float
+    gained: float
+
+
+class Bias(NamedTuple):
+    """A normal distribution of log((measured + 1/2) / (predicted + 1/2))."""
+
+    mean: float
     spread: float
 
 
@@ -73,7 +93,8 @@ class ErrorModel:
     """How measured losses relate to predicted ones of about the same size, on n images.
 
     log((measured + 1/2) / (predicted + 1/2)) is normal around a bias, both learned from the cells that were
-    run exactly, near ones counting most, and shrunk towards the prior. ``predicted``, ``ratio`` (m,).
+    run exactly, near ones counting most, and shrunk towards the prior. ``predicted``, ``ratio`` (m,):
+    logarithms of what all images of a cell were predicted to lose, and of that ratio.
     """
 
     images: int
@@ -81,32 +102,52 @@ class ErrorModel:
     ratio: np.ndarray
 
     @classmethod
-    def fit(cls, images: int, predicted: np.ndarray, measured: np.ndarray) -> ErrorModel:
-        """From losses (m,) of cells that were run exactly. Of a few lost images a ratio says nothing: left out."""
-        telling = np.maximum(predicted, measured) >= 4.0
-        x, y = predicted[telling] + 0.5, measured[telling] + 0.5
-        return cls(images, np.log(x), np.log(y / x))
+    def fit(cls, images: int, predicted: np.ndarray, there: np.ndarray, measured: np.ndarray) -> ErrorModel:
+        """From cells (m,) of which some or all images were run: the losses ``predicted`` of all images, those
+        predicted of the images that were run, and theirs as ``measured``. Of a few lost images a ratio says
+        nothing: left out."""
+        telling = np.maximum(there, measured) >= 4.0
+        ratio = np.log((measured + 0.5) / (there + 0.5))
+        return cls(images, np.log(predicted + 0.5)[telling], ratio[telling])
 
-    def range(self, predicted: float, seen: Seen | None = None, either_end: float = EITHER_END) -> tuple[float, float]:
-        """Bounds that the measured loss keeps above, and below, each in a share ``either_end`` of cells.
-
-        With what was ``seen`` on some of the images the two estimates are weighted by their precision.
-        """
+    def bias(self, predicted: float) -> Bias:
+        """Of cells that are predicted to lose so much."""
         at = np.log(predicted + 0.5)
         share = predicted / self.images
         near = np.exp(-0.5 * np.square((self.predicted - at) / _NEAR))
         weight = PRIOR_WEIGHT + near.sum()
-        bias = (PRIOR_WEIGHT * np.interp(share, PRIOR_SHARES, PRIOR_BIAS) + near @ self.ratio) / weight
-        spread = PRIOR_WEIGHT * np.interp(share, PRIOR_SHARES, PRIOR_SPREAD) ** 2
-        spread = np.sqrt((spread + near @ np.square(self.ratio - bias)) / weight)
-        middle = at + bias
-        if seen is not None:
-            precision = spread**-2, seen.spread**-2
-            middle = (middle * precision[0] + np.log(seen.lost + 0.5) * precision[1]) / sum(precision)
-            spread = sum(precision) ** -0.5
-        reach = ndtri(either_end) * spread
+        mean = (PRIOR_WEIGHT * np.interp(share, PRIOR_SHARES, PRIOR_BIAS) + near @ self.ratio) / weight
+        variance = PRIOR_WEIGHT * np.interp(share, PRIOR_SHARES, PRIOR_SPREAD) ** 2
+        return Bias(float(mean), float(np.sqrt((variance + near @ np.square(self.ratio - mean)) / weight)))
+
+    def range(self, predicted: float, either_end: float = EITHER_END) -> tuple[float, float]:
+        """Bounds that the measured loss keeps above, and below, each in a share ``either_end`` of cells."""
+        bias = self.bias(predicted)
+        middle, reach = np.log(predicted + 0.5) + bias.mean, ndtri(either_end) * bias.spread
         low, high = np.exp(middle - reach) - 0.5, np.exp(middle + reach) - 0.5
         return max(0.0, float(low)), min(float(self.images), float(high))
+
+    def range_of_rest(self, found: Outlook, seen: Seen, either_end: float = EITHER_END) -> tuple[float, float]:
+        """The same bounds for what all images lose, of which some were ``seen``: that much, and of the others
+        what is predicted.
+
+        What the seen images say of this cell's bias is weighed with what other cells say, by precision. The
+        others then lose a number of negative binomial distribution: Poisson's, of a rate that is known to
+        within that bias.
+        """
+        there, elsewhere = found.losing[seen.images].sum(), float(found.losing[~seen.images].sum())
+        bias = self.bias(found.lost)
+        # A spread over cells holds the chance of counting their lost images too; that comes later, of the rest.
+        own = max(bias.spread**2 - 1.0 / (found.lost + 0.5), bias.spread**2 / 4.0)
+        told = seen.lost + 0.5
+        variance = 1.0 / (1.0 / own + told)
+        mean = variance * (bias.mean / own + told * float(np.log(told / (there + 0.5))))
+        rate = elsewhere * float(np.exp(mean))
+        if rate <= 0.0:
+            return seen.lost, seen.lost
+        size = 1.0 / float(np.expm1(variance))
+        low, high = nbinom.ppf([1.0 - either_end, either_end], size, size / (size + rate))
+        return seen.lost + float(low), min(seen.lost + float(high), float(self.images))
 
 
 def flip_probabilities(scores: Scores, change: np.ndarray, gaps: np.ndarray) -> np.ndarray:
@@ -142,18 +183,19 @@ def outlook(scores: Scores, change: np.ndarray, baseline: Baseline, metric: Metr
     could gain by that is as much less likely.
     """
     flips = flip_probabilities(scores, change, baseline.gaps)
-    nothing = Outlook(flips, np.nan, np.nan, np.nan)
+    unknown = np.full(len(flips), np.nan)
+    nothing = Outlook(flips, np.nan, unknown, unknown)
     if not np.isfinite(flips).all() or not baseline.turned.shape[1]:
         return nothing
     if not metric.linear:
         mixed = baseline.statistics + flips[:, None] * (baseline.turned - baseline.statistics)
-        return Outlook(flips, float(metric.values(mixed, np.ones((1, len(mixed))))[0]), np.nan, np.nan)
+        return Outlook(flips, float(metric.values(mixed, np.ones((1, len(mixed))))[0]), unknown, unknown)
     sign = 1.0 if metric.higher_is_better else -1.0
     loss = sign * (baseline.statistics - baseline.turned)[:, 0]
-    gained = float(-(flips * np.minimum(loss, 0.0) * _share_of_first(scores, change, baseline.gaps)).sum())
-    lost = float((flips * np.maximum(loss, 0.0)).sum())
-    value = metric.scale * (baseline.statistics[:, 0].mean() - sign * (lost - gained) / len(flips))
-    return Outlook(flips, float(value), lost, gained)
+    gaining = -flips * np.minimum(loss, 0.0) * _share_of_first(scores, change, baseline.gaps)
+    losing = flips * np.maximum(loss, 0.0)
+    value = metric.scale * (baseline.statistics[:, 0].mean() - sign * (losing - gaining).mean())
+    return Outlook(flips, float(value), losing, gaining)
 
 
 def _share_of_first(scores: Scores, change: np.ndarray, gaps: np.ndarray) -> np.ndarray:
@@ -211,17 +253,22 @@ def standing_verdict(
     """The verdict that measuring every image would give among ``cells``, where there is no doubt; else None.
 
     For scores of 0 and 1: that of the score interval at both ends of the range of lost images, with the
-    predicted number of gained ones. None for other metrics.
+    predicted number of gained ones; where some images were ``seen``, of what they did and the others are
+    expected to. None for other metrics.
     """
     if np.isnan(found.lost):
         return None
-    gained = round(found.gained)
+    if seen is None:
+        gained, bounds = round(found.gained), error.range(found.lost)
+    else:
+        gained = round(seen.gained + found.gaining[~seen.images].sum())
+        bounds = error.range_of_rest(found, seen)
     corrected = significance.corrected_level(level, cells)
     ends = {
         significance.verdict(
             significance.paired_proportions(lost, min(gained, images - lost), images, corrected).scaled(metric.scale),
             tolerance,
         )
-        for lost in (min(round(end), images) for end in error.range(found.lost, seen))
+        for lost in (min(round(end), images) for end in bounds)
     }
     return ends.pop() if len(ends) == 1 else None

@@ -19,8 +19,6 @@ class Measured:
 
     ``degradation`` has the interval at the level asked for. ``verdicts`` are those that all n images could
     give at the level of many cells: one where all were measured, and where what was drawn leaves no doubt.
-    ``lost``: of all n images those that lose (of a linear metric, the sum of what they lose), as far as can be
-    told; NaN where there is no such sum. ``lost_spread`` is what the images that lack make of its logarithm.
     """
 
     noise: float
@@ -29,8 +27,6 @@ class Measured:
     value: float
     degradation: Interval
     verdicts: frozenset[Verdict]
-    lost: float
-    lost_spread: float
     agreement: float
     samples: int
 
@@ -68,7 +64,6 @@ def measured(
     strict = significance.degradation(metric, on.statistics, result.statistics, level=corrected)
     verdict = significance.verdict(strict, tolerance)
     all_images = len(result.images) == len(reference.images)
-    lost = float(_lost(metric, on.statistics, result.statistics).sum()) if metric.linear else float("nan")
     return Measured(
         noise=noise,
         noise_stderr=stderr,
@@ -77,8 +72,6 @@ def measured(
         degradation=significance.degradation(metric, on.statistics, result.statistics, level=level),
         # Fewer images than there are may leave open what all of them would decide.
         verdicts=frozenset([verdict]) if all_images or verdict != "undecided" else frozenset(get_args(Verdict)),
-        lost=lost * len(reference.images) / len(on.images),
-        lost_spread=float(np.sqrt((1.0 - len(on.images) / len(reference.images)) / (lost + 0.5))),
         agreement=float(result.agreement.mean()),
         samples=len(result.images),
     )
@@ -125,10 +118,6 @@ def _from_draw(
         level,
     )
     float_value = metric.value(whole.statistics)
-    each = _lost(metric, on.statistics, result.statistics) * weights
-    # As many events as equal weights would have for this precision; half an event stands for none seen.
-    events = float(each.sum() ** 2 / np.square(each).sum()) if each.any() else 0.0
-    lost_of_all = float(each.sum()) + (0.5 * float(weights.mean()) if not each.any() else 0.0)
     return Measured(
         noise=noise,
         noise_stderr=float(np.sqrt(spread) / weights.sum()),
@@ -138,14 +127,6 @@ def _from_draw(
         verdicts=frozenset(
             significance.verdict(of_all(net, corrected), tolerance) for net in (ends.low, ends.value, ends.high)
         ),
-        lost=lost_of_all,
-        lost_spread=float(np.sqrt((1.0 - len(result.images) / n) / (events + 0.5))),
         agreement=float(np.average(result.agreement, weights=weights)),
         samples=len(result.images),
     )
-
-
-def _lost(metric: Metric, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """(n,): what each image loses of a linear metric's statistic; 0 where it gains."""
-    lost: np.ndarray = np.maximum((1.0 if metric.higher_is_better else -1.0) * (before - after)[:, 0], 0.0)
-    return lost
