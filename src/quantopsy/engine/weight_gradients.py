@@ -22,7 +22,7 @@ from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, aten
 # A tile's per-sample gradients of one layer; beyond it one forward per candidate is taken instead.
 LARGEST = 2**26  # elements
 
-# What a depthwise layer interleaves at a time: twice as fast as a whole tile, because it stays in cache.
+# What a layer lays out anew at a time: of a depthwise one twice as fast as a whole tile, because it stays in cache.
 _CACHED = 2**20  # elements
 
 # Up to this many input channels an image's patches are cheap to lay out, and groups are too thin to be fast.
@@ -53,16 +53,15 @@ def per_sample_gradients(target: Any, arguments: Sequence[Any], gradients: Seque
         return [part.reshape(len(x), *weight.shape) for part in found]
     if groups == 1 and weight.shape[1] <= _THIN:
         return _by_patches(x, gradients, weight, stride, padding, dilation)
-    if groups == x.shape[1] == weight.shape[0]:
-        if max(weight.shape[2:]) > 3 and max(gradients[0].shape[2:]) <= _LARGEST_KERNEL:
-            return _swapped(x, gradients, weight, stride, padding, dilation)
-        size = max(1, _CACHED // x[0].numel())
-        pieces = [
-            _grouped(x[i : i + size], [g[i : i + size] for g in gradients], weight, stride, padding, dilation, groups)
-            for i in range(0, len(x), size)
-        ]
-        return [torch.cat(part) for part in zip(*pieces, strict=True)]
-    return _grouped(x, gradients, weight, stride, padding, dilation, groups)
+    depthwise = groups == x.shape[1] == weight.shape[0]
+    if depthwise and max(weight.shape[2:]) > 3 and max(gradients[0].shape[2:]) <= _LARGEST_KERNEL:
+        return _swapped(x, gradients, weight, stride, padding, dilation)
+    size = max(1, _CACHED // x[0].numel())
+    pieces = [
+        _grouped(x[i : i + size], [g[i : i + size] for g in gradients], weight, stride, padding, dilation, groups)
+        for i in range(0, len(x), size)
+    ]
+    return pieces[0] if len(pieces) == 1 else [torch.cat(part) for part in zip(*pieces, strict=True)]
 
 
 def _products(rows: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
