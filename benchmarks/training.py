@@ -3,7 +3,7 @@
     python benchmarks/training.py [ROW ...] [--out FOLDER] [--seeds 0,1,2] [--epochs N]
 
 `resnet20` on CIFAR-10 (9000 training images, 6500 others to report on) with 4- and 2-bit weights and activations, and
-`mobilenet_v2_10` on imagenette (400 and 330) with 4-bit weights and 8-bit activations. All rows of a network have the
+`mobilenet_v2_10` on imagenette (400 and 330) with 4-bit weights, per channel and per tensor, and 8-bit activations. All rows of a network have the
 same images, epochs, batches, learning rate, augmentation and distillation; batch norms are kept; quantized are weights
 and inputs of layers with weights, as in the papers, in the first and the last layer with 8 bits. A tenth of the
 training images chooses the epoch that is kept. Losses are paired differences over the same images, to the pretrained
@@ -62,6 +62,9 @@ def rows() -> dict[str, tuple[str, dict[str, Any]]]:
     found["mobilenet_v2_10/float"] = ("mobilenet_v2_10", {"method": "float"})
     for name in ("UQ", "LSQ", "DDQ+correction", "DDQ+mixed"):
         found[f"mobilenet_v2_10/4-8/{name}"] = ("mobilenet_v2_10", _at(METHODS[name], 4, 8))
+    for name in ("UQ", "LSQ", "DDQ", "DDQ+correction"):
+        per_tensor = {**_at(METHODS[name], 4, 8), "scheme": "per-tensor"}
+        found[f"mobilenet_v2_10/4-8-per-tensor/{name}"] = ("mobilenet_v2_10", per_tensor)
     return found
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from quantopsy.core import Plan, QuantopsyError, Site, Spec, names
 from quantopsy.core.recipe import RECIPE, Encodings, Given, Recipe
-from quantopsy.engine.calibration import Calibration, edges, grids_of
+from quantopsy.engine.calibration import Calibration, grids_of, tensors_at
 from quantopsy.engine.exact import ExactEngine, Prepared
 from quantopsy.graph.capture import activation_module
 from quantopsy.graph.execute import compile_network
@@ -170,12 +170,13 @@ def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
     for layer_name, roles in recipe.encodings.items():
         layer = network.layer(layer_name)
         for role, grids in roles.items():
-            spec = specs.get(Site(layer_name, role))  # type: ignore[arg-type]
+            site = Site(layer_name, role)  # type: ignore[arg-type]
+            spec = specs.get(site)
             if spec is None:
                 raise QuantopsyError(
                     f"recipe's encoding of {layer_name!r}", f"its plan has no {role}", "write it again"
                 )
-            values = (str(layer.weight),) if role == "weight" else edges(layer, role)
+            values = tensors_at(network, site)
             if len(values) != len(grids):
                 raise QuantopsyError(
                     f"recipe's {role} of {layer_name!r}",
@@ -183,18 +184,18 @@ def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
                     _OTHER,
                 )
             for value, grid in zip(values, grids, strict=True):
-                qparams, origin = qparams_from_json(grid), network.origin(value)
-                shape = layer.weight_shape if role == "weight" else shapes.get(origin)
+                qparams = qparams_from_json(grid)
+                shape = layer.weight_shape if role == "weight" else shapes.get(value)
                 if shape is not None:
                     shape = shape if role == "weight" else (1, *shape)
                     _check_fits(f"recipe's {role} of {layer_name!r}", qparams, tuple(shape))
-                calibration.encodings.setdefault((value if role == "weight" else origin, spec), qparams)
+                calibration.encodings.setdefault((value, spec), qparams)
     for site, wanted in specs.items():
         layer = network.layer(site.layer)
         if site.role == "weight" and layer.weight is None:
             raise QuantopsyError(f"recipe's weight of {site.layer!r}", "the layer has none", _OTHER)
-        values = () if site.role == "weight" else edges(layer, site.role)
-        if any((network.origin(value), wanted) not in calibration.encodings for value in values):
+        values = () if site.role == "weight" else tensors_at(network, site)
+        if any((value, wanted) not in calibration.encodings for value in values):
             raise QuantopsyError(f"recipe's {site.role} of {site.layer!r}", "it has no encoding", "write it again")
     return network, calibration
 

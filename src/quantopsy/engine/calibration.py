@@ -144,6 +144,14 @@ def edges(layer: Layer, role: str) -> tuple[str, ...]:
     return layer.inputs if role == "input" else (layer.output,)
 
 
+def tensors_at(network: Network, site: Site) -> tuple[str, ...]:
+    """Names of the tensors that ``site`` means: the layer's weight, if it has one, or its values by their origins."""
+    layer = network.layer(site.layer)
+    if site.role == "weight":
+        return () if layer.weight is None else (layer.weight,)
+    return tuple(network.origin(value) for value in edges(layer, site.role))
+
+
 def grids_of(network: Network, plan: Plan, calibration: Calibration) -> Iterator[tuple[Site, list[QParams]]]:
     """The sites of ``plan`` with a grid for each of their values, in order.
 

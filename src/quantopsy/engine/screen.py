@@ -22,7 +22,7 @@ from torch import Tensor
 
 from quantopsy.core import Role, Site, Spec
 from quantopsy.engine.allocator import keep_freed_memory
-from quantopsy.engine.calibration import Calibration, edges
+from quantopsy.engine.calibration import Calibration, tensors_at
 from quantopsy.engine.probes import Kind, Loss, decision_probe, loss_probe, random_signs
 from quantopsy.engine.tensor_cache import WEIGHT_CACHE_BYTES, TensorCache
 from quantopsy.engine.weight_gradients import per_sample_gradients, supported
@@ -135,12 +135,8 @@ def columns(network: Network, candidates: Candidates) -> tuple[Column, ...]:
         for role in _ROLES:
             site = Site(layer.name, role)
             for spec in candidates.get(site, ()):
-                if role == "weight":
-                    assert layer.weight is not None
-                    found[Column(site, spec, layer.weight)] = None
-                else:
-                    for value in edges(layer, role):
-                        found[Column(site, spec, network.origin(value))] = None
+                for value in tensors_at(network, site):
+                    found[Column(site, spec, value)] = None
         for spec, given in _pairs(layer, candidates):
             found[Column(Site(layer.name, "output"), spec, layer.output, given)] = None
     return tuple(found)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
-from quantopsy.engine.calibration import Calibration, edges, grids_of
+from quantopsy.engine.calibration import Calibration, grids_of, tensors_at
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.graph.execute import Lookup, Overlay, Program, Step, Values
 from quantopsy.graph.network import Network
@@ -270,8 +270,8 @@ class TrainableNetwork(nn.Module):
                 if found[0][1].axis is not None and spec.granularity == "per_tensor":
                     spec = replace(spec, granularity="per_channel")
             else:
-                values = [network.origin(value) for value in edges(layer, site.role)]
-                found = [(value, quantizer.qparams) for value, quantizer in zip(values, quantizers, strict=True)]
+                pairs = zip(tensors_at(network, site), quantizers, strict=True)
+                found = [(value, quantizer.qparams) for value, quantizer in pairs]
             evenly = [even(grid, spec) if isinstance(grid, LevelsQParams) else None for _, grid in found]
             if spec.kind == "learned" and None not in evenly:
                 spec = replace(spec, kind="uniform", options=())

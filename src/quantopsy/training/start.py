@@ -16,7 +16,7 @@ from quantopsy.analysis.subject import Given, Subject, calibrated, make_ready
 from quantopsy.core import Plan, QuantopsyError, Site, Spec, names
 from quantopsy.core.recipe import Recipe
 from quantopsy.data import Images, evenly_spaced_order
-from quantopsy.engine.calibration import Calibration, edges
+from quantopsy.engine.calibration import Calibration, tensors_at
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Layer, Network
 from quantopsy.quant import UniformQParams
@@ -210,12 +210,10 @@ def _settled(network: Network, plan: Plan, calibration: Calibration) -> tuple[Ne
 def _carry(network: Network, plan: Plan, started: Plan, calibration: Calibration) -> None:
     """Start learned levels from the very uniform grid that a site of ``plan`` has by what was found or given."""
     for site, spec in plan.sites:
-        layer, wanted = network.layer(site.layer), started[site]
+        wanted = started[site]
         if wanted.kind != "learned" or spec.kind != "uniform":
             continue
-        weight = [] if layer.weight is None else [layer.weight]
-        values = weight if site.role == "weight" else [network.origin(value) for value in edges(layer, site.role)]
-        for value in values:
+        for value in tensors_at(network, site):
             grid = calibration.encodings.get((value, spec))
             if isinstance(grid, UniformQParams):
                 calibration.encodings[value, wanted] = of_uniform(grid, wanted.bits)
