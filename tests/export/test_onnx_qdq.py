@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import onnx
 import pytest
@@ -26,6 +28,7 @@ from torch import nn
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.export.onnx.check import as_stored
 from quantopsy.export.onnx.graph import to_onnx
+from quantopsy.graph.network import Network
 
 PER_CHANNEL = Spec(symmetric=True, signed=True, granularity="per_channel")
 
@@ -69,11 +72,18 @@ GRIDS = {
 }
 
 
+@cache
+def small_network() -> Network:
+    """A :class:`SmallNet`."""
+    torch.manual_seed(0)
+    return network_of(randomise_norms(SmallNet()), pictures(size=12))
+
+
 @pytest.mark.parametrize("optimised", [False, True])
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_grid_gives_what_the_simulation_gives(name: str, optimised: bool) -> None:
     torch.manual_seed(0)
-    network, x = network_of(randomise_norms(SmallNet()), pictures(size=12)), pictures(16, size=12)
+    network, x = small_network(), pictures(16, size=12)
     apart = steps_apart(network, everywhere(network, *GRIDS[name]), x, optimised=optimised)
     assert (apart < 0.5).mean() > 0.95
     # At 16 bits float rounding is a good part of a step.
@@ -83,7 +93,7 @@ def test_every_grid_gives_what_the_simulation_gives(name: str, optimised: bool) 
 @pytest.mark.parametrize("name", ["int8 per tensor", "int8 per channel", "narrow", "int4 per channel", "int16"])
 def test_the_reference_evaluator_gives_what_the_simulation_gives(name: str) -> None:
     torch.manual_seed(0)
-    network, x = network_of(randomise_norms(SmallNet()), pictures(size=12)), pictures(4, size=12)
+    network, x = small_network(), pictures(4, size=12)
     apart = steps_apart(network, everywhere(network, *GRIDS[name]), x, reference=True)
     assert (apart < 0.5).mean() > 0.9
     assert apart.max() < (1.5 if "16" not in name else 20)
@@ -209,7 +219,7 @@ def test_a_corrected_bias_is_stored_corrected() -> None:
 
 def test_only_weights_or_only_activations() -> None:
     torch.manual_seed(0)
-    network, x = network_of(randomise_norms(SmallNet()), pictures(size=12)), pictures(8, size=12)
+    network, x = small_network(), pictures(8, size=12)
     weights = everywhere(network, PER_CHANNEL)
     model, ranges = exported(network, weights, x)
     assert "QuantizeLinear" not in kinds(model)

@@ -23,7 +23,7 @@ from quantopsy.export.onnx.graph import FLOAT_WEIGHTS, to_onnx
 from quantopsy.export.onnx.runtime import kernels
 from quantopsy.export.onnx.weights import CodedWeight, StoredWeight, stored_weight
 from quantopsy.export.onnx.writer import OnnxWriter, Value
-from quantopsy.graph.network import Layer
+from quantopsy.graph.network import Layer, Network
 
 PIECEWISE = Spec(kind="piecewise", bits=4)
 KINDS = {
@@ -109,16 +109,22 @@ def test_integer_terms_add_up_to_the_weight(case: tuple[torch.Tensor, Spec, int]
     torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("integers", [False, True])
-@pytest.mark.parametrize("granularity", GRAINS)
-@pytest.mark.parametrize("name", KINDS)
-def test_networks_give_what_the_simulation_gives(name: str, granularity: str, integers: bool) -> None:
+@cache
+def mixed_network() -> Network:
+    """Layers with weights of every kind, and a function of reals."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8, padding=1), nn.SiLU(),
         nn.ConvTranspose2d(8, 6, 2), nn.Flatten(2), nn.Linear(25, 5), nn.Flatten(), nn.Linear(30, 4),
     )  # fmt: skip
-    network, x = network_of(module, pictures(channels=6)), pictures(8, channels=6)
+    return network_of(module, pictures(channels=6))
+
+
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("granularity", GRAINS)
+@pytest.mark.parametrize("name", KINDS)
+def test_networks_give_what_the_simulation_gives(name: str, granularity: str, integers: bool) -> None:
+    network, x = mixed_network(), pictures(8, channels=6)
     weight = Spec(**{**KINDS[name].__dict__, "granularity": granularity})
     plan = everywhere(network, weight, Spec())
     ranges = calibrated(network, plan, x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -37,13 +38,15 @@ torch.save(outputs, "outputs.pt")
 """
 
 
-def mixed() -> nn.Module:
+@cache
+def mixed() -> Network:
     """A depthwise convolution, a transposed one, a linear layer of three dimensions, and functions of reals."""
     torch.manual_seed(0)
-    return nn.Sequential(
+    module = nn.Sequential(
         nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8, padding=1, bias=False),
         nn.SiLU(), nn.ConvTranspose2d(8, 6, 2), nn.Flatten(2), nn.Linear(25, 5), nn.Flatten(), nn.Linear(30, 4),
     )  # fmt: skip
+    return network_of(module, pictures(channels=6))
 
 
 def traced(form, net: Network, plan: Plan, x: torch.Tensor) -> tuple[torch.export.ExportedProgram, nn.Module]:
@@ -78,9 +81,10 @@ def alone(program: torch.export.ExportedProgram, x: torch.Tensor, folder, define
 def test_the_simulation_is_the_program_to_the_bit(spec: Spec) -> None:
     if spec.correction == "bias":
         module = nn.Sequential(nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False))
+        net = network_of(module, pictures(channels=6))
     else:
-        module = mixed()
-    net, x = network_of(module, pictures(channels=6)), pictures(8, channels=6)
+        net = mixed()
+    x = pictures(8, channels=6)
     activation = Spec(kind=spec.kind, bits=8 if spec.kind == "uniform" else 4)
     program, simulation = traced(Simulation(), net, everywhere(net, spec, activation), x)
     for images in (x, x[:1], x[:3]):  # their number is free
@@ -89,7 +93,7 @@ def test_the_simulation_is_the_program_to_the_bit(spec: Spec) -> None:
 
 
 def test_a_program_needs_torch_only(tmp_path) -> None:
-    net, x = network_of(mixed(), pictures(channels=6)), pictures(8, channels=6)
+    net, x = mixed(), pictures(8, channels=6)
     program, simulation = traced(
         Simulation(), net, everywhere(net, Spec(kind="piecewise", bits=4, granularity="per_channel"), Spec()), x
     )
@@ -126,7 +130,7 @@ def test_networks_of_any_structure_are_programs(seed: int) -> None:
     ],
 )
 def test_the_operators_of_pt2e_give_what_the_simulation_gives(weight: Spec, activation: Spec) -> None:
-    net, x = network_of(mixed(), pictures(channels=6)), pictures(8, channels=6)
+    net, x = mixed(), pictures(8, channels=6)
     program, simulation = traced(Decomposed(), net, everywhere(net, weight, activation), x)
     expected = simulation(x)
     step = float((expected.max() - expected.min()) / 2**activation.bits)
@@ -168,7 +172,7 @@ def test_a_corrected_bias_is_a_bias() -> None:
 
 
 def test_pt2e_loads_where_its_operators_are_defined(tmp_path) -> None:
-    net, x = network_of(mixed(), pictures(channels=6)), pictures(8, channels=6)
+    net, x = mixed(), pictures(8, channels=6)
     program, _ = traced(Decomposed(), net, everywhere(net, Spec(), Spec()), x)
     define = "import torch.ao.quantization.fx._decomposed"
     assert torch.equal(alone(program, x, tmp_path, define), program.module()(x))
