@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+
 import pytest
 import torch
 from small_net import randomise_norms
@@ -61,6 +63,18 @@ def test_a_layer_knows_its_size_and_source(small, images) -> None:
     assert depthwise.macs == 5 * 5 * 8 * 9
     assert stem.source is not None
     assert "small_net.py:" in stem.source
+
+
+def test_a_user_s_folder_may_be_called_as_this_package(tmp_path, images) -> None:
+    file = tmp_path / "quantopsy" / "nets.py"
+    file.parent.mkdir()
+    file.write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.first = nn.Conv2d(3, 4, 3)\n\n    def forward(self, x):\n        return self.first(x)\n"
+    )
+    found = runpy.run_path(str(file))
+    (layer,) = capture(found["Net"](), (images[:2],)).layers
+    assert layer.source == "quantopsy/nets.py:10"
 
 
 def test_folded_equals_float_at_any_batch_size(small, images) -> None:

@@ -439,12 +439,8 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 def _frames(text: str) -> list[tuple[str, str]]:
     """(file, line) of the frames that are the user's, innermost last."""
-    here = str(Path(torch.__file__).parent)
-    return [
-        (file, line)
-        for file, line in _FRAME.findall(text)
-        if not file.startswith((here, "torch/", "<")) and "quantopsy" not in Path(file).parts
-    ]
+    others = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "torch/", "<")
+    return [(file, line) for file, line in _FRAME.findall(text) if not file.startswith(others)]
 
 
 def _source(node: fx.Node) -> str | None:
