@@ -425,6 +425,12 @@ def train(
     target: Annotated[
         str | None, typer.Option(help="Let bits of weights learn, within 4bits on average, 500KB, or 0.125x of float")
     ] = None,
+    bitops: Annotated[
+        str | None,
+        typer.Option(
+            help="Let bits of weights and of what they multiply learn, within 4bits (of weights), 0.5x of 8, or 1.5G"
+        ),
+    ] = None,
     share: Annotated[
         list[str] | None, typer.Option(help="Layers that match learn one bit-width together; may be repeated")
     ] = None,
@@ -486,6 +492,7 @@ def train(
                 edges=edges,
                 plan=None if plan is None else read_json(plan, "plan"),
                 target=target,
+                bitops=bitops,
                 share=tuple(share or ()),
                 footprint=footprint,
                 correction=correction,

@@ -29,7 +29,7 @@ def test_is_the_sum_over_layers(layers: list[tuple[int, int, int]]) -> None:
     layers = [(elements, bits, min(opened, bits)) for elements, bits, opened in layers]
     parts = tuple(Part(elements, gates(bits, opened)) for elements, bits, opened in layers)
     assert Footprint(parts)().item() == sum(elements * opened for elements, _, opened in layers)
-    assert Footprint(parts).bits == sum(elements * opened for elements, _, opened in layers)
+    assert Footprint(parts).total == sum(elements * opened for elements, _, opened in layers)
     assert Footprint(parts, "levels")().item() == sum(elements * 2**opened for elements, _, opened in layers)
     fixed = tuple(Part(elements, opened) for elements, _, opened in layers)
     for form in ("bits", "levels"):
@@ -72,6 +72,42 @@ def test_limits_are_read() -> None:
     for text in ("", "4", "4 apples", "-1bits"):
         with pytest.raises(QuantopsyError, match="write 4bits"):
             Limit.parse(text, footprint)
+
+
+def operations() -> tuple[Footprint, Gates, Gates, Gates]:
+    """Of three layers, the first two reading one value, the last weight and its input fixed at 8 bits."""
+    first, second, entering = gates(8, 6), gates(8, 8), gates(8, 5)
+    parts = (Part(100, first, entering), Part(300, second, entering), Part(50, 8, 8))
+    return Footprint(parts, resource="bitops"), first, second, entering
+
+
+def test_operations_are_products_of_both_widths() -> None:
+    footprint, first, second, entering = operations()
+    assert footprint.total == footprint().item() == 100 * 6 * 5 + 300 * 8 * 5 + 50 * 64
+    assert footprint.least.total == 100 * 4 + 300 * 4 + 50 * 64
+    assert footprint.gates == (first, entering, second)
+    for closing in footprint.gates:
+        before, freed = footprint.total, footprint.freed(closing)[closing.bits]
+        footprint().backward()
+        assert closing.logits.grad is not None
+        assert closing.logits.grad[closing.bits - 1].item() == freed
+        with torch.no_grad():
+            closing.logits[closing.bits - 1] = -0.5
+        assert before - footprint.total == freed
+        for other in footprint.gates:
+            other.logits.grad = None
+
+
+def test_limits_on_operations_are_read_as_allocation_reads_them() -> None:
+    footprint, *_ = operations()
+    assert Limit.parse("4bits", footprint).target == 4 * (100 * 8 + 300 * 8 + 50 * 8)
+    assert Limit.parse("0.75x", footprint).target == 6 * (100 * 8 + 300 * 8 + 50 * 8)
+    assert Limit.parse("14.4k", footprint).target == 14400
+    assert Limit.parse("14400", footprint).target == 14400
+    with pytest.raises(QuantopsyError, match=r"no number of BitOps; write"):
+        Limit.parse("14KB", footprint)
+    with pytest.raises(QuantopsyError, match=r"1\.333 \(4\.8K\) are the least"):
+        Limit.parse("1bits", footprint)
 
 
 def test_a_limit_that_no_widths_meet_is_refused_with_the_least_that_they_do() -> None:

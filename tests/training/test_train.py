@@ -21,6 +21,7 @@ from quantopsy.core import Plan, QuantopsyError, Site
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.capture import capture
+from quantopsy.report.trained import statements
 from quantopsy.training.norm import measured_moments
 from quantopsy.training.settings import TrainingSettings
 from quantopsy.training.start import usual_plan
@@ -208,8 +209,33 @@ def test_bits_learn_until_the_target_is_met(tmp_path) -> None:
 def test_a_target_that_no_bits_meet_is_refused(tmp_path) -> None:
     with pytest.raises(QuantopsyError, match="are the least that training can reach"):
         trained(tmp_path, target="1.5bits", bits=6)
-    with pytest.raises(QuantopsyError, match="lsq does not learn bits"):
-        trained(tmp_path, target="3bits", method="lsq")
+    with pytest.raises(QuantopsyError, match="pact does not learn bits: give --method lsq or ddq"):
+        trained(tmp_path, target="3bits", method="pact")
+    with pytest.raises(QuantopsyError, match="one limit"):
+        trained(tmp_path, target="3bits", bitops="3bits")
+
+
+@pytest.mark.parametrize("method", ["lsq", "ddq"])
+@pytest.mark.parametrize("edges", ["all", "inputs"])
+def test_bits_of_weights_and_inputs_learn_until_operations_are_within_the_limit(tmp_path, method, edges) -> None:
+    options = {"method": method, "bitops": "3bits", "bits": 5, "activation_bits": 5, "edge_bits": 0, "edges": edges}
+    done = trained(tmp_path, epochs=3, **options)
+    kept = done.history.epochs[done.history.best]
+    assert kept.within
+    specs = {(site.layer, site.role): spec for site, spec in done.recipe.plan.sites}
+    layers = [layer for layer in started()[0].network.layers if layer.weight is not None]
+    taken = sum(x.macs * specs[x.name, "weight"].bits * specs[x.name, "input"].bits for x in layers)
+    assert done.bitops is not None
+    assert done.bitops == (taken, 3 * 5 * sum(x.macs for x in layers))
+    assert taken <= done.bitops[1]
+    assert {x.name: specs[x.name, "input"].bits for x in layers} == dict(kept.input_bits)
+    assert min(kept.input_bits.values()) < 5
+    assert {specs[x.name, "input"].kind for x in layers} == {"uniform"}  # whatever runtime takes it
+    worth = qp.apply(tmp_path / "recipe.json", data=evaluation())
+    assert worth.after[0] == pytest.approx(done.expected.after[0])
+    (text,) = [line for line in statements(done) if "BitOps" in line]
+    assert "the limit is" in text
+    assert "(3bits)" in text
 
 
 def test_without_labels_the_float_network_teaches(tmp_path) -> None:

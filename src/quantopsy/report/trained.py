@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as Lines
 
 from quantopsy.core.recipe import Expected
+from quantopsy.remedy.allocation.costs import amount
 from quantopsy.report import sheet
 from quantopsy.report.chart import Axis, Chart, Group, Line, Point, Section, Table
 from quantopsy.report.palette import Tone
@@ -64,14 +65,22 @@ def cautions(done: Trained) -> list[str]:
     if not done.held_out:
         limits.append("The figures are of the images that chose the best epoch; give --evaluation for an honest one.")
     if not done.history.epochs[done.history.best].within:
-        limits.append(f"No epoch was within the target of {done.settings.target}: train longer, or allow fewer bits.")
+        limits.append(f"No epoch was within the limit of {done.settings.limit}: train longer, or allow fewer bits.")
     return limits
 
 
 def _bits_told(done: Trained, best: Epoch) -> Iterator[str]:
-    if done.settings.target is None:
+    if done.settings.limit is None:
         return
-    yield f"Weights take {significant(done.average_bits)} bits on average, the target is {done.settings.target}."
+    if done.bitops is None:
+        yield f"Weights take {significant(done.average_bits)} bits on average, the target is {done.settings.target}."
+    else:
+        taken, most = (amount("bitops", value) for value in done.bitops)
+        yield (
+            f"An image takes {taken} BitOps, the limit is {most} ({done.settings.bitops}): weights have "
+            f"{significant(done.average_bits)} bits on average, what layers read "
+            f"{significant(float(np.mean(list(best.input_bits.values()))))}."
+        )
     depthwise, pointwise = (_mean_bits(done, best, kind) for kind in ("depthwise", "pointwise"))
     if depthwise is not None and pointwise is not None:
         yield (
@@ -156,9 +165,9 @@ def loss_chart(done: Trained) -> Chart:
     )
 
 
-def bits_chart(done: Trained) -> Chart:
-    """Bits of every layer's weight after training (DDQ, Figure 3)."""
-    bits = done.history.epochs[done.history.best].bits
+def bits_chart(done: Trained, what: str = "weights") -> Chart:
+    """Bits of every layer's weight after training (DDQ, Figure 3), or of the ``inputs`` of those layers."""
+    bits = _bits_of(done.history.epochs[done.history.best], what)
     names = [name for name in done.kinds if name in bits]
     groups = []
     for kind in dict.fromkeys(done.kinds[name] for name in names):
@@ -169,7 +178,7 @@ def bits_chart(done: Trained) -> Chart:
         )
         groups.append(Group(kind, points, Tone(_KINDS.get(kind, "muted"))))
     return Chart(
-        "Bits of weights after training",
+        f"Bits of {what} after training",
         Axis("layer, in order"),
         Axis("bits"),
         tuple(groups),
@@ -178,23 +187,27 @@ def bits_chart(done: Trained) -> Chart:
     )
 
 
-def bits_over_time(done: Trained) -> Chart:
-    """Bits of every layer's weight over the epochs (DDQ, Figure 4)."""
-    epochs = done.history.epochs
-    names = [name for name in done.kinds if name in epochs[0].bits]
+def _bits_of(epoch: Epoch, what: str) -> Mapping[str, int]:
+    return epoch.bits if what == "weights" else epoch.input_bits
+
+
+def bits_over_time(done: Trained, what: str = "weights") -> Chart:
+    """Bits of every layer's weight, or of its input, over the epochs (DDQ, Figure 4)."""
+    epochs = [(e.number, _bits_of(e, what)) for e in done.history.epochs]
+    names = [name for name in done.kinds if name in epochs[0][1]]
     lines = [
-        Line("", tuple((e.number, e.bits[name]) for e in epochs), Tone(_KINDS.get(done.kinds[name], "muted")))
+        Line("", tuple((number, bits[name]) for number, bits in epochs), Tone(_KINDS.get(done.kinds[name], "muted")))
         for name in names
     ]
-    mean = tuple((e.number, float(np.mean([e.bits[name] for name in names]))) for e in epochs)
+    mean = tuple((number, float(np.mean([bits[name] for name in names]))) for number, bits in epochs)
     points = tuple(Point(x, y, title=f"epoch {x}\n{y:.2f} bits") for x, y in mean)
     ends = tuple(
-        Point(e.number, e.bits[name], title=f"{name}\n{e.bits[name]} bits")
-        for e in (epochs[0], epochs[-1])
+        Point(number, bits[name], title=f"{name}\n{bits[name]} bits")
+        for number, bits in (epochs[0], epochs[-1])
         for name in names
     )
     return Chart(
-        "Bits of weights over time",
+        f"Bits of {what} over time",
         Axis("epoch"),
         Axis("bits"),
         (
@@ -266,10 +279,12 @@ def page(done: Trained) -> Sheet:
     """What stands on the page."""
     lead, *rest = statements(done)
     settings = done.settings
-    method = settings.method if settings.target is None else f"{settings.method}, bits learned"
+    method = settings.method if settings.limit is None else f"{settings.method}, bits learned"
     sections = [Section("epochs", "Training", charts=(epochs_chart(done), loss_chart(done)), table=epochs_table(done))]
-    if settings.target is not None:
-        sections.append(Section("bits", "Bits", charts=(bits_chart(done), bits_over_time(done))))
+    if settings.limit is not None:
+        learned = ("weights",) if settings.bitops is None else ("weights", "inputs")
+        charts = tuple(chart for what in learned for chart in (bits_chart(done, what), bits_over_time(done, what)))
+        sections.append(Section("bits", "Bits", charts=charts))
     if done.levels:
         sections.append(
             Section(

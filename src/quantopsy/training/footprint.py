@@ -1,4 +1,4 @@
-"""What trained bit-widths take in memory, and the price of exceeding a limit (DDQ section 3.1)."""
+"""What trained bit-widths take, in memory or in operations, and the price of exceeding a limit (DDQ section 3.1)."""
 
 from __future__ import annotations
 
@@ -11,49 +11,45 @@ import torch
 from torch import Tensor
 
 from quantopsy.core import QuantopsyError, names
-from quantopsy.remedy.allocation.costs import BYTES, amount
-from quantopsy.training.quantizers.ddq import DDQ
+from quantopsy.remedy.allocation.costs import REFERENCE_BITS, UNITS, Resource, amount
 from quantopsy.training.quantizers.fake_quantizer import FakeQuantizer
 from quantopsy.training.quantizers.gates import Gates
 
 FLOAT_BITS = 32
-"""Of the values that ``0.125x`` is an eighth of."""
+"""Of a value that is on no grid; ``0.125x`` of memory is an eighth of these."""
 
 ALPHA = -0.02
 """Exponent of the price while the limit is exceeded (DDQ section 4.2)."""
 
+Width = Gates | int
+"""A trained bit-width, or one that is fixed."""
+
 # By form: what an element of s bits counts. Memory is proportional to s; equation (6) as printed sums 2^s.
 FORMS: Mapping[str, Callable[[Any], Any]] = {"bits": lambda s: s, "levels": lambda s: 2**s}
 
-_WANTED = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
+_WANTED = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 class Part(NamedTuple):
-    """``elements`` stored with a trained bit-width, or with one that is fixed."""
+    """``elements`` stored with ``width`` bits; of operations, multiply-accumulates whose ``other`` factor has a width
+    of its own."""
 
     elements: int
-    width: Gates | int
-
-    @property
-    def bits(self) -> int:
-        """Of an element, now."""
-        return self.width.bits if isinstance(self.width, Gates) else self.width
-
-    @property
-    def least_bits(self) -> int:
-        """Of an element, with every gate closed that may close."""
-        return self.width.minimum if isinstance(self.width, Gates) else self.width
+    width: Width
+    other: Width = 1
 
 
 @dataclass(frozen=True)
 class Footprint:
     """``sum_l elements_l s_l`` in bits (DDQ equation (6)); form ``levels``: the paper's ``sum_l elements_l 2^(s_l)``.
 
-    Raises :class:`QuantopsyError` for another form, and where there are no elements.
+    As ``resource`` ``bitops`` the same of operations: ``sum_l macs_l s_l t_l``, s of the weight and t of what the layer
+    reads. Raises :class:`QuantopsyError` for another form, and where there are no elements.
     """
 
     parts: tuple[Part, ...]
     form: str = "bits"
+    resource: Resource = "size"
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
@@ -63,43 +59,66 @@ class Footprint:
 
     def __call__(self) -> Tensor:
         """The footprint now, a float64 scalar with a gradient to the gates."""
-        # Counts beyond 2^24 would not be whole in float32, and a limit that is just met might not be.
-        widths = (p.width().double().sum() if isinstance(p.width, Gates) else p.width for p in self.parts)
-        return torch.as_tensor(self._sum(widths), dtype=torch.float64)
+        return torch.as_tensor(self._sum(_trained, _trained), dtype=torch.float64)
 
     @property
     def elements(self) -> int:
-        """How many values are stored."""
+        """How many values are stored, or operations done."""
         return sum(part.elements for part in self.parts)
 
     @property
-    def bits(self) -> int:
-        """Memory in bits now, whatever the form."""
-        return sum(part.elements * part.bits for part in self.parts)
+    def total(self) -> int:
+        """Bits of memory, or BitOps, now, whatever the form."""
+        return sum(part.elements * _bits(part.width) * _bits(part.other) for part in self.parts)
+
+    @property
+    def of_a_bit(self) -> int:
+        """The same with a bit for every element, other factors with the most that they may have."""
+        return sum(part.elements * _most(part.other) for part in self.parts)
 
     @property
     def least(self) -> Footprint:
         """The smallest that training can reach."""
-        return Footprint(tuple(Part(part.elements, part.least_bits) for part in self.parts), self.form)
+        parts = (Part(part.elements, _least(part.width), _least(part.other)) for part in self.parts)
+        return Footprint(tuple(parts), self.form, self.resource)
 
     def at(self, bits: float) -> float:
-        """The footprint with ``bits`` for every element."""
-        return float(self._sum(bits for _ in self.parts))
+        """The footprint with ``bits`` for every element, other factors with the most that they may have."""
+        return float(self._sum(lambda _: bits, _most))
 
     @property
     def gates(self) -> tuple[Gates, ...]:
         """The gates of its parts, each once."""
-        return tuple(dict.fromkeys(part.width for part in self.parts if isinstance(part.width, Gates)))
+        widths = (width for part in self.parts for width in (part.width, part.other))
+        return tuple(dict.fromkeys(width for width in widths if isinstance(width, Gates)))
 
     def freed(self, gates: Gates) -> dict[int, float]:
-        """What closing each of ``gates`` takes off, by its number from 1."""
+        """What closing each of ``gates`` takes off while all else stays, by its number from 1."""
         weigh = FORMS[self.form]
-        elements = sum(part.elements for part in self.parts if part.width is gates)
-        return {s: elements * (weigh(s) - weigh(s - 1)) for s in range(1, len(gates.logits) + 1)}
+        own = sum(part.elements * _bits(part.other) for part in self.parts if part.width is gates)
+        others = sum(part.elements * weigh(_bits(part.width)) for part in self.parts if part.other is gates)
+        return {s: own * (weigh(s) - weigh(s - 1)) + others for s in range(1, len(gates.logits) + 1)}
 
-    def _sum(self, widths: Iterable[Any]) -> Any:
+    def _sum(self, width: Callable[[Width], Any], other: Callable[[Width], Any]) -> Any:
         weigh = FORMS[self.form]
-        return sum(part.elements * weigh(width) for part, width in zip(self.parts, widths, strict=True))
+        return sum(part.elements * weigh(width(part.width)) * other(part.other) for part in self.parts)
+
+
+def _trained(width: Width) -> Any:
+    # Counts beyond 2^24 would not be whole in float32, and a limit that is just met might not be.
+    return width().double().sum() if isinstance(width, Gates) else width
+
+
+def _bits(width: Width) -> int:
+    return width.bits if isinstance(width, Gates) else width
+
+
+def _least(width: Width) -> int:
+    return width.minimum if isinstance(width, Gates) else width
+
+
+def _most(width: Width) -> int:
+    return len(width.logits) if isinstance(width, Gates) else width
 
 
 @dataclass(frozen=True)
@@ -116,25 +135,35 @@ class Limit:
     def __post_init__(self) -> None:
         least = self.footprint.least
         if least() > self.target:
+            shown = amount(least.resource, least.total / (8 if least.resource == "size" else 1), up=True)
             raise QuantopsyError(
                 f"limit of {self.average:.4g} bits on average",
-                f"{least.bits / least.elements:.4g} ({amount('size', least.bits / 8, up=True)}) are the least that "
-                f"training can reach{'' if self.footprint.form == 'bits' else ', and it counts levels'}",
+                f"{least.total / self.footprint.of_a_bit:.4g} ({shown}) are the least that training can reach"
+                f"{'' if self.footprint.form == 'bits' else ', and it counts levels'}",
                 "raise the limit, or lower the minimum",
             )
 
     @classmethod
     def parse(cls, text: str, footprint: Footprint) -> Limit:
-        """``4bits`` on average, ``300KB`` in all, or ``0.125x`` of float32. Raises :class:`QuantopsyError`."""
-        match = _WANTED.fullmatch(text)
-        number, unit = (float(match[1]), match[2].lower()) if match else (0.0, "")
+        """``4bits`` on average, ``300KB`` in all, or ``0.125x`` of float32; of BitOps, what ``4bits`` for all weights
+        take with inputs as they start, ``1.5G``, or ``0.5x`` of 8-bit weights, as
+        :class:`quantopsy.remedy.allocation.costs.Costs` reads them. Raises :class:`QuantopsyError`."""
+        size = footprint.resource == "size"
+        match, units = _WANTED.fullmatch(text), UNITS[footprint.resource]
+        number, unit = (float(match[1]), match[2].lower()) if match else (0.0, "none")
         if unit in ("bit", "bits"):
             return cls(footprint, number)
         if unit == "x":
-            return cls(footprint, number * FLOAT_BITS)
-        if unit in BYTES:
-            return cls(footprint, 8 * number * BYTES[unit] / footprint.elements)
-        raise QuantopsyError(f"limit {text!r}", "is no footprint", "write 4bits, 0.125x (of float32), 300KB or 2MiB")
+            return cls(footprint, number * (FLOAT_BITS if size else REFERENCE_BITS))
+        if unit in units:
+            return cls(footprint, (8 if size else 1) * number * units[unit] / footprint.of_a_bit)
+        if size:
+            raise QuantopsyError(
+                f"limit {text!r}", "is no footprint", "write 4bits, 0.125x (of float32), 300KB or 2MiB"
+            )
+        raise QuantopsyError(
+            f"limit {text!r}", "is no number of BitOps", "write 4bits, 0.5x (of 8-bit weights) or 1.5G"
+        )
 
     @property
     def target(self) -> float:
@@ -165,7 +194,7 @@ def share_gates(quantizers: Iterable[FakeQuantizer]) -> None:
     """
     first, *others = quantizers
     for other in (first, *others):
-        if not (isinstance(first, DDQ) and isinstance(other, DDQ) and first.gates is not None and other.gates):
+        if first.gates is None or other.gates is None:
             raise QuantopsyError("shared bits", "a weight among them has none that learn", "take it out of the pattern")
         if first.spec.bits != other.spec.bits:
             raise QuantopsyError(

@@ -12,8 +12,8 @@ class Epoch:
     """The network behind an epoch; number 0 is the one that training starts from.
 
     ``loss``: mean of the epoch's steps. ``value``: the metric on the validation images. ``within`` the target.
-    ``bits`` and ``errors`` (||W_q - W||^2 / ||W||^2) of every layer's weight. ``scales_kept``: step sizes that were put
-    back so far; ``frozen``: weights that were frozen so far.
+    ``bits`` and ``errors`` (||W_q - W||^2 / ||W||^2) of every layer's weight; ``input_bits`` of what it reads.
+    ``scales_kept``: step sizes that were put back so far; ``frozen``: weights that were frozen so far.
     """
 
     number: int
@@ -22,6 +22,7 @@ class Epoch:
     value: float
     within: bool
     bits: Mapping[str, int]
+    input_bits: Mapping[str, int]
     errors: Mapping[str, float]
     scales_kept: int
     frozen: int

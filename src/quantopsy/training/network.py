@@ -26,7 +26,8 @@ class Grids:
     """How the grids of a plan are to learn.
 
     ``weight`` and ``activation`` are names of :data:`quantopsy.training.quantizers.METHODS`; ``correction`` the lambda
-    of DDQ equation (9), for all of them. ``mixed``: gates set the bits of weights, the plan's being the most.
+    of DDQ equation (9), for all of them. ``mixed``: gates set the bits of weights, the plan's being the most;
+    ``mixed_inputs``: and of what layers with weights read.
     ``bias_bits``: biases on grids of their own too (DDQ equation (5)); None leaves them float.
     """
 
@@ -34,17 +35,21 @@ class Grids:
     activation: str = "ddq"
     correction: float = 0.0
     mixed: bool = False
+    mixed_inputs: bool = False
     bias_bits: int | None = None
 
     def start(self, plan: Plan) -> Plan:
         """``plan`` with the specs whose calibrated grids training starts from."""
         return Plan.of({site: self._started(site, spec) for site, spec in plan.sites})
 
-    def quantizer(self, site: Site, spec: Spec, grid: QParams) -> FakeQuantizer:
-        """What learns at ``site`` from ``grid`` on; straight-through where the spec's kind is none of the method's."""
+    def quantizer(self, site: Site, spec: Spec, grid: QParams, multiplied: bool) -> FakeQuantizer:
+        """What learns at ``site`` from ``grid`` on; straight-through where the spec's kind is none of the method's.
+
+        ``multiplied``: whether an activation is read by a layer with a weight.
+        """
         method = self.method(site)
         learns = spec.kind == METHODS[method].start(replace(spec, kind="uniform", options=())).kind
-        mixed = self.mixed and site.role == "weight"
+        mixed = self.mixed if site.role == "weight" else self.mixed_inputs and multiplied
         return trainable(method if learns else "ste", spec, grid, site.role, correction=self.correction, mixed=mixed)
 
     def _started(self, site: Site, spec: Spec) -> Spec:
@@ -169,10 +174,17 @@ class TrainableNetwork(nn.Module):
                 grid = calibration.weight_qparams(layer, spec, network.tensors[layer.weight])
                 calibration.encodings[layer.weight, spec] = grid
         by_grid: dict[int, FakeQuantizer] = {}
-        for site, found in grids_of(network, plan, calibration):
+        on_grids = list(grids_of(network, plan, calibration))
+        multiplied = {
+            id(grid)
+            for site, found in on_grids
+            if site.role == "input" and network.layer(site.layer).weight is not None
+            for grid in found
+        }
+        for site, found in on_grids:
             for grid in found:
                 if id(grid) not in by_grid:
-                    by_grid[id(grid)] = grids.quantizer(site, specs[site], grid)
+                    by_grid[id(grid)] = grids.quantizer(site, specs[site], grid, id(grid) in multiplied)
             self.sites[site] = [by_grid[id(grid)] for grid in found]
         prepared = ExactEngine(program, calibration).prepare(plan).quantizers if plan.sites else {}
         made: dict[str, nn.Parameter] = {}
@@ -220,6 +232,14 @@ class TrainableNetwork(nn.Module):
     def weight_bits(self) -> dict[str, int]:
         """The bits in effect of every layer's weight that is on a grid."""
         return {site.layer: found[0].bits for site, found in self.sites.items() if site.role == "weight"}
+
+    def input_bits(self) -> dict[str, int]:
+        """The bits in effect of what every layer with a weight reads, where that is on a grid."""
+        return {
+            site.layer: found[0].bits
+            for site, found in self.sites.items()
+            if site.role == "input" and self.program.network.layer(site.layer).weight is not None
+        }
 
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs, in the structure of the float module's."""

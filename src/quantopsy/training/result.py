@@ -39,6 +39,7 @@ class Trained:
     """A training: what happened, and what its best network is worth on images it has not seen.
 
     ``held_out``: whether those are other images than the data's validation part, which chose the best epoch.
+    ``average_bits`` of a weight; ``bitops`` now and at most, where they are limited.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Trained:
     history: History
     expected: Expected
     average_bits: float
+    bitops: tuple[float, float] | None
     levels: tuple[Levels, ...]
     kinds: Mapping[str, str]
     seconds: float

@@ -31,7 +31,9 @@ class TrainingSettings:
     ``edges``: see :func:`quantopsy.training.start.usual_plan`. ``edge_bits``: of a model's first and last layer with a
     weight; 0 treats them as the others. ``target``: of the footprint of all weights, such as ``4bits``, ``500KB`` or
     ``0.125x``; it makes the bits of weights learn, ``bits`` the most; the layers that a pattern of ``share`` matches
-    learn one bit-width together. ``distillation``: weight of the divergence from
+    learn one bit-width together. ``bitops``: instead of the operations, such as ``4bits`` (of weights, with activations
+    at their most), ``0.5x`` (of 8-bit weights) or ``1.5G``; it makes the bits of what layers with weights read learn
+    too. ``distillation``: weight of the divergence from
     the float network's outputs beside the labels' loss; 0 for none. ``correction``: lambda of DDQ equation (9), by
     default :data:`CORRECTION` with DDQ and 0 else.
     ``rate``: of weights and biases; the others follow from it
@@ -50,6 +52,7 @@ class TrainingSettings:
     activation_range: str = "mse"
     plan: Mapping[str, Any] | None = None
     target: str | None = None
+    bitops: str | None = None
     footprint: str = "bits"
     share: tuple[str, ...] = ()
     correction: float | None = None
@@ -76,10 +79,19 @@ class TrainingSettings:
         for method in (self.method, self.activation_method):
             if method is not None and method != FLOAT and method not in METHODS:
                 raise names.unknown(method, [*METHODS, FLOAT], "method")
-        if self.target is not None and self.method != "ddq":
-            raise QuantopsyError(f"target {self.target!r}", f"{self.method} does not learn bits", "give --method ddq")
-        if self.share and self.target is None:
-            raise QuantopsyError(f"shared bits of {self.share[0]!r}", "bits do not learn", "give a --target")
+        if self.target is not None and self.bitops is not None:
+            raise QuantopsyError(
+                f"target {self.target!r} and BitOps {self.bitops!r}",
+                "training takes one limit",
+                "give one of them, or `quantopsy allocate` both",
+            )
+        if self.limit is not None and not (self.method in METHODS and METHODS[self.method].mixes):
+            able = " or ".join(name for name, entry in METHODS.items() if entry.mixes)
+            raise QuantopsyError(f"limit {self.limit!r}", f"{self.method} does not learn bits", f"give --method {able}")
+        if self.share and self.limit is None:
+            raise QuantopsyError(
+                f"shared bits of {self.share[0]!r}", "bits do not learn", "give a --target or --bitops"
+            )
         if self.edges not in EDGES:
             raise names.unknown(self.edges, EDGES, "choice of edges")
         if self.norms not in NORMS:
@@ -98,6 +110,11 @@ class TrainingSettings:
             raise QuantopsyError(f"ema {self.ema:g}", "is no decay", "give 0 for none, or one such as 0.999")
 
     @property
+    def limit(self) -> str | None:
+        """What makes bits learn, of memory or of operations."""
+        return self.target if self.bitops is None else self.bitops
+
+    @property
     def grids(self) -> Grids:
         """How grids learn."""
         activation = self.activation_method
@@ -109,4 +126,5 @@ class TrainingSettings:
         correction = self.correction
         if correction is None:
             correction = CORRECTION if self.method == "ddq" else 0.0
-        return Grids(self.method, activation, correction, self.target is not None, self.bias_bits)
+        mixed, mixed_inputs = self.limit is not None, self.bitops is not None
+        return Grids(self.method, activation, correction, mixed, mixed_inputs, self.bias_bits)

@@ -144,7 +144,7 @@ def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
 
 def _bits(settings: TrainingSettings) -> int:
     """Of weights, where neither a recipe nor the user says."""
-    return settings.bits or (MOST_BITS if settings.target else BITS)
+    return settings.bits or (MOST_BITS if settings.limit else BITS)
 
 
 def _reads(network: Network, reader: Layer, layer: Layer) -> bool:

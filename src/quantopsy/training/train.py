@@ -27,9 +27,10 @@ from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import statistics
 from quantopsy.remedy.repair import by_image, expectation
-from quantopsy.training.footprint import FLOAT_BITS, Footprint, Limit, Part, share_gates
+from quantopsy.training.footprint import FLOAT_BITS, Footprint, Limit, Part, Width, share_gates
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments, reestimate
+from quantopsy.training.quantizers import FakeQuantizer
 from quantopsy.training.result import Trained, first_levels, kind, levels_of
 from quantopsy.training.settings import TrainingSettings
 from quantopsy.training.start import Start, ready
@@ -94,11 +95,11 @@ def train(
         moments = measured_moments(program, batches)
     network = TrainableNetwork(program, start.plan, start.calibration, settings.grids, moments)
     limit = None
-    if settings.target is not None:
+    if settings.limit is not None:
         for pattern in settings.share:
             matched = names.match([pattern], list(network.weight_bits()), "layer with a weight on a grid")
             share_gates(network.sites[Site(name, "weight")][0] for name in matched)
-        limit = Limit.parse(settings.target, footprint_of(network, settings.footprint))
+        limit = Limit.parse(settings.limit, counted(network, settings))
         start_gates(limit, noises(network, start.calibration, _some(start.images, training, SCREENED)))
     job = Job(
         network=network,
@@ -124,7 +125,8 @@ def train(
     if moments is not None:
         reestimate(network, network.run, batches)
     expected, recipe = _written(start, network.trained(), folder, validation, settings, progress)
-    used = footprint_of(network, settings.footprint)
+    memory = memory_of(network)
+    operations = None if settings.bitops is None else operations_of(network)
     result = Trained(
         folder=folder,
         model=start.subject.model_name,
@@ -134,7 +136,8 @@ def train(
         settings=settings,
         history=history,
         expected=expected,
-        average_bits=used.bits / used.elements,
+        average_bits=memory.total / memory.elements,
+        bitops=None if operations is None or limit is None else (operations.total, limit.target),
         levels=tuple(levels_of(network, first)),
         kinds={layer.name: kind(layer) for layer in start.network.layers if layer.weight is not None},
         recipe=recipe,
@@ -145,16 +148,35 @@ def train(
     return result
 
 
-def footprint_of(network: TrainableNetwork, form: str) -> Footprint:
+def counted(network: TrainableNetwork, settings: TrainingSettings) -> Footprint:
+    """What the limit of ``settings`` is of."""
+    return memory_of(network, settings.footprint) if settings.bitops is None else operations_of(network)
+
+
+def memory_of(network: TrainableNetwork, form: str = "bits") -> Footprint:
     """What the weights take, those that layers share once."""
-    parts: dict[int, Part] = {}
+    parts = {
+        id(layer.weight): Part(layer.weight.numel(), _width(layer.weight_quantizer))
+        for layer in network.quantized_layers
+        if layer.weight is not None
+    }
+    return Footprint(tuple(parts.values()), form)
+
+
+def operations_of(network: TrainableNetwork) -> Footprint:
+    """BitOps: multiply-accumulates of every layer times bits of its weight times bits of what it reads."""
+    parts = []
     for layer in network.quantized_layers:
         if layer.weight is not None:
-            quantizer = layer.weight_quantizer
-            bits = FLOAT_BITS if quantizer is None else quantizer.bits
-            gates = getattr(quantizer, "gates", None)
-            parts[id(layer.weight)] = Part(layer.weight.numel(), bits if gates is None else gates)
-    return Footprint(tuple(parts.values()), form)
+            (entering, *_) = network.sites.get(Site(layer.layer.name, "input"), [None])
+            parts.append(Part(layer.layer.macs, _width(layer.weight_quantizer), _width(entering)))
+    return Footprint(tuple(parts), resource="bitops")
+
+
+def _width(quantizer: FakeQuantizer | None) -> Width:
+    if quantizer is None:
+        return FLOAT_BITS
+    return quantizer.bits if quantizer.gates is None else quantizer.gates
 
 
 def settings_line(job: Job) -> str:
@@ -167,6 +189,7 @@ def settings_line(job: Job) -> str:
         what = f"{settings.method} weights at {', '.join(map(str, widths))} bits"
         what += f", {settings.target} the target" if settings.target else ""
         what += f", {settings.grids.activation} activations"
+        what += f", {settings.bitops} of BitOps the limit" if settings.bitops else ""
     batch = min(settings.batch, len(job.training))
     return (
         f"{what}; {settings.epochs} epochs of {steps_per_epoch(len(job.training), batch)} batches of {batch}, rate "

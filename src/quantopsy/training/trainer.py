@@ -277,6 +277,7 @@ class Trainer:
             value=value,
             within=limit is None or limit.met,
             bits=self.network.weight_bits(),
+            input_bits=self.network.input_bits(),
             errors=quantization_errors(self.network),
             scales_kept=self.scales.kept,
             frozen=self.oscillations.frozen,

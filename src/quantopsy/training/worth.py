@@ -21,33 +21,41 @@ from quantopsy.data import Batch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.training.footprint import Limit
 from quantopsy.training.network import TrainableNetwork
-from quantopsy.training.quantizers.ddq import DDQ
 from quantopsy.training.quantizers.gates import START, Gates
 
 
 def noises(
     network: TrainableNetwork, calibration: Calibration, batches: Iterable[Batch]
 ) -> dict[Gates, dict[int, float]]:
-    """The screened noise of the outputs with the weights behind each of the ``network``'s gates at s bits, by s.
+    """The screened noise of the outputs with what is behind each of the ``network``'s gates at s bits, by s.
 
     s goes from the fewest bits of the gates to the most; grids are uniform, of the range that ``calibration`` finds.
     Of layers that no gradient reaches it is NaN.
     """
-    behind: dict[Gates, list[Site]] = {}
+    behind = _behind(network)
     candidates: dict[Site, list[Spec]] = {}
-    for layer in network.quantized_layers:
-        quantizer, site = layer.weight_quantizer, Site(layer.layer.name, "weight")
-        if isinstance(quantizer, DDQ) and quantizer.gates is not None:
-            widths = range(quantizer.gates.minimum, quantizer.spec.bits + 1)
-            behind.setdefault(quantizer.gates, []).append(site)
+    for gates, sites in behind.items():
+        for site in sites:
             uniform = replace(network.plan[site], kind="uniform", options=())
-            candidates[site] = [uniform.with_bits(bits) for bits in widths]
+            candidates[site] = [uniform.with_bits(bits) for bits in range(gates.minimum, len(gates.logits) + 1)]
     scores = Scores.of_batches(network.program, calibration, batches, candidates, decision=False)
     found: dict[Gates, dict[int, float]] = {}
     for gates, sites in behind.items():
         for spec in zip(*(candidates[site] for site in sites), strict=True):
             plan = Plan.of(dict(zip(sites, spec, strict=True)))
             found.setdefault(gates, {})[spec[0].bits] = scores.predicted(plan)[0]
+    return found
+
+
+def _behind(network: TrainableNetwork) -> dict[Gates, list[Site]]:
+    """The sites whose bits each of the gates sets; of an activation where it leaves, if that is on the grid already."""
+    found: dict[Gates, list[Site]] = {}
+    for site, quantizers in network.sites.items():
+        for gates in (quantizer.gates for quantizer in quantizers):
+            if gates is not None:
+                found.setdefault(gates, []).append(site)
+    for gates, sites in found.items():
+        found[gates] = [site for site in sites if site.role == "output"] or sites
     return found
 
 

@@ -11,6 +11,7 @@ from trainable_cases import GRANULARITIES, quantizer, sample, straight
 
 from quantopsy.core import Spec
 from quantopsy.core.plan import Role
+from quantopsy.quant import UniformQParams, fake_quantize
 from quantopsy.quant.grouping import aligned
 from quantopsy.quant.learned import kronecker
 from quantopsy.training.quantizers.ddq import DDQ
@@ -178,6 +179,7 @@ def test_gradients_of_levels_and_gates_are_those_of_the_dense_matrices(
     gates = made.gates().detach().double().requires_grad_() if isinstance(made.gates, Gates) else None
     to_levels, to_scale, *to_gates, to_x = dense(made, x, correction, gradient, gates)
     factor = (x.numel() / (1 if role == "weight" else x.shape[0]) * float(made._gradient_scale.unit) ** -2) ** -0.5
+    factor *= 2 ** (-1.5 * (bits - made.bits))
     close = {"rtol": 1e-3, "atol": 1e-3, "check_dtype": False}
     torch.testing.assert_close(made.levels.grad, to_levels, **close)
     torch.testing.assert_close(made.scale.grad, to_scale * factor, **close)
@@ -188,6 +190,66 @@ def test_gradients_of_levels_and_gates_are_those_of_the_dense_matrices(
         open_ = made.gates.bits
         expected[[i for i in range(bits) if i not in (open_ - 1, open_)]] = 0  # only the next to close or to open
         torch.testing.assert_close(made.gates.logits.grad, expected, **close)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    bits=st.integers(2, 8),
+    closed=st.integers(0, 6),
+    symmetric=st.booleans(),
+    granularity=st.sampled_from(GRANULARITIES),
+    role=st.sampled_from(ROLES_),
+)
+def test_gated_steps_are_every_other_level_and_gates_hear_what_levels_between_are_worth(
+    seed: int, bits: int, closed: int, symmetric: bool, granularity: str, role: Role
+) -> None:
+    x = sample(seed, (4, 5, 40), role)
+    spec = Spec(bits=bits, symmetric=symmetric, granularity=granularity)
+    made, whole = quantizer("lsq", x, spec, role, mixed=True)
+    assert isinstance(made.gates, Gates)
+    assert isinstance(whole, UniformQParams)
+    at: dict[int, Tensor] = {}
+    for number in range(bits, 1, -1):
+        with torch.no_grad():
+            made.gates.logits[number:] = -0.5
+        grid = made.qparams
+        assert isinstance(grid, UniformQParams)
+        assert made.bits == number
+        assert len(range(grid.qmin, grid.qmax + 1)) in (2**number, 2**number - 1)
+        torch.testing.assert_close(grid.scale, whole.scale * 2 ** (bits - number))
+        at[number] = made(x).detach()
+        assert torch.equal(made(torch.zeros_like(x)), torch.zeros_like(x))  # zero stays a level
+        assert torch.equal(at[number], fake_quantize(x, grid))
+    s = max(bits - closed, 2)
+    with torch.no_grad():
+        made.gates.logits[:s] = 0.5
+    gradient = incoming(x)
+    made(x).backward(gradient)
+    expected = torch.zeros(bits)
+    if s > 2:
+        expected[s - 1] = (gradient * (at[s] - at[s - 1])).sum()
+    if s < bits:
+        expected[s] = (gradient * (at[s + 1] - at[s])).sum()
+    torch.testing.assert_close(made.gates.logits.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_behind_closed_gates_moves_as_lsq_moves_it_at_so_many_bits() -> None:
+    x = sample(3, (6, 50))
+    gated, _ = quantizer("lsq", x, Spec(bits=6, symmetric=True), mixed=True)
+    assert isinstance(gated, LearnedScale)
+    assert isinstance(gated.gates, Gates)
+    with torch.no_grad():
+        gated.gates.logits[3:] = -0.5
+    grid = gated.qparams
+    alone = LearnedScale(Spec(bits=3, symmetric=True), grid, "weight")
+    for made in (gated, alone):
+        made(x).backward(incoming(x))
+    assert gated.scale.grad is not None
+    assert alone.scale.grad is not None
+    # The same share of the step, up to what rounds Q_P = 2^(s - 1) - 1 to a power of two.
+    share = [float(made.scale.grad / made.scale.detach()) for made in (gated, alone)]
+    assert share[0] == pytest.approx(share[1], rel=0.2)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES[1:])

@@ -22,11 +22,8 @@ Resource = Literal["size", "bitops", "latency"]
 REFERENCE_BITS = 8
 """Of the weights that ``0.5x`` is half of."""
 
-BYTES: Mapping[str, float] = {
-    "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30
-}  # fmt: skip
-_UNITS: Mapping[Resource, Mapping[str, float]] = {
-    "size": BYTES,
+UNITS: Mapping[Resource, Mapping[str, float]] = {
+    "size": {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
     "bitops": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
     "latency": {"": 1.0},
 }
@@ -248,6 +245,6 @@ def _amount(costs: Costs, resource: Resource, text: str) -> float:
         if value is None:
             raise QuantopsyError(thing, f"the latency table does not have {bits:g} bits", "give a number")
         return value * number if unit == "x" else value
-    if unit not in _UNITS[resource]:
+    if unit not in UNITS[resource]:
         raise QuantopsyError(thing, "is no limit", _FORMS[resource])
-    return number * _UNITS[resource][unit]
+    return number * UNITS[resource][unit]

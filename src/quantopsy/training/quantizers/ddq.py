@@ -46,7 +46,7 @@ class DDQ(FakeQuantizer):
         stored_bits: int = 8,
         gates: Gates | None = None,
     ) -> None:
-        super().__init__(spec, correction)
+        super().__init__(spec, correction, gates)
         if stored_bits < spec.bits:
             raise QuantopsyError(
                 f"levels stored with {stored_bits} bits", f"the quantizer has {spec.bits}", "give at least as many"
@@ -54,7 +54,6 @@ class DDQ(FakeQuantizer):
         self.scale = nn.Parameter(qparams.scale.detach().clone())
         self.register_buffer("lowest", qparams.levels[..., :1].detach().clone())
         self.levels = nn.Parameter((qparams.levels - self.lowest).detach().clone())
-        self.gates = gates
         self._fraction = 2 ** (stored_bits - spec.bits)
         if not torch.equal(store(self.levels.detach(), self._fraction), self.levels):
             raise QuantopsyError(
@@ -71,20 +70,15 @@ class DDQ(FakeQuantizer):
         with torch.no_grad():
             return self._grid(self._composed())
 
-    @property
-    def bits(self) -> int:
-        return self.spec.bits if self.gates is None else self.gates.bits
-
     def forward(self, x: Tensor) -> Tensor:
         levels = self._composed()
         grid = self._grid(levels.detach())
-        factor = self._gradient_scale(x, grid)
+        factor = self._gradient_scale(x, grid, self.spec.bits - self.bits)
         result: Tensor = LearnedLevels.apply(x, self.scale, levels, grid, factor, self.correction)
         return result
 
     def rate_groups(self) -> dict[RateGroup, list[nn.Parameter]]:
-        groups: dict[RateGroup, list[nn.Parameter]] = {"scale": [self.scale], "levels": [self.levels]}
-        return groups if self.gates is None else {**groups, "gates": [self.gates.logits]}
+        return {"scale": [self.scale], "levels": [self.levels], **super().rate_groups()}
 
     def _composed(self) -> Tensor:
         """Levels (..., 2^s) in units of the scale, ascending, with a gradient."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quantopsy.core import Spec
 from quantopsy.quant import QParams
+from quantopsy.training.quantizers.gates import Gates
 
 RateGroup = Literal["scale", "offset", "levels", "gates"]
 
@@ -20,12 +21,15 @@ class FakeQuantizer(nn.Module, ABC):
     ``correction``
         lambda of gradient correction (DDQ equation (9)): ``lambda (x_q - x)`` is added to the gradient that
         reaches the quantizer's parameters, not to that of ``x``. 0 for none.
+    ``gates``
+        that set the bits in effect, ``spec.bits`` at most; None where bits do not learn.
     """
 
-    def __init__(self, spec: Spec, correction: float = 0.0) -> None:
+    def __init__(self, spec: Spec, correction: float = 0.0, gates: Gates | None = None) -> None:
         super().__init__()
         self.spec = spec
         self.correction = correction
+        self.gates = gates
 
     @property
     @abstractmethod
@@ -39,11 +43,11 @@ class FakeQuantizer(nn.Module, ABC):
     @property
     def bits(self) -> int:
         """Bits in effect."""
-        return self.spec.bits
+        return self.spec.bits if self.gates is None else self.gates.bits
 
     def rate_groups(self) -> dict[RateGroup, list[nn.Parameter]]:
         """Trained parameters by what a learning rate is given for; none where the grid is fixed."""
-        return {}
+        return {} if self.gates is None else {"gates": [self.gates.logits]}
 
     def fitted(self, spec: Spec) -> Spec:
         """``spec``, that training started from, as a recipe states the trained grid."""

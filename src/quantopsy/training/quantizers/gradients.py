@@ -78,6 +78,36 @@ class LearnedClip(Function):
         return to_x.to(grads[0].dtype), to_scale, None, None
 
 
+class GatedBits(Function):
+    """``apply(x_q, x, gates, coarser, finer)``: ``x_q`` itself, with a gradient to the ``gates`` (b,) that say how many
+    bits there are.
+
+    ``coarser`` and ``finer`` are the grids with one bit less and one more, None where there is none. An output between
+    the two, Q_(s-1)(x) + gate_s (Q_s(x) - Q_(s-1)(x)), has the gradient <g, Q_s(x) - Q_(s-1)(x)> to gate s, the last
+    that is open, and likewise to the first that is closed; others get none.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_q: Tensor, x: Tensor, gates: Tensor, coarser: QParams | None, finer: QParams | None
+    ) -> Tensor:
+        ctx.save_for_backward(x_q, x, gates)
+        ctx.coarser, ctx.finer = coarser, finer
+        return x_q.view_as(x_q)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_q, x, gates = ctx.saved_tensors
+        gradient, x_q, x = wide(grads[0]), wide(x_q), wide(x)
+        to_gates, bits = torch.zeros_like(gates), int(gates.sum())
+        if ctx.coarser is not None:
+            to_gates[bits - 1] = (gradient * (x_q - ctx.coarser.snap(x))).sum()
+        if ctx.finer is not None:
+            to_gates[bits] = (gradient * (ctx.finer.snap(x) - x_q)).sum()
+        return grads[0], None, to_gates, None, None
+
+
 class LearnedLevels(Function):
     """``apply(x, scale, levels, grid, factor, correction)``: DDQ equations (8) and (9).
 

@@ -30,6 +30,10 @@ class Options:
     minimum_bits: int
     stored_bits: int
 
+    def gates(self, spec: Spec) -> Gates | None:
+        """New ones, where the bit-width is to be trained."""
+        return Gates(spec.bits, self.minimum_bits) if self.mixed else None
+
 
 @dataclass(frozen=True)
 class Method:
@@ -66,7 +70,7 @@ def _ste(spec: Spec, qparams: QParams, options: Options) -> FakeQuantizer:
 
 
 def _learned_scale(spec: Spec, qparams: UniformQParams | LevelsQParams, options: Options) -> FakeQuantizer:
-    return LearnedScale(spec, qparams, options.role, options.correction)
+    return LearnedScale(spec, qparams, options.role, options.correction, options.gates(spec))
 
 
 def _learned_scale_and_offset(spec: Spec, qparams: UniformQParams, options: Options) -> FakeQuantizer:
@@ -84,8 +88,7 @@ def _dorefa(spec: Spec, qparams: UniformQParams, _: Options) -> FakeQuantizer:
 
 
 def _ddq(spec: Spec, qparams: LevelsQParams, options: Options) -> FakeQuantizer:
-    gates = Gates(spec.bits, options.minimum_bits) if options.mixed else None
-    return DDQ(spec, qparams, options.role, options.correction, options.stored_bits, gates)
+    return DDQ(spec, qparams, options.role, options.correction, options.stored_bits, options.gates(spec))
 
 
 _ENTRIES = (
@@ -99,11 +102,12 @@ _ENTRIES = (
     ),
     Method(
         name="lsq",
-        summary="the step size is trained",
+        summary="the step size is trained, and with mixed bit-width how many there are",
         source="Esser et al. 2020, equation (3)",
         kind="uniform",
         grids=(UniformQParams,),
         make=_learned_scale,
+        mixes=True,
     ),
     Method(
         name="lsq+",
