@@ -209,7 +209,7 @@ def test_bits_learn_until_the_target_is_met(tmp_path) -> None:
 def test_a_target_that_no_bits_meet_is_refused(tmp_path) -> None:
     with pytest.raises(QuantopsyError, match="are the least that training can reach"):
         trained(tmp_path, target="1.5bits", bits=6)
-    with pytest.raises(QuantopsyError, match="pact does not learn bits: give --method lsq or ddq"):
+    with pytest.raises(QuantopsyError, match="pact does not learn bits; give --method lsq or ddq"):
         trained(tmp_path, target="3bits", method="pact")
     with pytest.raises(QuantopsyError, match="one limit"):
         trained(tmp_path, target="3bits", bitops="3bits")
