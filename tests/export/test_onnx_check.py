@@ -20,6 +20,7 @@ from quantopsy.analysis.schemes import full_plan, grids
 from quantopsy.core import Plan, QuantopsyError, Spec
 from quantopsy.data import open_data, prefetch
 from quantopsy.engine.calibration import Calibration
+from quantopsy.export.onnx.aten import WRITERS
 from quantopsy.export.onnx.check import as_stored, verify
 from quantopsy.export.onnx.export import export_onnx
 from quantopsy.export.onnx.graph import to_onnx
@@ -145,6 +146,14 @@ def test_export_writes_a_file_that_runs_alone(case, tmp_path) -> None:
     again = by_runtime(onnx.load(path), x, optimised=True)[0]
     step = float(ranges.qparams(network.layers[-1].output, Spec()).scale)
     assert np.abs(again - simulated(network, plan, ranges, x)[0].numpy()).max() < 2.5 * step
+
+
+def test_an_operator_that_computes_another_function_leaves_no_file(case, tmp_path, monkeypatch) -> None:
+    network, plan, ranges, images, _, _ = case
+    monkeypatch.setitem(WRITERS, "add", lambda w, x, y: w.add("Add", x, w.add("Mul", y, w.graph.constant(1.01))))
+    with pytest.raises(QuantopsyError, match=r"in float it is .* % off the network"):
+        export_onnx(network, plan, ranges, tmp_path / "a.onnx", batches(images), resolve_metric(None, True))
+    assert not list(tmp_path.iterdir())
 
 
 def test_mistakes_are_told_in_a_line(case, tmp_path) -> None:
