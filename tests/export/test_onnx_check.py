@@ -171,6 +171,12 @@ def test_mistakes_are_told_in_a_line(case, tmp_path) -> None:
         verify(broken, network, plan, ranges, batches(images), metric)
     with pytest.raises(QuantopsyError, match="does not load"):
         open_session(broken)
+    split = to_onnx(network, plan, ranges)
+    split.graph.node.append(onnx.helper.make_node("Reshape", [split.graph.input[0].name, "seven"], ["part"]))
+    split.graph.initializer.append(numpy_helper.from_array(np.array([7], np.int64), "seven"))
+    split.graph.output.append(onnx.helper.make_tensor_value_info("part", onnx.TensorProto.FLOAT, [7]))
+    with pytest.raises(QuantopsyError, match=r"ONNX model: the runtime fails on it .*Reshape"):
+        verify(split, network, plan, ranges, batches(images), metric)
     assert not list(tmp_path.iterdir())
 
 

@@ -112,7 +112,7 @@ class StoredWeight:
             table = graph.initializer(f"{name}.table", self.table.numpy().astype(dtype))
             return graph.add("Gather", table, _write_integers(graph, f"{name}.codes", places, kind, np.int32)), dtype
         if self.bits > 4:
-            return graph.initializer(f"{name}.codes", self.codes.numpy().astype(dtype)), dtype
+            return graph.weight(f"{name}.codes", self.codes.numpy().astype(dtype)), dtype
         wide = np.int8 if self.qparams.qmin < 0 else np.uint8
         return _write_integers(graph, f"{name}.codes", self.codes, dtype, wide), wide
 
@@ -275,7 +275,7 @@ def _smallest_type(low: int, high: int) -> Any:
 
 def _write_integers(graph: OnnxWriter, name: str, codes: Tensor, dtype: Any, wanted: Any) -> str:
     """``codes`` stored as ``dtype``, in the graph as ``wanted``."""
-    stored = graph.initializer(name, codes.numpy().astype(dtype))
+    stored = graph.weight(name, codes.numpy().astype(dtype))
     return graph.add("Cast", stored, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(wanted)))
 
 
