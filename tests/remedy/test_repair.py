@@ -167,6 +167,19 @@ def test_a_sound_network_is_left_alone(tmp_path) -> None:
     assert done.expected.before == done.expected.after
 
 
+def test_offsets_of_channels_go_to_the_layers_behind(tmp_path) -> None:
+    module = net()
+    with torch.no_grad():
+        lifted = 40 * module.first.weight.abs().amax((1, 2, 3))
+        module.first.bias += lifted
+        module.second.bias -= module.second.weight.sum((2, 3)) @ lifted
+    done = repaired(tmp_path, module, bits=6, max_drop=0.5, to="any").repaired
+    (step,) = [step for step in done.steps if "absorbed" in step.words]
+    assert step.kept
+    assert step.noise[0] < 0.8
+    assert [t["name"] for t in Recipe.load(tmp_path / "recipe.json").transforms][-1] == "bias_absorption"
+
+
 @pytest.fixture
 def compared(monkeypatch) -> list[tuple[np.ndarray, float]]:
     """The images of every comparison that a repair decides by, and what it said."""

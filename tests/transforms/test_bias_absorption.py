@@ -91,3 +91,28 @@ def test_from_json_comes_the_identical_network() -> None:
     assert read.apply(network).fingerprint == found.apply(network).fingerprint
     with pytest.raises(QuantopsyError, match="bias absorption of layer '0': 3 numbers for 4 channels"):
         from_json({"name": "bias_absorption", "absorbed": {"0": [1, 2, 3]}}).apply(network)
+
+
+@pytest.mark.parametrize(("value", "gives"), [(0.0, ["0"]), (1.0, [])])
+def test_a_constant_around_the_values_takes_no_offset(value: float, gives: list[str]) -> None:
+    network = lifted(nn.ConstantPad2d(1, value), nn.Flatten(), nn.Linear(4 * 100, 3))
+    found = find_bias_absorption(network, lowest(network))
+    assert list(found.absorbed) == gives
+    assert check_function(network, found.apply(network), [IMAGES]) < 1e-5
+
+
+def test_a_bias_that_something_else_reads_is_kept() -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x).relu()) * self.first.bias
+
+    torch.manual_seed(0)
+    network = capture(Read().eval(), (torch.rand(2, 6),))
+    low = {network.layer("first").output: torch.ones(4)}
+    assert find_bias_absorption(network, low).absorbed == {}
+    with pytest.raises(QuantopsyError, match=r"mul\w* reads the same bias"):
+        find_bias_absorption(network, low, layers=["first"])

@@ -14,7 +14,7 @@ from quantopsy.engine.channel_statistics import channel_statistics
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
-from quantopsy.transforms.dead_channels import find_dead_channels
+from quantopsy.transforms.dead_channels import DeadChannels, find_dead_channels
 from quantopsy.transforms.registry import from_json
 from quantopsy.transforms.transform import check_function
 
@@ -82,3 +82,27 @@ def test_from_json_comes_the_identical_network_and_another_is_refused() -> None:
         type(found)({"2": torch.zeros(4)}).apply(network)
     with pytest.raises(QuantopsyError, match="layer 'zero': there is none of that name"):
         find_dead_channels(network, ranges(network), layers=["zero"])
+
+
+class Tied(nn.Module):
+    """What a layer gives, and its own weight and bias as factors of it."""
+
+    def __init__(self, role: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.role = nn.Linear(6, 6), role
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return y * self.first.bias if self.role == "bias" else torch.matmul(y.relu().unsqueeze(1), self.first.weight)
+
+
+@pytest.mark.parametrize("role", ["bias", "weight"])
+def test_a_tensor_that_something_else_reads_is_left_alone(role: str) -> None:
+    x = torch.rand(2, 6)
+    network = capture(Tied(role).eval(), (x,))
+    low, high = torch.full((6,), 0.5), torch.full((6,), 0.5)
+    high[0] = 2.0
+    assert find_dead_channels(network, {network.layer("first").output: (low, high)}).constants == {}
+    with pytest.raises(QuantopsyError, match=r"mul\w* reads the same weight or bias"):
+        DeadChannels({"first": torch.full((6,), 0.5)}).apply(network)

@@ -35,6 +35,7 @@ from quantopsy.remedy.clinic import Clinic, Difference, Treatment
 from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals
 from quantopsy.remedy.target import ANY, Target, check_start, target
 from quantopsy.study import Store
+from quantopsy.transforms.bias_absorption import find_bias_absorption
 from quantopsy.transforms.dead_channels import find_dead_channels
 from quantopsy.transforms.equalization import find_equalization
 
@@ -148,6 +149,7 @@ class Session:
         # What is free and acts on all layers is not spared once a repair has begun: few images may flatter the rest.
         everywhere = (
             self._equalize,
+            self._absorb,
             lambda: self._correct("iterative", "bias correction, layer after layer (IBC)"),
             self._undo,
         )
@@ -242,6 +244,14 @@ class Session:
                 known, key=lambda pair: self.clinic.noise(replace(pair[1], correction="analytic"), self.parts.search)
             )
             self._try(best, words, (), "free")
+
+    def _absorb(self) -> None:
+        """High biases, which equalization makes, are the next layers' (DFQ, section 4.1.3): ranges begin at zero."""
+        ranges = self.clinic.channel_ranges(self.now.transforms)
+        found = find_bias_absorption(self._network(), {value: low for value, (low, _) in ranges.items()})
+        if found.absorbed:
+            treatment = replace(self.now, transforms=(*self.now.transforms, self.clinic.seal(found)))
+            self._try(treatment, "high biases absorbed by the layers behind", (), "free")
 
     def _undo(self) -> None:
         """Local fixes that were kept early may be in the way now that all else has changed: without each of them."""

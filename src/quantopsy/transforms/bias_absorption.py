@@ -17,8 +17,8 @@ from torch import Tensor, fx
 from quantopsy.core import QuantopsyError
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Layer, Network
-from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, MOVEMENTS, OPERATIONS, SIZES, TRANSPOSED
-from quantopsy.transforms.draft import Draft, clamp_bounds
+from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, MOVEMENTS, OPERATIONS, SIZES, TRANSPOSED, pads_with
+from quantopsy.transforms.draft import Draft, clamp_bounds, other_reader, tensor_readers
 from quantopsy.transforms.scale_classes import CLAMPS
 from quantopsy.transforms.transform import decode, encode
 
@@ -124,6 +124,7 @@ class _Readers:
         self.network = network
         self.nodes = {node.name: node for node in network.graph.nodes}
         self.by_node = {layer.node: layer for layer in network.layers}
+        self.tensors = tensor_readers(network)
         program = compile_network(network)
         values = program.place([torch.zeros(1, *shape) for shape in network.input_shapes])
         with torch.inference_mode():
@@ -135,8 +136,8 @@ class _Readers:
         target = self.nodes[layer.node].target
         if layer.weight is None or not (target in CONVOLUTIONS or target in LINEARS or target in TRANSPOSED):
             raise _RefusalError("it has no weight")
-        if self._shares_bias(layer):
-            raise _RefusalError("another layer reads the same bias")
+        if (other := other_reader(self.tensors, layer, layer.bias)) is not None:
+            raise _RefusalError(f"{other} reads the same bias")
         channels = layer.output_shape[-1 if layer.op == "linear" else 0]
         if len(given) != channels:
             raise _RefusalError(f"{len(given)} numbers for {channels} channels")
@@ -158,9 +159,11 @@ class _Readers:
             if reader.target in SIZES:
                 continue
             if taker is not None and taker.weight is not None and taker.op in _TAKES:
-                if self._shares_bias(taker):
-                    raise _RefusalError(f"layer {taker.name!r} behind it shares its bias")
+                if (other := other_reader(self.tensors, taker, taker.bias)) is not None:
+                    raise _RefusalError(f"layer {taker.name!r} behind it shares its bias with {other}")
                 yield _Taker(taker, _arriving(self.network, reader, taker, value))
+            elif pads_with(reader.target, reader.args):
+                raise _RefusalError(f"{reader.name} behind it pads with a constant")
             elif not others and (reader.target in MOVEMENTS or (operation is not None and operation.name in _CARRIES)):
                 call: Any = reader.target
                 moved = call(value, *fx.map_arg(reader.args[1:], lambda a: self.numbers[a.name]), **reader.kwargs)
@@ -169,11 +172,6 @@ class _Readers:
                 yield from self._behind(reader, moved)
             else:
                 raise _RefusalError(f"{str(reader.target).removeprefix('aten.')} behind it cannot take it")
-
-    def _shares_bias(self, layer: Layer) -> bool:
-        return layer.bias is not None and any(
-            other is not layer and layer.bias == other.bias for other in self.network.layers
-        )
 
 
 def _aligned(layer: Layer, channels: Tensor) -> Tensor:

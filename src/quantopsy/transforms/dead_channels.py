@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantopsy.core import QuantopsyError
 from quantopsy.graph.network import Layer, Network
-from quantopsy.transforms.draft import Draft
+from quantopsy.transforms.draft import Draft, other_reader, tensor_readers
 from quantopsy.transforms.scale_classes import CLAMPS, HOMOGENEOUS, in_layout, matrices
 from quantopsy.transforms.transform import decode, encode
 
@@ -105,10 +105,8 @@ def _refusal(network: Network, layer: Layer) -> str | None:
         return "it has no weight of its own"
     if layer.op == "matmul":
         return "it has no bias"
-    for other in network.layers:
-        if other is not layer and (layer.weight == other.weight or (layer.bias and layer.bias == other.bias)):
-            return "another layer reads the same weight or bias"
-    return None
+    other = other_reader(tensor_readers(network), layer, layer.weight, layer.bias)
+    return None if other is None else f"{other} reads the same weight or bias"
 
 
 def _passes(network: Network, layer: Layer, constant: Tensor) -> Tensor:

@@ -98,3 +98,19 @@ def clamp_bounds(node: fx.Node) -> dict[str, Any]:
             value = node.args[position] if position < len(node.args) else argument.default_value
             given[names[argument.name]] = node.kwargs.get(argument.name, value)
     return given
+
+
+def tensor_readers(network: Network) -> dict[str, set[fx.Node]]:
+    """By key of a tensor the calls that read it: of layers, and of whatever else does, such as a transposition."""
+    found: dict[str, set[fx.Node]] = {}
+    for node in network.graph.nodes:
+        for operand in node.all_input_nodes:
+            if operand.op == "get_attr":
+                found.setdefault(str(operand.target), set()).add(node)
+    return found
+
+
+def other_reader(readers: Mapping[str, set[fx.Node]], layer: Layer, *tensors: str | None) -> str | None:
+    """What reads one of ``tensors`` beside ``layer``, by name; None where nothing does."""
+    others = {node.name for key in tensors if key is not None for node in readers.get(key, ())} - {layer.node}
+    return min(others, default=None)

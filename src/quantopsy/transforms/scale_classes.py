@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from quantopsy.core import QuantopsyError
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import ACTIVATIONS, MOVEMENTS, OPERATIONS, SIZES, pads_with
-from quantopsy.transforms.draft import clamp_bounds
+from quantopsy.transforms.draft import clamp_bounds, tensor_readers
 
 _FREE = 0.0
 """The number of zeros that padding adds: they have any scale."""
@@ -121,11 +121,7 @@ class _Trace:
         self.real: dict[fx.Node, Any] = {}
         self.numbers: dict[fx.Node, Any] = {}
         self.values: dict[str, Tensor] = {}
-        self.readers: dict[str, set[fx.Node]] = {}
-        for node in network.graph.nodes:
-            for operand in node.all_input_nodes:
-                if operand.op == "get_attr":
-                    self.readers.setdefault(str(operand.target), set()).add(node)
+        self.readers = tensor_readers(network)
 
     def classes(self) -> ScaleClasses:
         images = iter(torch.zeros(1, *shape) for shape in self.network.input_shapes)
