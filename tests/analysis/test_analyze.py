@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,26 @@ def test_kill_9_loses_at_most_the_tile_in_flight_and_the_numbers_are_the_same(tm
     for folder in (killed, whole):
         study(folder, tile=4)
     same_numbers(pd.read_csv(killed / "cells.csv"), pd.read_csv(whole / "cells.csv"))
+
+
+def test_a_run_stopped_before_the_baseline_says_how_to_go_on(tmp_path, monkeypatch) -> None:
+    from quantopsy.engine.exact import ExactEngine
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def analyze() -> qp.Study:
+        return qp.analyze("sample_models:network", "sample_models:data", bits=BITS, out=tmp_path, mode="exact")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExactEngine, "run_tile", interrupted)
+        patch.setattr(ExactEngine, "float_pass", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            analyze()
+    for command in (qp.diagnose, qp.repair, partial(qp.allocate, size="4bits")):
+        with pytest.raises(qp.QuantopsyError, match="float was not measured; run the same `quantopsy analyze` again"):
+            command(tmp_path)
+    assert analyze().results.complete
 
 
 def test_a_stopped_run_still_writes_its_table_and_page(tmp_path, monkeypatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from quantopsy.analysis.assessment import Assessment, assess, expectations, tolerance_of, within
 from quantopsy.analysis.screening import columns_json
-from quantopsy.core import Plan, Site, Spec
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine.screen import Column
 from quantopsy.metrics import PerImageScore, TopK
 from quantopsy.study import FLOAT, Draw, RunnerUp, ScreenTile, Store, TileResult, create
@@ -75,7 +75,7 @@ def screen(store: Store, runs: dict[int, int], sizes: dict[int, float], layer: s
 def test_the_float_network_comes_first(tmp_path) -> None:
     with create(tmp_path, {}) as store:
         store.note("order", [0, 1])
-        with pytest.raises(ValueError, match="float network"):
+        with pytest.raises(QuantopsyError, match=r"study .*float was not measured; run the same `quantopsy analyze`"):
             look(store, ladder(store).values())
 
 

@@ -11,6 +11,7 @@ import pytest
 import sample_models
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import quantopsy as qp
 from quantopsy.analysis.phases import measure_plans
@@ -112,3 +113,23 @@ class Changing(nn.Module):
 def test_a_network_that_capturing_changes_is_refused() -> None:
     with pytest.raises(QuantopsyError, match="folding batch norms changes its output"):
         make_ready(Given(Changing(), sample_models.data()), Settings(), Silent())
+
+
+def test_lists_of_vectors_are_no_guess_for_a_network_that_takes_both() -> None:
+    linear = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+    x = torch.randn(40, 16)
+    batches = [x[:20], x[20:]]
+    for ambiguous in (batches, iter(batches), [(batch, torch.zeros(20, dtype=torch.int64)) for batch in batches]):
+        with pytest.raises(QuantopsyError, match=r"data 2 images of .*, 20x16.*give a Dataset of single images"):
+            make_ready(Given(linear, ambiguous), Settings(), Silent())
+    with pytest.raises(QuantopsyError, match="as batches of vectors alike"):
+        make_ready(Given(linear, x, calibration=batches), Settings(), Silent())
+    for plain in (x, list(x), TensorDataset(x), DataLoader(TensorDataset(x), batch_size=20)):
+        subject = make_ready(Given(linear, plain), Settings(), Silent())
+        assert [layer.output_shape for layer in subject.network.layers] == [(12,), (4,)]
+    # Sequences of vectors, said to be so, and what a convolution does not take as a batch.
+    sequences = make_ready(Given(linear, TensorDataset(torch.randn(8, 5, 16))), Settings(), Silent())
+    assert sequences.network.layers[0].output_shape == (5, 12)
+    signals = [torch.randn(4, 20) for _ in range(8)]
+    convolution = nn.Sequential(nn.Conv1d(4, 8, 3), nn.Flatten(), nn.Linear(144, 3)).eval()
+    assert len(make_ready(Given(convolution, signals), Settings(), Silent()).images) == 8

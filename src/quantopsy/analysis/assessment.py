@@ -23,7 +23,7 @@ from quantopsy.analysis.prediction import (
 from quantopsy.analysis.screening import is_linear
 from quantopsy.analysis.significance import Interval, Verdict, is_binary
 from quantopsy.analysis.verdicts import Measured, measured
-from quantopsy.core import Plan
+from quantopsy.core import Plan, QuantopsyError
 from quantopsy.metrics import Metric
 from quantopsy.study import FLOAT, RunResult, Store
 
@@ -201,10 +201,14 @@ def images_asked_for(store: Store) -> np.ndarray:
 
 
 def _reference(store: Store) -> RunResult:
-    """The float network on the images last asked for."""
+    """The float network on the images last asked for; raises where an analysis was stopped before it."""
     found = within(store.result(FLOAT), images_asked_for(store))
     if found is None:
-        raise ValueError("the float network comes first")
+        raise QuantopsyError(
+            f"study {str(store.path.parent)!r}",
+            "float was not measured",
+            "run the same `quantopsy analyze` again: it goes on",
+        )
     return found
 
 

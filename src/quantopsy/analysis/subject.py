@@ -200,6 +200,8 @@ def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
     if settings.split_channels:
         splitting = find_channel_splitting(network, settings.split_channels, bits=max(settings.bits))
         network = splitting.apply(network)
+    if not any(layer.op.startswith("conv") for layer in network.layers):
+        _refuse_guesses(images, calibration_images)
     progress.say(coverage_line(network))
     program = compile_network(network, device)
     if module is not None:
@@ -344,6 +346,17 @@ def coverage_line(network: Network) -> str:
         operators = sorted({item.operator.removeprefix("aten.") for item in network.unquantized})
         line += f"; {len(network.unquantized)} operators stay float ({', '.join(operators[:5])})"
     return line
+
+
+def _refuse_guesses(*given: Images) -> None:
+    """For networks that run on (N, features) as on (features,): linear layers."""
+    for images in given:
+        if images.may_be_batches:
+            raise QuantopsyError(
+                f"data {images.describe()}",
+                "a network without convolutions takes these items as images and as batches of vectors alike",
+                "give a Dataset of single images, or a DataLoader",
+            )
 
 
 def _device(name: str) -> torch.device:

@@ -67,6 +67,11 @@ class Images:
         """Names of the inputs where the data gives them by name."""
         return self._first.names
 
+    @property
+    def may_be_batches(self) -> bool:
+        """Whether what a plain iterable gave, and was taken for images, may be batches of vectors: (N, features)."""
+        return self._source.guessed and self._first.inputs[0].ndim == 2
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 that identifies the data, the same for a copy elsewhere.

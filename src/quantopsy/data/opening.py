@@ -45,7 +45,8 @@ def open_data(
     - a torch ``DataLoader``: stands for its dataset, sampler and collate function;
     - a tensor or array of images along the first dimension;
     - any other sequence or iterable: an item is a batch where its first input has four or more
-      dimensions, else one image. What is no sequence is read once and kept, up to 1 GiB.
+      dimensions, else one image. What is no sequence is read once and kept, up to 1 GiB. Items of two
+      dimensions are refused for networks without convolutions, which would take a batch of vectors for one.
 
     Items are described in :mod:`quantopsy.data.items`. ``preprocess`` is a JSON file, its content or
     a :class:`Preprocess`, for data that are pictures. ``skip_bad`` reads everything once and leaves

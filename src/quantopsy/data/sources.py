@@ -38,6 +38,7 @@ class Source(ABC):
     """A collection of images in a fixed order."""
 
     name: str  # as the user knows it
+    guessed = False  # whether items of a plain iterable are taken for images by their dimensions alone
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -188,7 +189,9 @@ def from_iterable(
         return Indexed(partial(_single, items, name, None), (), name)
     raw = _fetch(items.__getitem__, 0, f"item 0 of {name}")
     if holds_picture(raw) or not _is_batch(raw, name, batches):
-        return from_dataset(items, name, preprocess)
+        source = from_dataset(items, name, preprocess)
+        source.guessed = batches is None and not holds_picture(raw) and not isinstance(data, torch.Tensor | np.ndarray)
+        return source
     _refuse_preprocess(preprocess, name)
 
     def get(number: int) -> Item:
