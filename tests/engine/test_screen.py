@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from folded_nets import FOLDED, Mixed, folded
 from jacobian import Perturbed, first_perturbed
 from random_net import CLASSES, pictures, random_net
 from scipy.stats import spearmanr
@@ -128,9 +129,9 @@ def drawn(monkeypatch) -> list[Tensor]:
     return kept
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_e_of_every_site_is_the_probe_times_the_jacobian(seed, drawn) -> None:
-    case = case_of(random_net(seed), pictures(4))
+@pytest.mark.parametrize("made", [*range(10), *FOLDED])
+def test_e_of_every_site_is_the_probe_times_the_jacobian(made, drawn) -> None:
+    case = case_of(random_net(made) if isinstance(made, int) else folded(made), pictures(4))
     found = case.screened(case.candidates((3, 8)))
     decision = decision_probe(found.outputs, np.arange(4), 0).gradients
     reference = Perturbed(case.program, case.ranges, case.images)
@@ -244,6 +245,26 @@ def test_neither_tiles_nor_the_order_of_images_matter() -> None:
     np.testing.assert_allclose(joined, whole.e, rtol=1e-3, atol=1e-5 * scale)
     np.testing.assert_allclose(mixed.e, whole.e[:, order], rtol=1e-3, atol=1e-5 * scale)
     np.testing.assert_allclose(mixed.margins, whole.margins[order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", FOLDED)
+def test_an_image_scores_alone_as_among_others_however_values_hold_images(kind) -> None:
+    case = case_of(folded(kind), pictures(8))  # as many as channels
+    candidates = case.candidates((4, 6))
+    whole = case.screened(candidates)
+    assert not whole.hidden
+    assert whole.e.shape == (len(columns(case.program.network, candidates)), 8, 2)
+    alone = np.concatenate([case.screened(candidates, [image]).e for image in range(8)], 1)
+    for found, expected in zip(whole.e, alone, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max() + 1e-7)
+
+
+def test_a_layer_whose_input_mixes_images_is_hidden() -> None:
+    found = case_of(folded(Mixed), pictures(6)).screened()
+    assert set(found.hidden) >= {"aside"}
+    assert not {"stem", "head"} & set(found.hidden)
+    for column, e in zip(found.columns, found.e, strict=True):
+        assert np.isnan(e).all() == (column.site.layer in found.hidden)
 
 
 def test_the_margin_is_of_the_two_largest_outputs(small, images) -> None:

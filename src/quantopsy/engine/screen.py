@@ -27,6 +27,7 @@ from quantopsy.engine.probes import Kind, Loss, decision_probe, loss_probe, rand
 from quantopsy.engine.tensor_cache import WEIGHT_CACHE_BYTES, TensorCache
 from quantopsy.engine.weight_gradients import per_sample_gradients, supported
 from quantopsy.graph.execute import Overlay, Program, Step, Values
+from quantopsy.graph.images import ImageAxis, image_axis
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, SIZES, STEPWISE, Clip, pads_with
 
@@ -76,7 +77,7 @@ class Screened:
 
     ``e`` (S, B, P) float32: by column, the change of what every probe looks at; the first probes are
     random, the last is the decision's where ``margins`` has columns. NaN in columns of layers that
-    ``hidden`` names, with the operator that lets no gradient through to them.
+    ``hidden`` names, with the operator that lets no gradient through to them, or mixes images.
     ``margins`` (B, M) float64: see :class:`quantopsy.engine.probes.DecisionProbe`.
     """
 
@@ -109,6 +110,7 @@ class _Walk:
     candidates: Candidates
     gradients: dict[str, Gradients]
     probes: int
+    images: int
     reached: set[str]  # the outputs, and what they are computed from
     blocked: dict[str, str] = field(default_factory=dict)  # the operator behind it that has no gradient
     owned: set[str] = field(default_factory=set)  # its gradients may be overwritten
@@ -120,12 +122,17 @@ class _Walk:
     readers: dict[tuple[str, Spec], set[int]] = field(default_factory=dict)
 
     def add(self, column: Column, e: Tensor) -> None:
+        e = self._of_images(e)
         self.scores[column] = self.scores[column] + e if column in self.scores else e
 
     def pass_on(self, name: str, spec: Spec, e: Tensor, reader: int) -> None:
-        key = name, spec
+        key, e = (name, spec), self._of_images(e)
         self.passed[key] = self.passed[key] + e if key in self.passed else e
         self.readers.setdefault(key, set()).add(reader)
+
+    def _of_images(self, e: Tensor) -> Tensor:
+        """(B, P), where an image has several rows in a value."""
+        return e if len(e) == self.images else e.unflatten(0, (self.images, -1)).sum(1)
 
 
 def columns(network: Network, candidates: Candidates) -> tuple[Column, ...]:
@@ -175,6 +182,7 @@ class ScreenEngine:
         self.loss = loss
         self.seed = seed
         self._weights = TensorCache[tuple[Site, tuple[Spec, ...]]](WEIGHT_CACHE_BYTES)
+        self._axes: dict[str, ImageAxis | None] = {}
         self._readers: dict[str, set[int]] = {}
         for step in program.steps:
             for name in step.reads:
@@ -184,7 +192,10 @@ class ScreenEngine:
         self, inputs: Any, images: np.ndarray, candidates: Candidates, labels: Tensor | None = None
     ) -> Screened:
         """Score every spec of ``candidates`` on one tile; ``images`` (B,) seed their own probes."""
-        trace, outputs = self._forward(self.program.place(inputs))
+        placed = self.program.place(inputs)
+        alone = {name: value[:1] for name, value in placed.items()}
+        trace, outputs = self._forward(placed)
+        self._axes = self._axes if len(self._axes) and len(images) > 1 else self._find_images(trace, alone, len(images))
         walk, margins, kind = self._start(outputs, images, labels, candidates)
         with torch.no_grad():
             while trace:
@@ -216,6 +227,16 @@ class ScreenEngine:
                         del values[name]
         return trace, [values[name] for name in self.program.outputs]
 
+    def _find_images(self, trace: Sequence[_Local], alone: Values, images: int) -> dict[str, ImageAxis | None]:
+        """Where every value holds its images: see :func:`quantopsy.graph.images.image_axis`."""
+        with torch.no_grad():
+            self.program.forward(alone, keep=True)
+        values = {name: value for local in trace for name, value in local.inputs.items()}
+        values |= {local.step.writes: local.result for local in trace}
+        return {
+            name: image_axis(value, alone[name], images) for name, value in values.items() if isinstance(value, Tensor)
+        }
+
     def _start(
         self, outputs: Sequence[Any], images: np.ndarray, labels: Tensor | None, candidates: Candidates
     ) -> tuple[_Walk, Tensor, Kind]:
@@ -239,7 +260,7 @@ class ScreenEngine:
                     for probe in range(self.noise_probes)
                 ]
                 started[name] = _added(started.get(name), probes + ([] if kind == "none" else [last[position]]))
-        walk = _Walk(candidates, started, self.noise_probes + (kind != "none"), set(started))
+        walk = _Walk(candidates, started, self.noise_probes + (kind != "none"), len(images), set(started))
         return walk, margins, kind
 
     def _back(self, local: _Local, walk: _Walk) -> None:
@@ -262,14 +283,17 @@ class ScreenEngine:
             return
         if arriving is None or not differentiable:
             return
-        if layer is not None:
-            self._score_output(local, arriving, walk)
-        else:
+        if layer is None:
             self._pass_through(step, walk)
+        elif any(self._mixed(name) for name in (step.writes, *layer.inputs)):
+            walk.hidden[layer.name] = str(step.target).removeprefix("aten.").partition(".")[0]
+            layer = None
+        else:
+            self._score_output(local, arriving, walk)
         behind = _behind_activation(local, arriving, step.writes in walk.owned)
         if layer is not None and layer.weight is not None:
             self._score_weight(local, layer, behind, walk)
-        through = self._through(local, moving, behind, walk)
+        through = self._through(local, layer, moving, behind, walk)
         for name, gradients in through.items():
             if layer is not None and name in layer.inputs:
                 self._score_input(local, layer, name, gradients, walk)
@@ -278,6 +302,21 @@ class ScreenEngine:
             new = step.target in _LINEAR if there is None else None not in (*there, *gradients)
             (walk.owned.add if new else walk.owned.discard)(name)
             walk.gradients[name] = _added(there, gradients)
+
+    def _mixed(self, name: str) -> bool:
+        """Whether images cannot be told apart in a value, so that nothing can be said by image."""
+        axis = self._axes[name]
+        return axis is None or axis.rows == 0
+
+    def _outermost(self, name: str) -> bool:
+        """Whether a value holds its images outermost, the rows of each together."""
+        axis = self._axes[name]
+        return axis is not None and axis.dim == 0 and not axis.apart
+
+    def _images_first(self, t: Tensor, name: str) -> Tensor:
+        axis = self._axes[name]
+        assert axis is not None
+        return axis.first(t)
 
     def _score_output(self, local: _Local, arriving: Gradients, walk: _Walk) -> None:
         layer = local.step.layer
@@ -320,9 +359,14 @@ class ScreenEngine:
         writes = self.program.steps[index].writes
         return writes in walk.reached and self.program.steps[index].target not in SIZES
 
-    def _through(self, local: _Local, moving: Sequence[str], behind: Gradients, walk: _Walk) -> dict[str, Gradients]:
-        """Gradients at the step's inputs. Those that nothing precedes are passed only where a forward is dearer."""
-        step, layer, network = local.step, local.step.layer, self.program.network
+    def _through(
+        self, local: _Local, layer: Layer | None, moving: Sequence[str], behind: Gradients, walk: _Walk
+    ) -> dict[str, Gradients]:
+        """Gradients at the step's inputs. Those that nothing precedes are passed only where a forward is dearer.
+
+        ``layer`` is the one to be scored, if any.
+        """
+        step, network = local.step, self.program.network
         names = [name for name in moving if network.origin(name) not in network.input_names]
         for name in moving:
             if name not in names and layer is not None and name in layer.inputs:
@@ -359,7 +403,7 @@ class ScreenEngine:
         for spec in specs:
             moved = self.calibration.qparams(name, spec).snap(x).sub_(x)
             over = Overlay({name: moved}, Overlay(local.inputs, self.program.constants))
-            e = _inner(behind, self._linear(local.step, layer, over))
+            e = self._products(behind, self._linear(local.step, layer, over), local.step.writes)
             walk.add(Column(site, spec, self.program.network.origin(name)), e)
 
     def _score_weight(self, local: _Local, layer: Layer, gradients: Gradients, walk: _Walk) -> None:
@@ -373,14 +417,17 @@ class ScreenEngine:
         assert layer.weight is not None
         over = Overlay(local.inputs, self.program.constants)
         arguments = step.arguments(over)
-        images = local.raw.shape[0]
+        if step.target in LINEARS:
+            arguments = [self._images_first(arguments[0], layer.inputs[0]), *arguments[1:]]
+        first = [self._images_first(gradient, step.writes) for gradient in present]
+        images = len(first[0])
         pixels = layer.macs / prod(layer.weight_shape or ())
         gradient_cost = len(present) * (GRADIENT_FORWARDS * pixels + DOT_PRODUCTS * len(specs))
         by_gradient = supported(step.target, arguments, images) and gradient_cost <= CANDIDATE_FORWARDS * pixels * len(
             specs
         )
         flat = (
-            [gradient.flatten(1) for gradient in per_sample_gradients(step.target, arguments, present)]
+            [gradient.flatten(1) for gradient in per_sample_gradients(step.target, arguments, first)]
             if by_gradient
             else []
         )
@@ -390,7 +437,9 @@ class ScreenEngine:
                 found = torch.stack([gradient @ change.flatten(1).T for gradient in flat], 2)
             else:
                 moved = [
-                    _inner(present, self._linear(step, layer, Overlay({step.weight: change[k]}, over)))
+                    self._products(
+                        present, self._linear(step, layer, Overlay({step.weight: change[k]}, over)), step.writes
+                    )
                     for k in range(len(some))
                 ]
                 found = torch.stack(moved, 1)
@@ -407,7 +456,7 @@ class ScreenEngine:
         shift = self.calibration.shift(layer, spec, change).to(change.device)
         places = next(g for g in gradients if g is not None)
         everywhere = shift.reshape(-1, *(1,) * (places.dim() - 1 - layer.channel_axis % places.dim()))
-        return _inner(gradients, everywhere.expand_as(places))
+        return self._products(gradients, everywhere.expand_as(places), layer.output)
 
     @staticmethod
     def _linear(step: Step, layer: Layer, values: Overlay) -> Tensor:
@@ -435,6 +484,8 @@ class ScreenEngine:
     def _on_grid(self, x: Tensor, name: str, spec: Spec, gradients: Gradients) -> Tensor:
         """(B, P): <g, Q(x) - x>."""
         qparams = self.calibration.qparams(name, spec)
+        if not self._outermost(name):
+            return self._products(gradients, qparams.snap(x).sub_(x), name)
         return _in_pieces(lambda part: qparams.snap(x[part]).sub_(x[part]), gradients, x.numel())
 
     def _on_grid_again(self, local: _Local, layer: Layer, spec: Spec, given: Spec, gradients: Gradients) -> Tensor:
@@ -448,10 +499,17 @@ class ScreenEngine:
             return leaving.snap(y).sub_(y)
 
         by_image = set(local.step.reads) == set(layer.inputs) and all(
-            len(local.inputs[name]) == len(local.result) for name in layer.inputs
+            len(local.inputs[name]) == len(local.result) and self._outermost(name) for name in layer.inputs
         )
+        if not by_image:
+            return self._products(gradients, change(slice(None)), layer.output)
         size = sum(local.inputs[name].numel() for name in layer.inputs)
-        return _in_pieces(change, gradients, max(size, local.result.numel()), whole=not by_image)
+        return _in_pieces(change, gradients, max(size, local.result.numel()))
+
+    def _products(self, gradients: Sequence[Tensor | None], change: Tensor, name: str) -> Tensor:
+        """(B k, P): <g, change> of the value ``name``, whichever dimension its images are in."""
+        first = [None if gradient is None else self._images_first(gradient, name) for gradient in gradients]
+        return _inner(first, self._images_first(change, name))
 
 
 def _leaf(value: Any) -> Any:
@@ -485,7 +543,7 @@ def _unpadded(t: Tensor, pad: Sequence[int]) -> Tensor:
 
 
 def _inner(gradients: Sequence[Tensor | None], change: Tensor) -> Tensor:
-    """(B, P): <g, change> of every image for every probe."""
+    """(B, P): <g, change> of every image for every probe, or of every row of an image."""
     flat = _flat(change)
     found = []
     for gradient in gradients:
@@ -498,13 +556,11 @@ def _inner(gradients: Sequence[Tensor | None], change: Tensor) -> Tensor:
     return torch.stack(found, 1)
 
 
-def _in_pieces(
-    change: Callable[[slice], Tensor], gradients: Gradients, elements: int, *, whole: bool = False
-) -> Tensor:
+def _in_pieces(change: Callable[[slice], Tensor], gradients: Gradients, elements: int) -> Tensor:
     """(B, P): <g, change>, of so many images at a time that their share of ``elements`` stays in cache."""
     first = next(gradient for gradient in gradients if gradient is not None)
     images = len(first)
-    size = images if whole or first.device.type != "cpu" else max(1, _CACHED * images // elements)
+    size = images if first.device.type != "cpu" else max(1, _CACHED * images // elements)
     parts = [slice(start, start + size) for start in range(0, images, size)]
     return torch.cat([_inner([None if g is None else g[part] for g in gradients], change(part)) for part in parts])
 
