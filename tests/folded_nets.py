@@ -64,6 +64,22 @@ class Attention(nn.Module):
         return self.head(self.attention(x, x, x)[0].mean(1))
 
 
+class Parts(nn.Module):
+    """Values in parts that go different ways, as in ShuffleNet and in gated units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.left, self.right = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(2, 4, 1)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.stem(x).relu().chunk(2, 1)
+        first, second = right.split(2, 1)
+        right = self.right(first) * second.mean(1, keepdim=True).sigmoid()
+        up, down = torch.cat([self.left(left), right], 1).unflatten(2, (2, -1)).unbind(2)
+        return self.head((up + 2 * down).mean((2, 3)))
+
+
 class Mixed(nn.Module):
     """What one layer reads is centred over the images of the batch, to no effect on the outputs."""
 
@@ -77,7 +93,7 @@ class Mixed(nn.Module):
         return self.head(x) + 0.0 * self.aside(x - x.mean(0)).sum(1, keepdim=True)
 
 
-FOLDED = (Windows, Frames, SequenceFirst, Attention)
+FOLDED = (Windows, Frames, SequenceFirst, Attention, Parts)
 
 
 def folded(kind: type[nn.Module]) -> nn.Module:

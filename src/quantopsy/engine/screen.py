@@ -56,7 +56,7 @@ _ROLES: tuple[Role, ...] = ("input", "weight", "output")
 class Column(NamedTuple):
     """What a column of scores is of: one value put on its grid at one site.
 
-    ``value`` is the weight's tensor, or the activation (by its origin, see :attr:`Network.origins`).
+    ``value`` is the weight's tensor, or the activation (see :attr:`Network.grid_sources`).
     A layer with two inputs has two columns a spec. Columns of equal spec and value are the very same
     perturbation, once leaving its producer and once entering a reader.
 
@@ -142,7 +142,7 @@ def columns(network: Network, candidates: Candidates) -> tuple[Column, ...]:
         for role in _ROLES:
             site = Site(layer.name, role)
             for spec in candidates.get(site, ()):
-                for value in tensors_at(network, site):
+                for value in tensors_at(network, site, spec):
                     found[Column(site, spec, value)] = None
         for spec, given in _pairs(layer, candidates):
             found[Column(Site(layer.name, "output"), spec, layer.output, given)] = None
@@ -209,8 +209,12 @@ class ScreenEngine:
         return Screened(wanted, e, margins.double().cpu().numpy(), kind, tuple(outputs), walk.hidden)
 
     def _forward(self, values: Values) -> tuple[list[_Local], list[Any]]:
-        """Every step on detached inputs, so that each can be differentiated on its own."""
+        """Every step on detached inputs, so that each can be differentiated on its own.
+
+        But for the parts of what an operator gives several of, such as a split: they are differentiated through it.
+        """
         trace: list[_Local] = []
+        whole: dict[str, Values] = {}  # what was read to make several values at once
         with torch.enable_grad():
             for step in self.program.steps:
                 inputs = {name: _leaf(values[name]) for name in step.reads}
@@ -220,6 +224,11 @@ class ScreenEngine:
                     result = clip.apply(raw.detach())
                 else:
                     result = raw if step.activate is None else step.activate(self.program.constants, raw)
+                if isinstance(raw, tuple | list):
+                    whole[step.writes] = inputs
+                elif isinstance(raw, Tensor) and raw.requires_grad:
+                    for name in step.reads:
+                        inputs |= whole.get(name, {})
                 trace.append(_Local(step, inputs, raw, result, clip))
                 values[step.writes] = result.detach() if isinstance(result, Tensor) else result
                 for name in step.reads:
@@ -275,7 +284,7 @@ class ScreenEngine:
         hides = moving and (not differentiable or step.target in STEPWISE) and step.target not in SIZES
         if blocked is None and hides and isinstance(local.result, Tensor):
             blocked = str(step.target).removeprefix("aten.").partition(".")[0]
-        walk.reached.update(step.reads)
+        walk.reached.update(local.inputs)
         if blocked is not None:
             walk.blocked.update(dict.fromkeys(step.reads, blocked))
             if layer is not None:
@@ -334,7 +343,7 @@ class ScreenEngine:
         site = Site(layer.name, "input")
         for spec in walk.candidates.get(site, ()):
             e = self._on_grid(local.inputs[name].detach(), name, spec, gradients)
-            walk.add(Column(site, spec, self.program.network.origin(name)), e)
+            walk.add(Column(site, spec, self._source(name, spec)), e)
             walk.pass_on(name, spec, e, local.step.index)
 
     def _pass_through(self, step: Step, walk: _Walk) -> None:
@@ -343,8 +352,12 @@ class ScreenEngine:
             return
         for name, spec in [key for key in walk.passed if key[0] == step.writes]:
             e = self._known(name, spec, walk)
-            if e is not None:
+            if e is not None and self._source(name, spec) == self._source(step.reads[0], spec):
                 walk.pass_on(step.reads[0], spec, e, step.index)
+
+    def _source(self, name: str, spec: Spec) -> str:
+        """The value whose grid ``name`` has with ``spec``."""
+        return self.program.network.grid_sources.of(name, spec)
 
     def _known(self, name: str, spec: Spec, walk: _Walk) -> Tensor | None:
         """e of a value on a grid where every way it takes has been scored already."""
@@ -387,7 +400,8 @@ class ScreenEngine:
                     local.raw,
                     [local.inputs[name] for name in names],
                     gradient,
-                    retain_graph=position < len(behind) - 1,
+                    # Another part may have been made by the same operator.
+                    retain_graph=position < len(behind) - 1 or len(local.inputs) > len(step.reads),
                     allow_unused=True,
                 )
             for name, value in zip(names, found, strict=True):
@@ -404,7 +418,7 @@ class ScreenEngine:
             moved = self.calibration.qparams(name, spec).snap(x).sub_(x)
             over = Overlay({name: moved}, Overlay(local.inputs, self.program.constants))
             e = self._products(behind, self._linear(local.step, layer, over), local.step.writes)
-            walk.add(Column(site, spec, self.program.network.origin(name)), e)
+            walk.add(Column(site, spec, self._source(name, spec)), e)
 
     def _score_weight(self, local: _Local, layer: Layer, gradients: Gradients, walk: _Walk) -> None:
         step = local.step

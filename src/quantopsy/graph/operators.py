@@ -153,6 +153,24 @@ def moved_value(node: fx.Node) -> fx.Node | None:
     return None
 
 
+_KEEPING = {
+    target
+    for name in (
+        *("slice", "pad", "constant_pad_nd", "clone", "contiguous", "detach", "alias", "dropout", "feature_dropout"),
+        *(f"{kind}_pad{dims}d" for kind in ("reflection", "replication") for dims in (1, 2, 3)),
+    )
+    for target in _overloads(name)
+}
+
+
+def keeps_channels(node: fx.Node, source: fx.Node, axis: int) -> bool:
+    """Whether ``node``, which re-arranges ``source``, leaves the channels along ``axis`` as they are."""
+    after, before = node.meta.get("val"), source.meta.get("val")
+    if node.target not in _KEEPING or not isinstance(after, Tensor) or not isinstance(before, Tensor):
+        return False
+    return after.dim() == before.dim() and after.shape[axis] == before.shape[axis]
+
+
 @dataclass(frozen=True)
 class Clip:
     """An activation whose derivative is 1 strictly within bounds and 0 elsewhere: its result tells which.

@@ -280,7 +280,7 @@ class TrainableNetwork(nn.Module):
                 tensors[layer.weight] = _plain(quantized.quantized_weight() if kept else quantized.latent_weight())
             if quantized.bias is not None and layer.bias is not None:
                 tensors[layer.bias] = _plain(quantized.quantized_bias())
-        calibration = Calibration(origins=network.origins, given=dict(self.given))
+        calibration = Calibration(sources=network.grid_sources, given=dict(self.given))
         specs: dict[Site, Spec] = {}
         for site, quantizers in self.sites.items():
             layer = network.layer(site.layer)
@@ -290,7 +290,7 @@ class TrainableNetwork(nn.Module):
                 if found[0][1].axis is not None and spec.granularity == "per_tensor":
                     spec = replace(spec, granularity="per_channel")
             else:
-                pairs = zip(tensors_at(network, site), quantizers, strict=True)
+                pairs = zip(tensors_at(network, site, spec), quantizers, strict=True)
                 found = [(value, quantizer.qparams) for value, quantizer in pairs]
             evenly = [even(grid, spec) if isinstance(grid, LevelsQParams) else None for _, grid in found]
             if spec.kind == "learned" and None not in evenly:

@@ -213,7 +213,7 @@ def _carry(network: Network, plan: Plan, started: Plan, calibration: Calibration
         wanted = started[site]
         if wanted.kind != "learned" or spec.kind != "uniform":
             continue
-        for value in tensors_at(network, site):
+        for value in tensors_at(network, site, spec):
             grid = calibration.encodings.get((value, spec))
             if isinstance(grid, UniformQParams):
                 calibration.encodings[value, wanted] = of_uniform(grid, wanted.bits)
