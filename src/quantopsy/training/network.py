@@ -210,7 +210,7 @@ class TrainableNetwork(nn.Module):
                 learning.norm = KeptNorm(*moments[step.layer.name])
             self.layers[step.layer.name.replace(".", "/")] = learning
         for name, quantizer in started.items():
-            made[name].data = quantizer.latent(made[name].data)
+            made[name].data = quantizer.begin(made[name].data)
         self._by_step = {learning.step.index: learning for learning in self.quantized_layers}
         self.to(program.device)
 

@@ -31,10 +31,22 @@ class DoReFa(StraightThrough):
         squashed = torch.tanh(latent)
         return self.largest * (squashed / squashed.abs().amax().clamp(min=torch.finfo(squashed.dtype).tiny))
 
-    def latent(self, weight: Tensor) -> Tensor:
+    def begin(self, weight: Tensor) -> Tensor:
         """``atanh`` of ``weight``, whose largest magnitude c is kept from here on; :meth:`weight` gives it back
         up to float rounding. c itself becomes c, at most 2."""
         weight = weight.detach()
         self.largest.copy_(weight.abs().amax())
-        top = self.largest.double().clamp(min=torch.finfo(torch.float32).tiny)
-        return torch.atanh(weight.double() / top * torch.tanh(top.clamp(max=_STEEP))).to(weight.dtype)
+        return self.latent(weight, weight * (self.largest.clamp(max=_STEEP) / self._top))
+
+    def latent(self, weight: Tensor, among: Tensor) -> Tensor:
+        """The inverse of :meth:`weight` while the largest magnitude of ``among`` stays what it is; an entry that has
+        it is c whatever else is wanted of it, and stays too: moving it would rescale all others."""
+        magnitude = among.abs()
+        largest = magnitude.amax()
+        share = (weight.double() / self._top.double()).clamp(-1, 1)
+        found = torch.atanh(share * torch.tanh(largest.double())).to(among.dtype)
+        return torch.where(magnitude == largest, among, found)
+
+    @property
+    def _top(self) -> Tensor:
+        return self.largest.clamp(min=torch.finfo(torch.float32).tiny)
