@@ -19,8 +19,9 @@ from quantopsy.analysis.progress import Silent
 from quantopsy.analysis.recipes import given_of
 from quantopsy.core import Plan, QuantopsyError, Site
 from quantopsy.core.recipe import Recipe
-from quantopsy.engine.calibration import Calibration
+from quantopsy.engine.calibration import Calibration, grids_of
 from quantopsy.graph.capture import capture
+from quantopsy.quant.encoding import qparams_from_json
 from quantopsy.report.trained import statements
 from quantopsy.training.norm import measured_moments
 from quantopsy.training.settings import TrainingSettings
@@ -96,6 +97,18 @@ def test_a_recipe_s_own_grids_and_roundings_are_where_training_starts(tmp_path) 
         assert again.expected.before == pytest.approx(worth.after)
 
 
+@pytest.mark.parametrize(("method", "follows"), [("dorefa", False), ("pact", False), ("ste", True)])
+def test_the_grids_of_bent_weights_stay_where_they_were_calibrated(tmp_path, method, follows) -> None:
+    told = Told()
+    done = trained(tmp_path, told, method=method, activation_method="lsq", norms="folded", epochs=1)
+    start, _ = started(method=method, activation_method="lsq", bits=2, activation_bits=8)
+    for site, (grid, *_) in grids_of(start.network, start.plan, start.calibration):
+        if site.role == "weight":
+            (found,) = done.recipe.encodings[site.layer]["weight"]
+            assert torch.equal(qparams_from_json(found).scale, grid.scale) is not follows
+    assert any("from least to greatest value" in line for line in told.lines) is follows
+
+
 def test_norms_are_measured_on_images_of_all_classes(tmp_path, monkeypatch) -> None:
     seen: list[Tensor] = []
 
@@ -150,6 +163,16 @@ def test_a_study_s_network_starts_from_its_plan(tmp_path) -> None:
     assert plan[Site("left", "weight")].bits == 4
     assert Site("add", "output") in plan  # where an analysis quantizes
     assert done.held_out
+
+
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
 
 class Interrupted(Silent):

@@ -189,6 +189,8 @@ def settings_line(job: Job) -> str:
         what = f"{settings.method} weights at {', '.join(map(str, widths))} bits"
         what += f", {settings.target} the target" if settings.target else ""
         what += f", {settings.grids.activation} activations"
+        if "ste" in (settings.grids.weight, settings.grids.activation):
+            what += ", ranges of ste from least to greatest value"
         what += f", {settings.bitops} of BitOps the limit" if settings.bitops else ""
     batch = min(settings.batch, len(job.training))
     return (

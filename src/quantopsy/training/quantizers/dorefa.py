@@ -6,26 +6,35 @@ import torch
 from torch import Tensor
 
 from quantopsy.core import Spec
-from quantopsy.quant import UniformQParams
-from quantopsy.training.quantizers.ste import StraightThrough
+from quantopsy.quant import UniformQParams, fake_quantize_ste
+from quantopsy.training.quantizers.fake_quantizer import FakeQuantizer
+from quantopsy.training.quantizers.state import GridState
 
 # Beyond this tanh is so flat that float32 cannot undo it.
 _STEEP = 2.0
 
 
-class DoReFa(StraightThrough):
+class DoReFa(FakeQuantizer):
     """The weight is ``c tanh(v) / max |tanh(v)|`` of the trained latent v (DoReFa equation (9)).
 
     The paper quantizes to [-1, 1] and leaves scale to a batch norm behind; where that is folded the weight keeps
-    its own largest magnitude c, and the grid is the calibrated one, with zero among its levels.
+    its own largest magnitude c, and the grid is the calibrated one, with zero among its levels. Neither ever moves.
     """
 
     largest: Tensor
 
     def __init__(self, spec: Spec, qparams: UniformQParams) -> None:
-        super().__init__(spec, qparams, "weight")
+        super().__init__(spec)
+        self._grid = GridState(qparams)
         low, high = qparams.ends
         self.register_buffer("largest", torch.maximum(-low, high).amax().detach().clone())
+
+    @property
+    def qparams(self) -> UniformQParams:
+        return self._grid.value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize_ste(x, self.qparams)
 
     def weight(self, latent: Tensor) -> Tensor:
         squashed = torch.tanh(latent)

@@ -63,4 +63,4 @@ class FakeQuantizer(nn.Module, ABC):
 
     def latent(self, weight: Tensor, among: Tensor) -> Tensor:
         """What entries of the latent weight ``among`` have to be for :meth:`weight` to have those of ``weight``."""
-        return weight
+        return weight.to(among.dtype)
