@@ -6,12 +6,13 @@ import torch
 from learning import pictures
 from torch import nn
 
-from quantopsy.core import Plan
+from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
-from quantopsy.training.network import TrainableNetwork
+from quantopsy.training.network import Grids, TrainableNetwork
 from quantopsy.training.norm import KeptNorm, measured_moments, reestimate
+from quantopsy.training.quantizers.ste import StraightThrough
 
 
 class Normed(nn.Module):
@@ -94,3 +95,28 @@ def test_moments_are_estimated_again() -> None:
         reestimate(network, network.run, [(other,)])
         assert any(isinstance(module, KeptNorm) for module in network.modules())
         torch.testing.assert_close(network(other), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_grids_that_follow_the_data_stay_while_moments_are_estimated_again() -> None:
+    x = pictures(0, 16)
+    module, _ = pair(x)
+    program = compile_network(capture(module, (x[:2],)))
+    plan = Plan.of({Site(layer.name, "weight"): Spec(bits=4) for layer in program.network.layers if layer.weight})
+    network = TrainableNetwork(program, plan, Calibration(), Grids("ste"), measured_moments(program, [(x,)]))
+    with torch.no_grad():
+        for quantizer in network.quantizers:
+            assert isinstance(quantizer, StraightThrough)
+            quantizer.observe()
+        for layer in network.quantized_layers:
+            if layer.weight is not None:
+                layer.weight.mul_(3)
+        before = [quantizer.qparams.ends for quantizer in network.quantizers]
+        moments = [norm.mean.clone() for norm in network.modules() if isinstance(norm, KeptNorm)]
+        reestimate(network, network.run, [(x,)])
+    for (low, high), quantizer in zip(before, network.quantizers, strict=True):
+        assert torch.equal(quantizer.qparams.ends[0], low)
+        assert torch.equal(quantizer.qparams.ends[1], high)
+    assert all(
+        not torch.equal(norm.mean, mean)
+        for norm, mean in zip([m for m in network.modules() if isinstance(m, KeptNorm)], moments, strict=True)
+    )

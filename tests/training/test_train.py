@@ -23,11 +23,12 @@ from quantopsy.engine.calibration import Calibration, grids_of
 from quantopsy.graph.capture import capture
 from quantopsy.quant.encoding import qparams_from_json
 from quantopsy.report.trained import statements
+from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments
 from quantopsy.training.settings import TrainingSettings
 from quantopsy.training.start import usual_plan
 from quantopsy.training.train import train
-from quantopsy.training.trainer import CHECKPOINT, Trainer
+from quantopsy.training.trainer import CHECKPOINT, Job, Trainer
 
 LITTLE = {"epochs": 2, "batch": 16, "bits": 2, "activation_bits": 8, "calibration_samples": 32, "augment": "none"}
 
@@ -209,6 +210,22 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, more) 
         assert replace(mine, seconds=0.0) == replace(other, seconds=0.0)
     mine, other = weights(tmp_path / "parts"), weights(tmp_path / "whole")
     assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+def test_ranges_stay_behind_a_training_that_ends_early(tmp_path) -> None:
+    start, program = started(method="ste", bits=2)
+    settings = TrainingSettings(**{**LITTLE, "method": "ste", "epochs": 40, "patience": 1, "rate": 0.0})
+    made = TrainableNetwork(program, start.plan, start.calibration, settings.grids)
+    training_, validation = start.split(settings)
+    job = Job(made, start.subject.program, start.images, training_, validation, start.subject.metric, settings)
+    history = Trainer(job, tmp_path, Silent()).run()
+    assert history.stopped is not None
+    before = [quantizer.qparams.ends for quantizer in made.quantizers]
+    with torch.no_grad():
+        made.train()(3 * training().tensors[0])
+    for (low, high), quantizer in zip(before, made.quantizers, strict=True):
+        assert torch.equal(quantizer.qparams.ends[0], low)
+        assert torch.equal(quantizer.qparams.ends[1], high)
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path) -> None:

@@ -92,7 +92,7 @@ class QuantizedLayer(nn.Module):
     def forward(self, values: Lookup) -> Tensor:
         """The layer's result on its grids, behind its activation function."""
         step = self.step
-        norm = self.norm if self.training else None
+        norm = self.norm if self._normalises else None
         over: Values = {name: quantizer(values[name]) for name, quantizer in self.input_quantizers.items()}
         if step.weight is not None:
             over[step.weight] = self.quantized_weight()
@@ -118,11 +118,16 @@ class QuantizedLayer(nn.Module):
     def quantized_weight(self) -> Tensor:
         """The weight on its grid; in evaluation with a kept batch norm in it."""
         weight, quantizer = self.latent_weight(), self.weight_quantizer
-        if self.norm is None or self.training:
+        if self.norm is None or self._normalises:
             return weight if quantizer is None else quantizer(weight)
         if quantizer is None:
             return weight * self.norm.ratio.reshape(-1, *(1,) * (weight.dim() - 1))
         return self.grid.decode(quantizer.qparams.encode(weight))
+
+    @property
+    def _normalises(self) -> bool:
+        """Whether a kept batch norm takes its moments from the batch."""
+        return self.norm is not None and self.norm.training
 
     @property
     def takes_norm(self) -> bool:

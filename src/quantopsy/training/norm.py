@@ -101,7 +101,9 @@ def measured_moments(program: Program, batches: Iterable[Any]) -> dict[str, Mome
 def reestimate(network: nn.Module, run: Callable[[Any], object], batches: Iterable[Any]) -> None:
     """Set the running moments of kept batch norms in ``network`` to those over ``batches``, its grids as they are."""
     norms = [module for module in network.modules() if isinstance(module, KeptNorm)]
-    network.train()
+    network.eval()  # all but these: ranges that follow the data would move
+    for norm in norms:
+        norm.train()
     for number, batch in enumerate(batches):
         for norm in norms:
             norm.momentum = 1 / (number + 1)
