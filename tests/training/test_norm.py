@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from learning import pictures
 from torch import nn
@@ -11,7 +12,7 @@ from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.training.network import Grids, TrainableNetwork
-from quantopsy.training.norm import KeptNorm, measured_moments, reestimate
+from quantopsy.training.norm import EPS, MOMENTUM, KeptNorm, measured_moments, reestimate
 from quantopsy.training.quantizers.ste import StraightThrough
 
 
@@ -120,3 +121,25 @@ def test_grids_that_follow_the_data_stay_while_moments_are_estimated_again() -> 
         not torch.equal(norm.mean, mean)
         for norm, mean in zip([m for m in network.modules() if isinstance(m, KeptNorm)], moments, strict=True)
     )
+
+
+@pytest.mark.parametrize("shape", [(16, 64), (8, 64, 3, 3)])
+def test_running_moments_are_torch_s(shape) -> None:
+    norm = KeptNorm(torch.zeros(64), torch.ones(64))
+    batch_norm = (nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d)(64).train()
+    for step in range(20):
+        y = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        torch.testing.assert_close(norm(y, torch.zeros(64)), batch_norm(y), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.mean, batch_norm.running_mean)
+    torch.testing.assert_close(norm.variance, batch_norm.running_var, rtol=1e-4, atol=2 * EPS)
+
+
+def test_moments_that_are_estimated_again_count_images() -> None:
+    norm = KeptNorm(torch.zeros(2), torch.ones(2))
+    x = torch.randn(40, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[32:] += 5  # where all batches counted alike, the mean would be 2.5
+    reestimate(norm, lambda batch: norm(batch[0], torch.zeros(2)), [(x[:32],), (x[32:],)])
+    torch.testing.assert_close(norm.mean, x.mean((0, 2, 3)))
+    variance = (32 * x[:32].var((0, 2, 3)) + 8 * x[32:].var((0, 2, 3))) / 40
+    torch.testing.assert_close(norm.variance, variance + EPS)
+    assert norm.momentum == MOMENTUM  # training may go on
