@@ -143,3 +143,9 @@ def test_moments_that_are_estimated_again_count_images() -> None:
     variance = (32 * x[:32].var((0, 2, 3)) + 8 * x[32:].var((0, 2, 3))) / 40
     torch.testing.assert_close(norm.variance, variance + EPS)
     assert norm.momentum == MOMENTUM  # training may go on
+
+
+def test_moments_of_half_precision_are_kept_in_float() -> None:
+    norm, y = KeptNorm(torch.zeros(3), torch.ones(3)), pictures(0, 16)
+    assert norm(y.bfloat16(), torch.zeros(3)).dtype == torch.bfloat16
+    torch.testing.assert_close(norm.mean, MOMENTUM * y.mean((0, 2, 3)), rtol=0, atol=1e-3)

@@ -38,8 +38,8 @@ class KeptNorm(nn.Module):
     It starts from ``start`` and ``spread``, mean and standard deviation of the folded layer's result (without bias) as
     they were measured, with gamma = sigma = ``spread`` and beta = bias + ``start``: it is then the identity.
 
-    ``mean`` and ``variance`` follow those of the batches by a share of ``momentum``, the variance being the unbiased one
-    (that of a population, as :class:`torch.nn.BatchNorm2d` has it) and eps.
+    ``mean`` and ``variance`` follow those of the batches by a share of ``momentum``; the variance is the unbiased one,
+    as :class:`torch.nn.BatchNorm2d` keeps it, and eps.
     """
 
     start: Tensor
@@ -67,7 +67,7 @@ class KeptNorm(nn.Module):
     def forward(self, y: Tensor, bias: Tensor) -> Tensor:
         """A layer's result without its bias, (B, C, ...), normalised by the batch; the running moments follow."""
         with torch.no_grad():
-            variance, mean = torch.var_mean(y, [dim for dim in range(y.dim()) if dim != 1])
+            variance, mean = torch.var_mean(y.float(), [dim for dim in range(y.dim()) if dim != 1])
             self.mean.lerp_(mean, self.momentum)
             self.variance.lerp_(variance + EPS, self.momentum)
         return F.batch_norm(y, None, None, self.gamma.abs(), bias + self.start, training=True, eps=EPS)
