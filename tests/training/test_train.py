@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from learning import evaluation, images, network, started, training
+from small_net import randomise_norms
 from torch import Tensor
 
 import quantopsy as qp
@@ -419,6 +420,33 @@ def test_a_recipe_is_analyzed_on_its_own_grids(tmp_path) -> None:
     assert qp.diagnose(tmp_path / "study", data=evaluation(), samples=60) is not None
     other = qp.analyze(tmp_path / "t" / "network.pt2", evaluation(), bits=(2,), mode="exact", out=tmp_path / "fresh")
     assert other.whole().iloc[0]["value"] != whole["value"]  # grids estimated, not learned
+
+
+class Flat(torch.nn.Sequential):
+    """A batch norm behind a linear layer: an image has one value for every channel."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        body = (torch.nn.Flatten(), torch.nn.Linear(3 * 12 * 12, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+        super().__init__(*body, torch.nn.Linear(8, 5))
+        randomise_norms(self).eval()
+
+
+def test_a_batch_norm_needs_two_values(tmp_path) -> None:
+    settings = TrainingSettings(**{**LITTLE, "batch": 1})
+    with pytest.raises(QuantopsyError, match=r"batch norm of layer '1': .*--norms folded"):
+        train(Flat(), training(), out=tmp_path / "one", settings=settings)
+    done = train(Flat(), training(), out=tmp_path / "folded", settings=replace(settings, norms="folded", epochs=1))
+    assert done.history.stopped is None
+    done = trained(tmp_path / "maps", batch=1, epochs=1, samples=100)  # a map has many values
+    assert done.history.stopped is None
+
+
+@pytest.mark.parametrize("count", [1, 33])
+def test_no_piece_of_the_images_that_norms_are_measured_on_is_a_single_one(tmp_path, count) -> None:
+    settings = TrainingSettings(**{**LITTLE, "epochs": 1, "calibration_samples": count})
+    done = train(Flat(), training(), evaluation=evaluation(), out=tmp_path, settings=settings)
+    assert done.history.stopped is None
 
 
 def test_images_that_were_trained_on_prove_nothing(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -245,6 +246,16 @@ class TrainableNetwork(nn.Module):
             for site, found in self.sites.items()
             if site.role == "input" and self.program.network.layer(site.layer).weight is not None
         }
+
+    def check_batches(self, images: int) -> None:
+        """Raise :class:`QuantopsyError` where kept batch norms find no variance in a batch of so many ``images``."""
+        for layer in self.quantized_layers:
+            if layer.norm is not None and images * math.prod(layer.layer.output_shape[1:]) < 2:
+                raise QuantopsyError(
+                    f"batch norm of layer {layer.layer.name!r}",
+                    "one image is one value for every channel, and has no variance",
+                    "give each process two images a --batch at least, or --norms folded",
+                )
 
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs, in the structure of the float module's."""
