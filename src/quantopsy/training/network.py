@@ -302,7 +302,10 @@ class TrainableNetwork(nn.Module):
             layer = network.layer(site.layer)
             spec = quantizers[0].fitted(self.plan[site])
             if site.role == "weight":
-                found = [(str(layer.weight), self._by_name(site.layer).grid)]
+                quantized = self._by_name(site.layer)
+                found = [(str(layer.weight), quantized.grid)]
+                if quantized.shift is not None:  # it was trained with, whatever bits there are now
+                    spec = replace(spec, correction=calibration.give(quantized.shift.flatten()))
                 if found[0][1].axis is not None and spec.granularity == "per_tensor":
                     spec = replace(spec, granularity="per_channel")
             else:
