@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from learning import pictures, started
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantopsy.analysis.recipes import Simulated
+from quantopsy.analysis.recipes import Simulated, portable
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
-from quantopsy.engine.calibration import Calibration
+from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.training.network import Grids, TrainableNetwork
@@ -136,3 +138,22 @@ def test_what_is_on_no_grid_of_its_own_is_refused_with_its_layer(spec, small, im
     assert compile_network(network)
     with pytest.raises(QuantopsyError, match="left"):
         Grids().start(Plan.of({Site("left", "weight"): spec}))
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_what_a_corrected_bias_took_away_stays_where_bits_have_changed(found) -> None:
+    start, program = started(method="lsq", edge_bits=0)
+    specs = {
+        site: replace(spec, correction="bias") if site.role == "weight" else spec for site, spec in start.plan.sites
+    }
+    x, plan = pictures(5, 16), Plan.of(specs)
+    calibration = calibrate(program, [[x]], wanted_statistics(start.network, [start.plan, plan]))
+    plan = portable(start.network, plan, calibration) if found else plan
+    network = TrainableNetwork(program, plan, calibration, Grids("lsq", "lsq", mixed=True))
+    for quantizer in network.quantizers:
+        if quantizer.gates is not None:
+            quantizer.gates.logits.data[-1] = -1.0
+    assert set(network.weight_bits().values()) == {3}
+    network.eval()
+    with torch.no_grad():
+        assert torch.equal(simulated(*network.trained(), x), network(x))

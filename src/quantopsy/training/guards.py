@@ -108,11 +108,11 @@ class OscillationGuard:
         seen["codes"] = codes
         newly = ~seen["frozen"] & (seen["often"] > OFTEN)
         if bool(newly.any()):
-            value = quantizer.latent(grid.decode(seen["mean"].round().to(torch.int32)))
-            seen["held"] = torch.where(newly, value, seen["held"])
+            seen["held"] = torch.where(newly, grid.decode(seen["mean"].round().to(torch.int32)), seen["held"])
             seen["frozen"] |= newly
         if bool(seen["frozen"].any()):
-            weight.copy_(torch.where(seen["frozen"], seen["held"], weight))
+            held = quantizer.latent(seen["held"], among=weight)
+            weight.copy_(torch.where(seen["frozen"], held, weight))
 
     @property
     def frozen(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -92,7 +93,7 @@ class QuantizedLayer(nn.Module):
     def forward(self, values: Lookup) -> Tensor:
         """The layer's result on its grids, behind its activation function."""
         step = self.step
-        norm = self.norm if self.training else None
+        norm = self.norm if self._normalises else None
         over: Values = {name: quantizer(values[name]) for name, quantizer in self.input_quantizers.items()}
         if step.weight is not None:
             over[step.weight] = self.quantized_weight()
@@ -118,11 +119,16 @@ class QuantizedLayer(nn.Module):
     def quantized_weight(self) -> Tensor:
         """The weight on its grid; in evaluation with a kept batch norm in it."""
         weight, quantizer = self.latent_weight(), self.weight_quantizer
-        if self.norm is None or self.training:
+        if self.norm is None or self._normalises:
             return weight if quantizer is None else quantizer(weight)
         if quantizer is None:
             return weight * self.norm.ratio.reshape(-1, *(1,) * (weight.dim() - 1))
         return self.grid.decode(quantizer.qparams.encode(weight))
+
+    @property
+    def _normalises(self) -> bool:
+        """Whether a kept batch norm takes its moments from the batch."""
+        return self.norm is not None and self.norm.training
 
     @property
     def takes_norm(self) -> bool:
@@ -210,7 +216,7 @@ class TrainableNetwork(nn.Module):
                 learning.norm = KeptNorm(*moments[step.layer.name])
             self.layers[step.layer.name.replace(".", "/")] = learning
         for name, quantizer in started.items():
-            made[name].data = quantizer.latent(made[name].data)
+            made[name].data = quantizer.begin(made[name].data)
         self._by_step = {learning.step.index: learning for learning in self.quantized_layers}
         self.to(program.device)
 
@@ -240,6 +246,16 @@ class TrainableNetwork(nn.Module):
             for site, found in self.sites.items()
             if site.role == "input" and self.program.network.layer(site.layer).weight is not None
         }
+
+    def check_batches(self, images: int) -> None:
+        """Raise :class:`QuantopsyError` where kept batch norms find no variance in a batch of so many ``images``."""
+        for layer in self.quantized_layers:
+            if layer.norm is not None and images * math.prod(layer.layer.output_shape[1:]) < 2:
+                raise QuantopsyError(
+                    f"batch norm of layer {layer.layer.name!r}",
+                    "one image is one value for every channel, and has no variance",
+                    "give each process two images a --batch at least, or --norms folded",
+                )
 
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs, in the structure of the float module's."""
@@ -286,7 +302,10 @@ class TrainableNetwork(nn.Module):
             layer = network.layer(site.layer)
             spec = quantizers[0].fitted(self.plan[site])
             if site.role == "weight":
-                found = [(str(layer.weight), self._by_name(site.layer).grid)]
+                quantized = self._by_name(site.layer)
+                found = [(str(layer.weight), quantized.grid)]
+                if quantized.shift is not None:  # it was trained with, whatever bits there are now
+                    spec = replace(spec, correction=calibration.give(quantized.shift.flatten()))
                 if found[0][1].axis is not None and spec.granularity == "per_tensor":
                     spec = replace(spec, granularity="per_channel")
             else:

@@ -145,6 +145,7 @@ class Trainer:
             raise
         if self.best is not None:
             self.network.load_state_dict(self.best)
+        self._freeze_ranges()  # a training that ended early has not yet
         self.network.eval()
         return self.history
 

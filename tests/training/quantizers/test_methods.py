@@ -72,7 +72,7 @@ def test_squashed_weights_start_as_they_were(largest: float) -> None:
     w = w / w.abs().max() * largest
     made, qparams = quantizer("dorefa", w, Spec(bits=4, symmetric=True, granularity="per_channel"))
     assert isinstance(made, DoReFa)
-    latent = made.latent(w).requires_grad_()
+    latent = made.begin(w).requires_grad_()
     torch.testing.assert_close(made.weight(latent), w, rtol=1e-5, atol=1e-6 * largest)
     made(made.weight(latent)).square().sum().backward()
     assert latent.grad is not None
@@ -83,7 +83,7 @@ def test_squashed_weights_start_as_they_were(largest: float) -> None:
 def test_squashed_weights_stay_within_their_largest_magnitude() -> None:
     w = sample(3, (8, 9))
     made, _ = quantizer("pact", w, Spec(bits=4, symmetric=True), "weight")
-    moved = made.weight(10 * made.latent(w))
+    moved = made.weight(10 * made.begin(w))
     assert float(moved.abs().max()) == pytest.approx(float(w.abs().max()))
 
 
