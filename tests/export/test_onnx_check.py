@@ -20,6 +20,7 @@ from quantopsy.analysis.schemes import full_plan, grids
 from quantopsy.core import Plan, QuantopsyError, Spec
 from quantopsy.data import open_data, prefetch
 from quantopsy.engine.calibration import Calibration
+from quantopsy.export.onnx.aten import WRITERS
 from quantopsy.export.onnx.check import as_stored, verify
 from quantopsy.export.onnx.export import export_onnx
 from quantopsy.export.onnx.graph import to_onnx
@@ -147,6 +148,14 @@ def test_export_writes_a_file_that_runs_alone(case, tmp_path) -> None:
     assert np.abs(again - simulated(network, plan, ranges, x)[0].numpy()).max() < 2.5 * step
 
 
+def test_an_operator_that_computes_another_function_leaves_no_file(case, tmp_path, monkeypatch) -> None:
+    network, plan, ranges, images, _, _ = case
+    monkeypatch.setitem(WRITERS, "add", lambda w, x, y: w.add("Add", x, w.add("Mul", y, w.graph.constant(1.01))))
+    with pytest.raises(QuantopsyError, match=r"in float it is .* % off the network"):
+        export_onnx(network, plan, ranges, tmp_path / "a.onnx", batches(images), resolve_metric(None, True))
+    assert not list(tmp_path.iterdir())
+
+
 def test_mistakes_are_told_in_a_line(case, tmp_path) -> None:
     network, plan, ranges, images, _, _ = case
     metric = resolve_metric(None, True)
@@ -162,6 +171,12 @@ def test_mistakes_are_told_in_a_line(case, tmp_path) -> None:
         verify(broken, network, plan, ranges, batches(images), metric)
     with pytest.raises(QuantopsyError, match="does not load"):
         open_session(broken)
+    split = to_onnx(network, plan, ranges)
+    split.graph.node.append(onnx.helper.make_node("Reshape", [split.graph.input[0].name, "seven"], ["part"]))
+    split.graph.initializer.append(numpy_helper.from_array(np.array([7], np.int64), "seven"))
+    split.graph.output.append(onnx.helper.make_tensor_value_info("part", onnx.TensorProto.FLOAT, [7]))
+    with pytest.raises(QuantopsyError, match=r"ONNX model: the runtime fails on it .*Reshape"):
+        verify(split, network, plan, ranges, batches(images), metric)
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -48,6 +50,7 @@ POINTWISE = {
     "mish": F.mish,
     "softplus": F.softplus,
     "softplus of 2": lambda x: F.softplus(x, beta=2.0),
+    "softplus cut short": lambda x: F.softplus(10 * x, beta=2.0, threshold=3.0),
     "hardswish": F.hardswish,
     "sigmoid": torch.sigmoid,
     "hardsigmoid": F.hardsigmoid,
@@ -150,6 +153,7 @@ RESIZES = {
     "bilinear": {"scale_factor": 2, "mode": "bilinear"},
     "bilinear, corners": {"size": (13, 11), "mode": "bilinear", "align_corners": True},
     "bilinear to a size": {"size": (13, 5), "mode": "bilinear"},
+    "bilinear to a pixel": {"size": (1, 1), "mode": "bilinear"},
     "bicubic": {"scale_factor": 2, "mode": "bicubic"},
 }
 
@@ -159,6 +163,33 @@ def test_a_resampling(name: str) -> None:
     torch.manual_seed(0)
     # The reference evaluator rounds the coordinates of some sizes in another way than torch and the runtime.
     check(Then(lambda x: F.interpolate(x, **RESIZES[name])), pictures(), reference="size" not in RESIZES[name])
+
+
+@pytest.mark.parametrize("scale", [1.5, 1.3, 0.6, 0.29, (1.04, 1.5), (1.25, 2.0)])
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bilinear, corners", "bicubic", "bilinear, by sizes"])
+def test_a_resampling_by_a_factor_that_is_no_ratio_of_sizes(mode: str, scale) -> None:
+    """torch places values by the factor that it is given, and 7 pixels by 1.5 are 10, not 10.5."""
+    torch.manual_seed(0)
+    given = {"align_corners": True} if "corners" in mode else {"recompute_scale_factor": "sizes" in mode}
+
+    def resample(x: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x, scale_factor=scale, mode=mode.split(",", maxsplit=1)[0], **given)
+
+    check(Then(resample), pictures(size=7), reference=False)
+
+
+def test_a_resampling_that_keeps_the_size_but_not_the_places_is_named() -> None:
+    network = network_of(Then(lambda x: F.interpolate(x, scale_factor=1.04, mode="bicubic")), pictures(size=7))
+    with pytest.raises(QuantopsyError, match=r"upsample_bicubic2d.*no form for resampling by 1.04, 1.04"):
+        to_onnx(network, Plan(), Calibration())
+
+
+def test_every_size_is_resampled_to_torchs_size_at_torchs_places() -> None:
+    torch.manual_seed(0)
+    for size in range(4, 40, 3):
+        for mode, scale in (("nearest", 2.2), ("nearest", 1.3), ("bilinear", 0.29)):
+            resample = partial(F.interpolate, scale_factor=scale, mode=mode)
+            check(Then(resample), pictures(2, size=size), reference=False)
 
 
 LAYERS = {

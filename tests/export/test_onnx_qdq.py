@@ -375,3 +375,51 @@ def test_convolutions_that_go_on_in_reals_can_be_of_integers(function, weight: S
         apart = steps_apart(network, plan, x, optimised=optimised, integer_convolutions=True)
         assert (apart < 0.5).mean() > 0.99
         assert apart.max() < 1.5
+
+
+class Twice(nn.Module):
+    """A convolution read twice, so that two layers have its weight and its bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.shared = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shared(torch.relu(self.shared(torch.relu(self.first(x))))).mean((2, 3))
+
+
+@pytest.mark.parametrize("layer", ["shared", "shared_1"])
+@pytest.mark.parametrize(
+    "spec", [Spec(bits=3, correction="bias"), Spec(kind="k_means", bits=6, granularity="per_channel")]
+)
+def test_a_layer_in_float_keeps_its_tensors_beside_one_that_quantizes_and_corrects_them(layer: str, spec: Spec) -> None:
+    torch.manual_seed(0)
+    network, x = network_of(Twice(), pictures()), pictures(16)
+    plan = Plan.of({Site(layer, "weight"): spec})
+    model, ranges = exported(network, plan, x)
+    expected = simulated(network, plan, ranges, x)[0].numpy()
+    assert np.abs(expected - by_runtime(to_onnx(network, Plan(), ranges), x)[0]).max() > 1e-5
+    np.testing.assert_allclose(by_runtime(model, x)[0], expected, atol=1e-6)
+
+
+def test_layers_that_share_a_weight_share_its_codes() -> None:
+    torch.manual_seed(0)
+    network, x = network_of(Twice(), pictures()), pictures(16)
+    model, _ = exported(network, everywhere(network, PER_CHANNEL, Spec()), x)
+    names = [tensor.name for tensor in model.graph.initializer if tensor.name.endswith("weight.codes")]
+    assert names == ["first.weight.codes", "shared.weight.codes"]
+    assert (steps_apart(network, everywhere(network, PER_CHANNEL, Spec()), x, optimised=True) < 0.5).mean() > 0.95
+
+
+def test_activations_with_a_grid_per_channel_run_optimised_too() -> None:
+    torch.manual_seed(0)
+    network, x = network_of(Then(lambda y: y.relu().mean((2, 3), keepdim=True)), pictures()), pictures(16)
+    plan = everywhere(network, PER_CHANNEL, Spec(granularity="per_channel"))
+    model, ranges = exported(network, plan, x)
+    expected = simulated(*as_stored(network, plan, model), ranges, x)[0].numpy()
+    for optimised in (False, True):
+        found = by_runtime(model, x, optimised=optimised)[0]
+        step = float(
+            ranges.qparams(network.layers[-1].output, plan[Site(network.layers[-1].name, "output")]).scale.min()
+        )
+        assert (np.abs(found - expected) < step / 2).mean() > 0.95

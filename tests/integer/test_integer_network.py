@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import cache
 
 import gemmlowp
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from small_net import SmallNet, randomise_norms
 from torch import nn
 
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
+from quantopsy.export.onnx.graph import to_onnx
 from quantopsy.integer.accumulator import Accumulator
 from quantopsy.integer.agreement import agreement, layer_agreement
 from quantopsy.integer.codes import Codes
@@ -372,6 +375,33 @@ def test_a_bias_beside_next_to_no_weight_still_fits_int32() -> None:
     assert found.counts[layer].overflows == 0
     (kernel,) = found.layers.values()
     assert float(kernel.kernel.stored.bias_hat[1]) == pytest.approx(0.7, rel=1e-6)
+
+
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_roundings_that_were_found_stay_where_a_bias_enlarges_another_scale(granularity: str) -> None:
+    torch.manual_seed(0)
+    x, module = pictures(8), nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        module.weight[1] *= 1e-9
+        module.bias[1] = 0.7
+    network = network_of(module, x)
+    (layer,) = network.layers
+    nearest = Spec(bits=4, symmetric=True, signed=True, granularity=granularity)
+    ranges = calibrated(network, everywhere(network, nearest, Spec()), x)
+    rounded = replace(nearest, rounding=ranges.give(torch.rand(4, 3, 3, 3) < 0.5))
+    weight = network.tensors[layer.weight]
+    expected = ranges.quantized_weight(layer, rounded, weight)
+    assert (expected[0] != ranges.quantized_weight(layer, nearest, weight)[0]).any()
+    plan = everywhere(network, rounded, Spec())
+    (kernel,) = IntegerNetwork(network, plan, ranges).layers.values()
+    stored = kernel.kernel.stored
+    assert stored.enlarged == (granularity == "per_channel")
+    ours = [0, 2, 3] if stored.enlarged else [0, 1, 2, 3]
+    assert torch.equal(stored.weight_hat[ours], expected[ours])
+    # The file holds the same integers.
+    model = to_onnx(network, plan, ranges)
+    held = onnx.numpy_helper.to_array(next(t for t in model.graph.initializer if t.name.endswith("weight.codes")))
+    assert (held == stored.weight[0].weight.numpy()).all()
 
 
 def test_codes_enter_on_any_grid_and_leave_as_reals() -> None:

@@ -5,6 +5,7 @@ C output channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +18,7 @@ from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.network import Layer
 from quantopsy.integer.terms import Term, decoded, terms
 from quantopsy.quant import QParams, UniformQParams, fake_quantize
+from quantopsy.quant.grouping import aligned
 
 LARGEST_BIAS = 2**30
 
@@ -51,33 +53,46 @@ def store(
     """The layer's ``weight`` on the grid of ``spec``, and its ``bias`` (C,), real, with any correction in it.
 
     A bias is int32 on ``s_x s_w``. A channel whose weights are next to nothing has a scale so small that its bias
-    leaves int32: its scale grows until the bias takes 2^30, as the ONNX export does. Weights of several terms have
-    several scales: there a bias has the finest scale of its own that holds it.
+    leaves int32: its scale grows until the bias takes 2^30 (:func:`with_room`). Weights of several terms have several
+    scales and those of levels none of a step: there a bias has the finest scale of its own that holds it.
     """
-    axis = layer.weight_axis
-    parts, w_hat = _terms(calibration, layer, spec, weight)
+    found, correction = weight_parts(calibration, layer, spec, weight)
+    parts, w_hat = _terms(found, correction, weight), calibration.quantized_weight(layer, spec, weight)
     single = len(parts) == 1
     if bias is None:
         return StoredLayer(parts, w_hat, None, None, None, None, single, 0)
     reals = bias.detach().double()
-    if not single:
+    codes, grid = found[0]
+    if not single or not isinstance(grid, UniformQParams):
         largest = float(reals.abs().max()) or 1.0
         unit = torch.full_like(reals, largest / LARGEST_BIAS)
         return _with_bias(parts, w_hat, reals, unit, False, 0)
-    scale = parts[0].multiplier
-    needed = reals.abs() / LARGEST_BIAS / input_scale
+    codes, wider, grown = with_room(codes, grid, reals, input_scale)
+    if bool(grown.any()):
+        parts = terms(codes, wider)
+        w_hat = decoded(parts, layer.weight_axis).float()
+    unit = by_output(parts[0].multiplier, len(reals)) * input_scale
+    return _with_bias(parts, w_hat, reals, unit, True, int(grown.sum()))
+
+
+def with_room(
+    codes: Tensor, grid: UniformQParams, bias: Tensor, input_scale: float
+) -> tuple[Tensor, UniformQParams, Tensor]:
+    """Codes of a weight and their grid, with scales at which its ``bias`` (C,) takes 2^30 on ``s_x s_w`` at most.
+
+    Last, of the grid's shape, which scales grew. Codes of the others stay: they may be rounded otherwise than to the
+    nearest (AdaRound).
+    """
+    needed = (bias.double().abs() / LARGEST_BIAS / input_scale).float()
     # The groups of a transposed convolution share their scales.
-    needed = needed.reshape(-1, len(scale)).amax(0) if scale.dim() else needed.max()
-    small = needed > scale
-    if bool(small.any()):
-        qparams = calibration.weight_qparams(layer, spec, weight)
-        assert isinstance(qparams, UniformQParams)
-        wider = torch.where(small, needed, scale).float()
-        grid = replace(qparams, scale=wider.reshape(qparams.scale.shape))
-        parts = terms(grid.encode(weight.float()), grid)
-        w_hat, scale = decoded(parts, axis).float(), parts[0].multiplier
-    unit = by_output(scale, len(reals)) * input_scale
-    return _with_bias(parts, w_hat, reals, unit, True, int(small.sum()))
+    needed = needed.reshape(-1, len(grid.scale)).amax(0) if grid.scale.dim() else needed.max()
+    needed = needed.reshape(grid.scale.shape)
+    grown = needed > grid.scale
+    if not bool(grown.any()):
+        return codes, grid, grown
+    wider = replace(grid, scale=torch.maximum(grid.scale, needed))
+    stays = ~aligned(grown, codes, grid.axis, grid.group_size)
+    return torch.where(stays, codes, wider.encode(grid.decode(codes))), wider, grown
 
 
 def _with_bias(
@@ -113,13 +128,13 @@ def weight_parts(
     return parts, weight_correction(weight, w_hat, axis) if corrected else None
 
 
-def _terms(calibration: Calibration, layer: Layer, spec: Spec, weight: Tensor) -> tuple[tuple[Term, ...], Tensor]:
-    """Terms of the weight, and the reals of the simulation."""
-    found, correction = weight_parts(calibration, layer, spec, weight)
+def _terms(
+    found: Sequence[tuple[Tensor, QParams]], correction: WeightCorrection | None, weight: Tensor
+) -> tuple[Term, ...]:
+    """Terms of the weight that :func:`weight_parts` gave."""
     parts = tuple(term for codes, grid in found for term in terms(codes, grid))
-    w_hat = calibration.quantized_weight(layer, spec, weight)
     if correction is None:
-        return parts, w_hat
+        return parts
     gain, offset = correction.gain.double(), correction.offset.double()
     ones = Term(torch.ones_like(weight, dtype=torch.int64), offset)
-    return (*(Term(part.weight, part.multiplier * gain) for part in parts), ones), w_hat
+    return (*(Term(part.weight, part.multiplier * gain) for part in parts), ones)

@@ -13,10 +13,13 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import torch
 
 from quantopsy.export.onnx.writer import Constant, OnnxWriter, Operand, Value
 
 Shape = tuple[int | None, ...]
+
+_SAME_SOFTPLUS = 16.0  # from there on log(1 + exp(x)) < x + exp(-x) is x in float32: exp(-16) / 16 < 2^-27
 
 
 @dataclass(frozen=True)
@@ -404,32 +407,84 @@ WRITERS.update(
 # --- resampling
 
 
-def _resize(w: Call, x: Value, mode: str, **attributes: Any) -> str:
-    sizes = w.shape[2:]
-    factors = [out / n for out, n in zip(sizes, x.shape[2:], strict=True)]  # type: ignore[operator]
-    if all(factor == int(factor) for factor in factors):
-        scales = w.graph.constant([1.0, 1.0, *factors])
-        return w.add("Resize", x, "", scales, mode=mode, **attributes)
-    axes = list(range(2, len(w.shape)))
-    return w.add("Resize", x, "", "", w.graph.integers(sizes), mode=mode, axes=axes, **attributes)  # type: ignore[arg-type]
+def _scales(shapes: Sequence[tuple[int, int]], given: Sequence[Any]) -> list[float]:
+    """What torch takes for the ratio of sizes: the factors that a call gives, else (``shapes``: before, after) theirs.
+
+    ``given``: a list of them or None, as ``vec`` overloads have them, or one by one.
+    """
+    factors = [factor for entry in given for factor in (entry if isinstance(entry, list | tuple) else [entry])]
+    factors = factors if len(factors) == len(shapes) else [None] * len(shapes)
+    return [out / n if factor is None else factor for factor, (n, out) in zip(factors, shapes, strict=True)]
+
+
+def _float_scale(scale: float, n: int, out: int) -> np.float32:
+    """``scale`` as ONNX keeps it: the float next to it by which ``n`` become ``out`` wherever the product is taken."""
+    near = np.float32(scale)
+    while int(np.float32(n) * near) > out or int(n * float(near)) > out:
+        near = np.nextafter(near, np.float32(0))
+    while int(np.float32(n) * near) < out or int(n * float(near)) < out:
+        near = np.nextafter(near, np.float32(np.inf))
+    return near
+
+
+def _sides(w: Call, x: Value) -> list[tuple[int, int]]:
+    """Of every axis of positions the size before and after."""
+    return list(zip(x.shape[2:], w.shape[2:], strict=True))  # type: ignore[arg-type]
+
+
+def _resize(w: Call, x: Value, mode: str, scales: Sequence[float], **attributes: Any) -> str:
+    """Resize by ``scales``; by sizes where their ratios are the scales, which no rounding of a float then moves."""
+    sides = _sides(w, x)
+    by_ratio = all(scale == out / n for scale, (n, out) in zip(scales, sides, strict=True))
+    if by_ratio and not all(scale == int(scale) for scale in scales):
+        axes = list(range(2, len(w.shape)))
+        sizes = w.graph.integers([out for _, out in sides])
+        return w.add("Resize", x, "", "", sizes, mode=mode, axes=axes, **attributes)
+    if not by_ratio and all(n == out for n, out in sides):  # ONNX Runtime 1.31 copies what keeps its size
+        raise UnsupportedError(f"resampling by {', '.join(f'{scale:g}' for scale in scales)} to the size that it had")
+    factors = [_float_scale(scale, n, out) for scale, (n, out) in zip(scales, sides, strict=True)]
+    return w.add("Resize", x, "", w.graph.constant([1.0, 1.0, *factors]), mode=mode, **attributes)
 
 
 @_writes("upsample_nearest1d upsample_nearest2d upsample_nearest3d")
-def _nearest(w: Call, x: Value, *_: Any) -> str:
-    return _resize(w, x, "nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+def _nearest(w: Call, x: Value, size: Any, *given: Any) -> str:
+    """By other than whole factors torch's own places: the next float's rounding would choose another neighbour."""
+    del size
+    sides = _sides(w, x)
+    scales = _scales(sides, given)
+    if all(scale == int(scale) == out / n for scale, (n, out) in zip(scales, sides, strict=True)):
+        return _resize(w, x, "nearest", scales, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    result, before, after = w.graph.name(x), *([int(side) for side in part] for part in zip(*sides, strict=True))
+    upsample = getattr(torch.ops.aten, f"upsample_nearest{len(sides)}d")
+    for axis, n in enumerate(before):
+        old = torch.arange(n, dtype=torch.float32).reshape(-1, *[1] * (len(before) - axis - 1)).expand(before)
+        places = upsample(old[None, None], after, *scales)[0, 0].movedim(axis, 0).flatten(1)[:, 0]
+        result = w.add("Gather", result, w.graph.integers(places.long().tolist()), axis=axis + 2)
+    return result
 
 
 @_writes("upsample_linear1d upsample_bilinear2d upsample_trilinear3d")
-def _linear_resize(w: Call, x: Value, size: Any, align: bool, *_: Any) -> str:
+def _linear_resize(w: Call, x: Value, size: Any, align: bool, *given: Any) -> str:
     del size
-    return _resize(w, x, "linear", coordinate_transformation_mode="align_corners" if align else "pytorch_half_pixel")
+    return _interpolated(w, x, "linear", align, given)
 
 
 @_writes("upsample_bicubic2d")
-def _cubic_resize(w: Call, x: Value, size: Any, align: bool, *_: Any) -> str:
+def _cubic_resize(w: Call, x: Value, size: Any, align: bool, *given: Any) -> str:
     del size
-    mode = "align_corners" if align else "half_pixel"
-    return _resize(w, x, "cubic", coordinate_transformation_mode=mode, cubic_coeff_a=-0.75)
+    return _interpolated(w, x, "cubic", align, given, cubic_coeff_a=-0.75)
+
+
+def _interpolated(w: Call, x: Value, mode: str, align: bool, given: Sequence[Any], **attributes: Any) -> str:
+    """With aligned corners only sizes count; else half_pixel, which for a single result is torch's middle.
+
+    Torch's linear kernels leave an axis that keeps its size as it is, whatever the factor; its cubic ones do not.
+    """
+    place, sides = "align_corners" if align else "half_pixel", _sides(w, x)
+    scales = _scales(sides, () if align else given)
+    if mode == "linear":
+        scales = [1.0 if n == out else scale for scale, (n, out) in zip(scales, sides, strict=True)]
+    return _resize(w, x, mode, scales, coordinate_transformation_mode=place, **attributes)
 
 
 # --- activation functions
@@ -527,11 +582,13 @@ def _silu(w: Call, x: Value) -> str:
 
 @_writes("softplus")
 def _softplus(w: Call, x: Value, beta: float = 1.0, threshold: float = 20.0) -> str:
-    del threshold  # beyond it both forms agree to float rounding
-    if beta == 1:
-        return w.add("Softplus", x)
-    inner = w.add("Softplus", w.add("Mul", x, w.graph.constant(beta)))
-    return w.add("Mul", inner, w.graph.constant(1 / beta))
+    inner = x if beta == 1 else w.add("Mul", x, w.graph.constant(beta))
+    result = w.add("Softplus", inner)
+    if beta != 1:
+        result = w.add("Mul", result, w.graph.constant(1 / beta))
+    if threshold >= _SAME_SOFTPLUS:
+        return result
+    return w.add("Where", w.add("Greater", inner, w.graph.constant(threshold)), x, result)
 
 
 @_writes("hardsigmoid")

@@ -7,7 +7,7 @@ stored*, with the biases that the file holds: what then departs is arithmetic. T
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from quantopsy.core.recipe import Estimate
 from quantopsy.data import Batch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine, Prepared
-from quantopsy.export.onnx.graph import BIAS_CODES_NAME, BIAS_SCALE_NAME, CODES_NAME, activation_grid
+from quantopsy.export.onnx.graph import BIAS_CODES_NAME, BIAS_SCALE_NAME, CODES_NAME, activation_grid, to_onnx
 from quantopsy.export.onnx.grids import ActivationGrid
 from quantopsy.export.onnx.runtime import Inputs, Opener, feed, open_session, run
 from quantopsy.graph.execute import Overlay, channels_last, compile_network
@@ -35,6 +35,8 @@ from quantopsy.quant import QParams
 
 LEVEL = 0.95  # of intervals
 LAYER_IMAGES = 16  # whose every layer is compared: millions of elements
+FLOAT_ROUNDING = 1e-3
+"""Distance to the network's float outputs over their length that no order of float operations explains."""
 _REFERENCES = ("float_network", "simulated", "stored")
 _PLAIN, _OPTIMISED = "plain", "optimised"
 
@@ -134,7 +136,7 @@ def verify(
 
     ONNX's checker with shape inference, then ONNX Runtime with its optimisations off and on, and whatever ``also``
     opens, against the exact engine. Raises :class:`QuantopsyError` where the checker or a runtime refuses the model,
-    and without images.
+    where the same operators without a plan do not compute the network (:func:`check_float`), and without images.
     """
     check_model(model)
     engine = ExactEngine(compile_network(network), calibration)
@@ -159,6 +161,7 @@ def verify(
         stored = list(engine_stored.run_tile(batch.inputs, [prepared_stored]))[1].outputs
         runs = {name: run(session, network, batch.inputs) for name, session in sessions.items()}
         if not images:
+            check_float(network, calibration, batch.inputs, reals, threads=threads)
             steps = _output_steps(network, engine, prepared, simulated)
             layers_apart = {
                 name: layer_tallies(
@@ -293,6 +296,29 @@ def check_model(model: onnx.ModelProto) -> None:
         raise QuantopsyError(
             "ONNX model", f"its checker refuses it ({str(error).splitlines()[0][:200]})", "please report it"
         ) from error
+
+
+def check_float(
+    network: Network, calibration: Calibration, inputs: Inputs, outputs: Sequence[Any], *, threads: int = 1
+) -> None:
+    """That ONNX without a plan gives the network's float ``outputs`` for ``inputs``, up to rounding.
+
+    A comparison of grids would take an operator written wrongly for a step more of noise. Raises
+    :class:`QuantopsyError` where a floating output is further off than :data:`FLOAT_ROUNDING` of its length.
+    """
+    session = open_session(to_onnx(network, Plan(), calibration), optimised=False, threads=threads)
+    found = output_tensors(run(session, network, inputs))
+    for tensor, reference in zip(found, output_tensors(outputs), strict=True):
+        same = (tensor == reference) | (tensor.isnan() & reference.isnan())  # infinities have no distance
+        apart = torch.where(same, 0.0, tensor.double() - reference.double()).norm()
+        length = reference.double()[reference.isfinite()].norm()
+        if not apart <= FLOAT_ROUNDING * length:
+            raise QuantopsyError(
+                "ONNX model",
+                f"in float it is {100 * float(apart / length):.2g} % off the network: an operator computes another "
+                "function",
+                "please report it with the network's operators; no file was written",
+            )
 
 
 def _output_steps(network: Network, engine: ExactEngine, prepared: Prepared, outputs: tuple[Any, ...]) -> list[float]:

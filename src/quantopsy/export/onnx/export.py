@@ -16,7 +16,7 @@ from quantopsy.engine.calibration import Calibration
 from quantopsy.export.onnx.aten import clip_bounds
 from quantopsy.export.onnx.check import Verified, verify
 from quantopsy.export.onnx.graph import FLOAT_WEIGHTS, OPSET, WEIGHT_CODES_NAME, to_onnx
-from quantopsy.export.onnx.runtime import SAFE_WEIGHT, Kernels, kernels, saturates
+from quantopsy.export.onnx.runtime import SAFE_WEIGHT, Kernels, kernels, layer_of, saturates
 from quantopsy.export.onnx.runtimes import Runtime
 from quantopsy.graph.network import Network
 from quantopsy.metrics import Metric
@@ -106,10 +106,14 @@ def _metadata(model: onnx.ModelProto) -> dict[str, str]:
 
 def _wide_signed_weights(model: onnx.ModelProto, network: Network) -> tuple[str, ...]:
     """Layers with signed 8-bit weights of which two, times 255 each, may leave 16 bits."""
-    stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
-    weights = {layer.name: stored.get(WEIGHT_CODES_NAME.format(layer.name)) for layer in network.layers}
-    return tuple(
-        name
-        for name, codes in weights.items()
-        if codes is not None and np.abs(onnx.numpy_helper.to_array(codes).astype(np.int16)).max() > SAFE_WEIGHT
-    )
+    codes = {WEIGHT_CODES_NAME.format(layer.name) for layer in network.layers}
+    wide = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.name in codes
+        and tensor.data_type == onnx.TensorProto.INT8
+        and np.abs(onnx.numpy_helper.to_array(tensor).astype(np.int16)).max() > SAFE_WEIGHT
+    }
+    # By who reads them: layers that share a weight share its codes.
+    found = {layer_of(node.name) for node in model.graph.node if wide & set(node.input)}
+    return tuple(name for name in network.names if name in found)

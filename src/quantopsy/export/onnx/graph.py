@@ -241,7 +241,7 @@ class _Export:
         name, integers = f"{layer.name}.weight", None
         if stored is None:
             w_hat = self.engine.quantized_weight(layer, quantizers.weight)
-            written = self.graph.initializer(name, (w_hat.T if turned else w_hat).contiguous().numpy())
+            written = self.graph.weight(name, (w_hat.T if turned else w_hat).contiguous().numpy())
         elif isinstance(stored, CodedWeight):
             written = stored.write(self.graph, name)
             written = self.graph.add("Transpose", written, perm=[1, 0]) if turned else written
@@ -254,7 +254,10 @@ class _Export:
         over[layer.weight] = Constant(layer.weight, weight, written)
         if bias is None or (integers is None and quantizers.shift is None):
             return None
-        return Constant(f"{layer.name}.bias", bias, None if integers is None else self._write_bias(layer, *integers))
+        name = f"{layer.name}.bias"
+        if integers is None:
+            return Constant(name, bias, self.graph.initializer(name, bias.detach().numpy()))
+        return Constant(name, bias, self._write_bias(layer, *integers))
 
     def _in_terms(
         self,
@@ -326,7 +329,7 @@ class _Export:
         return self.reals[value]
 
     def _dequantized(self, codes: Value, grid: ActivationGrid) -> Value:
-        result = Value(grid.write_dequantize(self.graph, codes.name), codes.shape)
+        result = Value(grid.write_dequantize(self.graph, codes), codes.shape)
         self.coded[result.name] = codes, grid
         return result
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 
-from quantopsy.export.onnx.writer import OnnxWriter
+from quantopsy.export.onnx.writer import OnnxWriter, Value
 from quantopsy.quant import UniformQParams
 
 
@@ -71,6 +72,14 @@ class ActivationGrid:
         """``x`` as codes, called ``result``; the type's end is their highest unless a clip follows."""
         return graph.add("QuantizeLinear", x, *self.write_parameters(graph), axis=self.axis, result=result)
 
-    def write_dequantize(self, graph: OnnxWriter, codes: str) -> str:
-        """Codes as reals."""
-        return graph.add("DequantizeLinear", codes, *self.write_parameters(graph), axis=self.axis)
+    def write_dequantize(self, graph: OnnxWriter, codes: Value) -> str:
+        """Codes as reals.
+
+        By DequantizeLinear where there is one scale. ONNX Runtime 1.31 fuses that with poolings whose integer kernels
+        then refuse several scales, so those are multiplied by.
+        """
+        if self.per_tensor:
+            return graph.add("DequantizeLinear", codes.name, *self.write_parameters(graph))
+        scale, zero_point = self._laid(len(codes.shape))
+        whole = graph.add("Cast", codes.name, to=onnx.TensorProto.FLOAT)
+        return graph.add("Mul", graph.add("Sub", whole, graph.constant(zero_point)), graph.constant(scale))

@@ -194,10 +194,10 @@ class _Session:
         def outputs(inputs: Inputs) -> Sequence[Any]:
             try:
                 given = run(session, self.network, inputs)
-            except Exception as error:  # the runtime's exceptions share no class of their own
+            except QuantopsyError as error:
                 raise QuantopsyError(
                     f"file {name!r}",
-                    f"it does not run on these images ({str(error).splitlines()[0][:160]})",
+                    f"it does not run on these images: {error.reason}",
                     "check the layout (N, C, H, W) and size that it was exported for",
                 ) from error
             return given

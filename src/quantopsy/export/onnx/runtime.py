@@ -105,8 +105,16 @@ def open_session(
 
 
 def run(session: Session, network: Network, inputs: Inputs) -> tuple[Tensor, ...]:
-    """The flat outputs for one batch, ``inputs`` as the network takes them."""
-    outputs = session.run(None, feed(network, inputs))
+    """The flat outputs for one batch, ``inputs`` as the network takes them.
+
+    Raises :class:`QuantopsyError` with the runtime's own words where it fails on them.
+    """
+    given = feed(network, inputs)
+    try:
+        outputs = session.run(None, given)
+    except Exception as error:  # as where it loads a model
+        words = " ".join(str(error).split())
+        raise QuantopsyError("ONNX model", f"the runtime fails on it ({words[:200]})", "see docs/export.md") from error
     return tuple(torch.from_numpy(np.asarray(output)) for output in outputs)
 
 
@@ -126,7 +134,7 @@ def kernels(model: onnx.ModelProto, network: Network) -> Kernels:
         path = Path(folder) / "optimised.onnx"
         open_session(model, save=path)
         optimised = onnx.load(path)
-    found = {_layer_of(node.name) for node in optimised.graph.node if node.op_type in INTEGER_KERNELS}
+    found = {layer_of(node.name) for node in optimised.graph.node if node.op_type in INTEGER_KERNELS}
     return shared_out(found, network)
 
 
@@ -213,10 +221,11 @@ def seconds_by_layer(
             microseconds.setdefault(node, []).append(event["dur"])
     spent = dict.fromkeys((*network.names, ""), 0.0)
     for node, times in microseconds.items():
-        layer = _layer_of(node)
+        layer = layer_of(node)
         spent[layer if layer in names else ""] += statistics.median(times) * 1e-6
     return spent
 
 
-def _layer_of(node: str) -> str:
+def layer_of(node: str) -> str:
+    """The layer that a node was written for, by its name."""
     return node.rpartition("/")[0]

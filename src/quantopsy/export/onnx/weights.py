@@ -27,7 +27,7 @@ from quantopsy.core import Spec
 from quantopsy.engine.calibration import Calibration
 from quantopsy.export.onnx.writer import OnnxWriter
 from quantopsy.graph.network import Layer
-from quantopsy.integer.stored import LARGEST_BIAS, weight_parts
+from quantopsy.integer.stored import LARGEST_BIAS, weight_parts, with_room
 from quantopsy.quant import LevelsQParams, PiecewiseQParams, QParams, UniformQParams
 from quantopsy.quant.grouping import group_axis
 
@@ -52,20 +52,14 @@ class IntegerTerm:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """Integer codes of a weight on a uniform grid, in no groups, and the ``reals`` that were put on it.
+    """Integer codes of a weight on a uniform grid, in no groups.
 
     ``table`` (L,): every code that occurs, where they are so few that their places in it take a smaller type.
     """
 
     qparams: UniformQParams
     codes: Tensor
-    reals: Tensor
     table: Tensor | None = None
-
-    @classmethod
-    def of(cls, weight: Tensor, qparams: UniformQParams) -> StoredWeight:
-        """``weight`` on its grid."""
-        return cls(qparams, qparams.encode(weight.float()), weight)
 
     @cached_property
     def bits(self) -> int:
@@ -77,7 +71,7 @@ class StoredWeight:
         """Of a matrix: turned."""
         axis = self.qparams.axis
         turned = self.qparams.map_grids(lambda grid: grid, axis=None if axis is None else 1 - axis % 2)
-        return replace(self, qparams=turned, codes=self.codes.T, reals=self.reals.T)
+        return replace(self, qparams=turned, codes=self.codes.T)
 
     @property
     def dtype(self) -> Any:
@@ -112,7 +106,7 @@ class StoredWeight:
             table = graph.initializer(f"{name}.table", self.table.numpy().astype(dtype))
             return graph.add("Gather", table, _write_integers(graph, f"{name}.codes", places, kind, np.int32)), dtype
         if self.bits > 4:
-            return graph.initializer(f"{name}.codes", self.codes.numpy().astype(dtype)), dtype
+            return graph.weight(f"{name}.codes", self.codes.numpy().astype(dtype)), dtype
         wide = np.int8 if self.qparams.qmin < 0 else np.uint8
         return _write_integers(graph, f"{name}.codes", self.codes, dtype, wide), wide
 
@@ -173,7 +167,7 @@ class CodedWeight:
         terms = []
         for codes, qparams in self.parts:
             if isinstance(qparams, UniformQParams):
-                terms += StoredWeight(qparams, codes, codes).write_terms(graph, name)
+                terms += StoredWeight(qparams, codes).write_terms(graph, name)
             else:
                 assert isinstance(qparams, PiecewiseQParams)
                 pieces = _write_pieces(graph, name, codes, qparams)
@@ -198,9 +192,7 @@ def stored_weight(
     codes, grid = parts[0]
     if len(parts) == 1 and correction is None and grid.group_size is None:
         if isinstance(grid, UniformQParams):
-            given = spec.rounding != "nearest"
-            reals = calibration.quantized_weight(layer, spec, weight) if given else weight
-            return StoredWeight.of(reals, grid), ""
+            return StoredWeight(grid, codes), ""
         if isinstance(grid, LevelsQParams) and (whole := _whole_levels(codes, grid)) is not None:
             return whole, ""
     coded = CodedWeight(parts, correction)
@@ -231,7 +223,7 @@ def _whole_levels(codes: Tensor, grid: LevelsQParams) -> StoredWeight | None:
         count,
         axis=grid.axis,
     )
-    stored = StoredWeight.of(grid.decode(codes), uniform)
+    stored = StoredWeight(uniform, uniform.encode(grid.decode(codes)))
     table = table.unique()
     smaller = _width(0, len(table) - 1) < _width(lowest, count)
     return replace(stored, table=table) if smaller else stored
@@ -275,7 +267,7 @@ def _smallest_type(low: int, high: int) -> Any:
 
 def _write_integers(graph: OnnxWriter, name: str, codes: Tensor, dtype: Any, wanted: Any) -> str:
     """``codes`` stored as ``dtype``, in the graph as ``wanted``."""
-    stored = graph.initializer(name, codes.numpy().astype(dtype))
+    stored = graph.weight(name, codes.numpy().astype(dtype))
     return graph.add("Cast", stored, to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(wanted)))
 
 
@@ -346,14 +338,10 @@ def with_integer_bias(
     elif input_scale is None:
         return stored, None
     else:
-        per_channel = stored.qparams.axis is not None
-        needed = torch.from_numpy(np.abs(reals) / LARGEST_BIAS / input_scale).float()
-        # The groups of a transposed convolution share their scales.
-        needed = needed.reshape(-1, len(stored.qparams.scale)).amax(0) if per_channel else needed.amax()
-        if bool((needed > stored.qparams.scale).any()):
-            scale = torch.maximum(stored.qparams.scale, needed)
-            stored = StoredWeight.of(stored.reals, replace(stored.qparams, scale=scale))
+        codes, wider, grown = with_room(stored.codes, stored.qparams, bias.detach(), input_scale)
+        if bool(grown.any()):
+            stored = StoredWeight(wider, codes)
         scales = np.asarray(stored.qparams.scale.numpy() * np.float32(input_scale))
-        if per_channel:
+        if stored.qparams.axis is not None:
             scales = np.tile(scales, len(reals) // len(scales))
     return stored, (np.round(reals / scales.astype(np.float64)).astype(np.int32), scales)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ class OnnxWriter:
     scope: str = ""
     _taken: set[str] = field(default_factory=set)
     _scalars: dict[tuple[str, bytes, tuple[int, ...]], str] = field(default_factory=dict)
+    _weights: dict[tuple[str, bytes, tuple[int, ...]], str] = field(default_factory=dict)
+    _tensors: dict[tuple[str, bool], str] = field(default_factory=dict)
 
     def unique(self, name: str) -> str:
         """``name``, or with a number behind it where it is taken."""
@@ -72,6 +75,13 @@ class OnnxWriter:
         self.initializers[name] = onnx.numpy_helper.from_array(array, name)
         return name
 
+    def weight(self, name: str, array: np.ndarray) -> str:
+        """``array``, which may be large, as :meth:`initializer`; layers that share a weight share it here too."""
+        key = (str(array.dtype), hashlib.sha256(array.tobytes()).digest(), array.shape)
+        if key not in self._weights:
+            self._weights[key] = self.initializer(name, array)
+        return self._weights[key]
+
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
         """A small constant, shared by all that need the same."""
         array = np.asarray(value, dtype)
@@ -92,18 +102,24 @@ class OnnxWriter:
             return operand.name or self.tensor(operand)
         return self.constant(operand)
 
-    def tensor(self, constant: Constant) -> str:
-        """A float or index tensor of the network, once."""
-        array = constant.tensor.detach().cpu().contiguous().numpy()
-        if constant.key not in self.initializers:
-            return self.initializer(constant.key, array)
-        return constant.key
+    def tensor(self, constant: Constant, *, turned: bool = False) -> str:
+        """A float or index tensor of the network, once; ``turned``: transposed.
+
+        What else is in the graph may be called as a tensor of the network is: the codes or the corrected bias of a
+        layer that reads it beside another one.
+        """
+        key = constant.key, turned
+        if key not in self._tensors:
+            tensor = constant.tensor.T if turned else constant.tensor
+            array = tensor.detach().cpu().contiguous().numpy()
+            self._tensors[key] = self.initializer(f"{constant.key}.T" if turned else constant.key, array)
+        return self._tensors[key]
 
     def transposed(self, weight: Constant) -> str:
         """A matrix of the network, transposed where it is stored."""
         if weight.name is not None:
             return weight.name  # whoever stored it has turned it already
-        return self.tensor(replace(weight, key=f"{weight.key}.T", tensor=weight.tensor.T))
+        return self.tensor(weight, turned=True)
 
     def model(
         self,
