@@ -270,11 +270,13 @@ def _bootstrap(
     Student's of the jackknife's pseudo-values, which for a linear metric are the images' own.
     """
 
+    terms = [*((1.0, x) for x in plus), *((-1.0, x) for x in minus)]
+    if metric.linear:
+        # One column of differences says it all, at half the work.
+        terms = [(1.0, np.sum([sign * x for sign, x in terms], axis=0))]
+
     def values(weights: np.ndarray) -> np.ndarray:
-        if metric.linear:
-            # One column of differences says it all, at half the work.
-            return metric.values(sum(plus) - sum(minus), weights)
-        return sum(metric.values(x, weights) for x in plus) - sum(metric.values(x, weights) for x in minus)
+        return np.sum([sign * metric.values(x, weights) for sign, x in terms], axis=0)
 
     n = len(plus[0])
     value = float(values(np.ones((1, n)))[0])
