@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from quantopsy.analysis.definition import definition
 from quantopsy.analysis.phases import Measuring, pieces
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.recipes import model_named, realised, recipe_named, unfused_of
@@ -162,6 +163,7 @@ class Subject:
             "calibration": self.calibration_images.fingerprint,
             "calibration samples": len(self.calibration_order),
             "metric": self.metric.name,
+            "metric code": definition(self.metric),
             "scheme": self.settings.scheme,
             "activation bits": self.settings.activation_bits,
             "plan": hashlib.sha256(json.dumps(self.full.to_json(), sort_keys=True).encode()).hexdigest(),
