@@ -28,8 +28,8 @@ class Quantizer:
         the fit looks at the distribution, not only at the range.
     ``zero_exact``
         zero is always among the levels.
-    ``refuses``
-        why a spec cannot be realised, as (thing, reason, remedy), or ``None``.
+    ``stored_bits``
+        what a spec takes for each value, where that is not its bits.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Quantizer:
     zero_exact: bool = True
     min_bits: int = MIN_BITS
     max_bits: int = MAX_BITS
+    stored_bits: Callable[[Spec], int] = lambda spec: spec.bits
 
     def check(self, spec: Spec) -> None:
         """Raise :class:`QuantopsyError` for bits or options that this kind does not know."""
