@@ -49,7 +49,7 @@ def on_an_accelerator(module: nn.Module, x: tuple[int, ...]) -> tuple[ExactEngin
     return ExactEngine(replace(program, network=network, constants=constants, device=CUDA), calibration), step
 
 
-class Found(Exception):
+class FoundError(Exception):
     """Ends a search before it looks at values."""
 
 
@@ -69,14 +69,14 @@ def test_roundings_of_a_layer_are_learned_where_it_runs(hollow, monkeypatch, mak
         y = problem._activated(problem._product(problem.x_hat, soft.weight()))
         by = problem._product(problem.x, qparams.snap_by(problem.weight, soft.up))
         seen.extend([y.device, by.device])
-        raise Found
+        raise FoundError
 
     # Drawing places on another device needs that device.
     patches = torch.empty(16, 1, inner, device=CUDA)
     monkeypatch.setattr(adaround, "_patches", lambda *_: (patches, patches))
     monkeypatch.setattr(adaround._Problem, "solved", solved)
     assert step.layer is not None
-    with pytest.raises(Found):
+    with pytest.raises(FoundError):
         adaround._rounding(engine, Arrival(step, step.layer, ON_GRID, (), ()), SPEC, Effort())
     assert seen == [CUDA, CUDA]
 
