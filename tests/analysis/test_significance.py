@@ -139,11 +139,6 @@ def test_mean_stderr_agrees_with_scipy():
     assert np.isnan(sig.mean_stderr(x[:1])[1])
 
 
-def test_mcnemar_agrees_with_the_sign_test():
-    assert sig.mcnemar_p(0, 0) == 1.0
-    assert sig.mcnemar_p(8, 1) == pytest.approx(2 * (1 + 9) / 2**9)
-
-
 def test_verdicts():
     assert sig.verdict(sig.Interval(3.0, 1.5, 4.5), tolerance=1.0) == "hurts"
     assert sig.verdict(sig.Interval(1.0, 0.5, 1.5), tolerance=1.0) == "hurts"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from expected_error import piecewise_error, step_error, symmetric_piecewise_error, uniform_error
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
@@ -12,7 +13,6 @@ from torch import Tensor
 from quantopsy.calibrate import fit
 from quantopsy.core import QuantopsyError, Spec
 from quantopsy.quant import PiecewiseQParams, Sample, breakpoints, fake_quantize, quantize
-from quantopsy.quant.expected_error import piecewise_error, step_error, symmetric_piecewise_error, uniform_error
 from quantopsy.quant.piecewise import from_breakpoint
 from quantopsy.quant.pwlq import bits_per_piece
 from quantopsy.quant.registry import stored_bits

@@ -329,11 +329,6 @@ def _unseen(metric: Metric, statistics: Sequence[np.ndarray], level: float) -> f
     return span * z2 / (n + z2)
 
 
-def mcnemar_p(lost: int, gained: int) -> float:
-    """Exact two-sided p-value that images are lost and gained equally often (McNemar); 1 without any."""
-    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
-
-
 def corrected_level(level: float, m: int) -> float:
     """The level of each of ``m`` intervals that hold together at ``level`` (Bonferroni)."""
     if m < 1:
