@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -471,12 +472,41 @@ def test_a_budget_too_small_for_the_screen_is_one_line_with_what_it_needs(tmp_pa
         ({"tolerance": -1.0}, r"tolerance -1: must not be negative"),
         ({"tolerance": float("nan")}, r"tolerance nan: must not be negative"),
         ({"noise_probes": 0}, r"noise_probes 0: must be positive"),
+        ({"noise_probes": None}, r"noise_probes None: is no whole number"),
+        ({"samples": 2.5}, r"samples 2.5: is no whole number"),
+        ({"seed": -1}, r"seed -1: must not be negative"),
+        ({"level": "x"}, r"level 'x': is no number"),
+        ({"tolerance": "1"}, r"tolerance '1': is no number"),
+        ({"max_memory": -1.0}, r"max_memory -1: must be positive"),
+        ({"device": "meta"}, r"device 'meta': torch cannot compute on it here"),
+        ({"device": 1.5}, r"device 1.5: is unknown to torch"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_anything_is_made(tmp_path, change, pattern) -> None:
     with pytest.raises(qp.QuantopsyError, match=pattern):
         study(tmp_path / "study", **change)
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.skipif(torch.xpu.is_available(), reason="there is such a device")
+def test_a_device_that_torch_knows_and_this_machine_lacks_is_refused() -> None:
+    with pytest.raises(qp.QuantopsyError, match=r"device 'xpu': torch cannot compute on it here"):
+        study(device="xpu")
+
+
+def test_a_single_bit_width_needs_no_list() -> None:
+    found = qp.analyze(sample_models.network(), sample_models.data(), bits=5, samples=8, mode="exact")
+    assert found.results.bits == (5,)
+
+
+@pytest.mark.parametrize("command", [qp.analyze, qp.schemes])
+def test_a_call_that_fails_leaves_no_folder_behind(monkeypatch, tmp_path, command) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(qp.QuantopsyError, match="nonsense"):
+        command(sample_models.network(), sample_models.data(), metric="nonsense")
+    with pytest.raises(qp.QuantopsyError, match="bit-width 1"):
+        command(sample_models.network(), sample_models.data(), bits=1)
+    assert not list(tmp_path.glob("quantopsy-*"))
 
 
 def test_a_users_loss_has_its_change_predicted() -> None:

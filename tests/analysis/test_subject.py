@@ -112,3 +112,34 @@ class Changing(nn.Module):
 def test_a_network_that_capturing_changes_is_refused() -> None:
     with pytest.raises(QuantopsyError, match="folding batch norms changes its output"):
         make_ready(Given(Changing(), sample_models.data()), Settings(), Silent())
+
+
+def test_a_study_of_another_metric_of_the_same_name_does_not_go_on(tmp_path) -> None:
+    def score(factor):
+        return lambda outputs, labels: factor * outputs[:, 0]
+
+    first = analyzed(tmp_path, metric=score(1.0), samples=8)
+    assert analyzed(tmp_path, metric=score(1.0), samples=8).results.float_value == first.results.float_value
+    with pytest.raises(QuantopsyError, match=r"metric code was .*, now .*--fresh"):
+        analyzed(tmp_path, metric=score(1000.0), samples=8)
+    assert analyzed(tmp_path, metric=score(1000.0), samples=8, fresh=True).results.float_value == pytest.approx(
+        1000.0 * first.results.float_value
+    )
+
+
+def test_another_loss_is_screened_anew(tmp_path) -> None:
+    def screened(out, factor):
+        study = qp.analyze(
+            MODEL,
+            DATA,
+            bits=(3,),
+            out=out,
+            mode="screen",
+            samples=8,
+            loss=lambda outputs, labels: factor * nn.functional.cross_entropy(outputs, labels, reduction="none"),
+        )
+        return study.frame()["loss_change"].to_numpy()
+
+    first = screened(tmp_path, 1.0)
+    np.testing.assert_allclose(screened(tmp_path, 10.0), 10.0 * first, rtol=1e-4)
+    np.testing.assert_array_equal(screened(tmp_path, 1.0), first)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from quantopsy.analysis.definition import definition
 from quantopsy.analysis.phases import Measuring, pieces
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.recipes import model_named, realised, recipe_named, unfused_of
@@ -162,6 +163,7 @@ class Subject:
             "calibration": self.calibration_images.fingerprint,
             "calibration samples": len(self.calibration_order),
             "metric": self.metric.name,
+            "metric code": definition(self.metric),
             "scheme": self.settings.scheme,
             "activation bits": self.settings.activation_bits,
             "plan": hashlib.sha256(json.dumps(self.full.to_json(), sort_keys=True).encode()).hexdigest(),
@@ -349,10 +351,14 @@ def coverage_line(network: Network) -> str:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise QuantopsyError(f"device {name!r}", "is unknown to torch", "give cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise QuantopsyError(f"device {name!r}", "torch sees no CUDA device", "give --device cpu")
+    try:
+        torch.zeros(1, device=device).cpu()  # there and back: some names stand for no device, and meta holds no values
+    except Exception:
+        raise QuantopsyError(f"device {name!r}", "torch cannot compute on it here", "give --device cpu") from None
     if device.type == "cuda":
         # Float means float: TensorFloat-32 would be noise of the size that is measured.
         torch.backends.cuda.matmul.allow_tf32 = False

@@ -125,12 +125,7 @@ class ImageStatistics:
 
     def ranges(self, calibration: Calibration) -> np.ndarray:
         """(V, 2): the ends of every activation's grid; of several grids the outermost."""
-        return np.array(
-            [
-                _ends(calibration.qparams(item.value, item.spec), part.low.shape[1])
-                for item, part in zip(self.activations, self.parts, strict=True)
-            ]
-        )
+        return np.array([_ends(calibration.qparams(item.value, item.spec)) for item in self.activations])
 
 
 def image_statistics(
@@ -219,9 +214,9 @@ def _digests(batch: Batch) -> list[str]:
     ]
 
 
-def _ends(qparams: QParams, grids: int) -> tuple[float, float]:
-    """The least and the greatest number on the grid; of several ``grids`` the outermost."""
-    low, high = qparams.snap(torch.tensor([[-torch.inf], [torch.inf]]).repeat(1, grids))
+def _ends(qparams: QParams) -> tuple[float, float]:
+    """The least and the greatest number on the grid; of several grids the outermost."""
+    low, high = qparams.ends
     return float(low.min()), float(high.max())
 
 
@@ -232,7 +227,7 @@ def _clipped(x: Tensor, grid: QParams, part: ByImage) -> np.ndarray:
     if grid.covers(torch.cat((part.low, part.high))).all():
         return found.numpy()
     outside = ~grid.covers(x)
-    low, high = _ends(grid, part.low.shape[1])
+    low, high = _ends(grid)
     found[:, 0] = outside.flatten(1).float().mean(1)
     found[:, 1] = (x - grid.snap(x)).abs().where(outside, 0).flatten(1).amax(1) / (high - low)
     return found.numpy()

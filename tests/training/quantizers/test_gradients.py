@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ddq_formulas import kronecker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,7 +14,6 @@ from quantopsy.core import Spec
 from quantopsy.core.plan import Role
 from quantopsy.quant import UniformQParams, fake_quantize
 from quantopsy.quant.grouping import aligned
-from quantopsy.quant.learned import kronecker
 from quantopsy.training.quantizers.ddq import DDQ
 from quantopsy.training.quantizers.gates import Gates
 from quantopsy.training.quantizers.lsq import LearnedScale, LearnedScaleAndOffset

@@ -32,7 +32,7 @@ def document(study: CalibrationStudy) -> dict[str, Any]:
         "distinct": study.distinct,
         "samples": study.evaluation,
         "float": study.float_value.value,
-        "float_interval": [study.float_value.low, study.float_value.high],
+        "float_interval": _plain([study.float_value.low, study.float_value.high]),
         "given": _plain(study.given),
         "own": _plain(study.own),
         "cleaned": _plain(study.cleaned),
