@@ -523,6 +523,26 @@ def test_auto_runs_what_no_gradient_reaches() -> None:
     assert "first" not in set(screened["name"])
 
 
+class Points(torch.nn.Module):
+    """The largest of every feature over the points, by an operator that also gives its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = torch.nn.Conv2d(3, 8, 1), torch.nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.first(x)).flatten(2).max(2)[0])
+
+
+@pytest.mark.parametrize("mode", ["exact", "screen", "auto"])
+@pytest.mark.parametrize("model", [Points])
+def test_an_ordinary_model_is_analysed_in_every_mode(model, mode) -> None:
+    torch.manual_seed(0)
+    frame = qp.analyze(model().eval(), sample_models.unlabelled(), bits=(3, 8), mode=mode).frame()
+    assert {"first", "head"} <= set(frame["name"])
+    assert (frame["screened_noise" if mode == "screen" else "noise"] > 0).all()
+
+
 def test_another_sample_count_joins_a_screen(tmp_path) -> None:
     study(tmp_path, mode="screen", samples=16, tile=8)
     found = study(tmp_path, mode="screen", tile=8)

@@ -197,6 +197,43 @@ def test_what_is_not_understood_stays_float_and_is_listed() -> None:
     assert all(item.source and "test_capture.py:" in item.source for item in network.unquantized)
 
 
+@pytest.mark.parametrize(
+    ("elements", "operator"),
+    [(lambda x: x.max(2)[0], "aten.max.dim"), (lambda x: x.topk(3, dim=2)[0].mean(2), "aten.topk.default")],
+)
+def test_an_element_of_what_an_operator_computes_is_a_value_of_its_own(elements, operator) -> None:
+    class Points(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv1d(3, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(elements(torch.relu(self.first(x))))
+
+    torch.manual_seed(0)
+    network = capture(Points().eval(), (torch.randn(2, 3, 16),))
+    assert [item.operator for item in network.unquantized] == [operator]
+    for layer in network.layers:
+        for value in layer.inputs:
+            assert network.origin(value) not in ("max_1", "topk")  # the tuple
+
+
+def test_the_elements_of_a_divided_value_keep_its_grid() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            left, right = self.first(x).chunk(2, 1)
+            return self.head(left) + right
+
+    network = capture(Halves().eval(), (torch.randn(2, 3, 4, 4),))
+    (read,) = network.layer("head").inputs
+    assert network.origin(read) == network.layer("first").output
+    assert not network.unquantized
+
+
 def test_the_module_is_left_as_it_was(small, images) -> None:
     before = {name: value.clone() for name, value in small.state_dict().items()}
     capture(small, (images[:2],))

@@ -11,6 +11,7 @@ B images of a tile, P probes, K specs at a site, S columns of scores.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -200,9 +201,12 @@ class ScreenEngine:
     def _forward(self, values: Values) -> tuple[list[_Local], list[Any]]:
         """Every step on detached inputs, so that each can be differentiated on its own."""
         trace: list[_Local] = []
+        behind: dict[str, Values] = {}  # by a tuple's name what it is computed from: its elements keep their tape
         with torch.enable_grad():
             for step in self.program.steps:
                 inputs = {name: _leaf(values[name]) for name in step.reads}
+                for name in step.reads:
+                    inputs |= behind.get(name, {})
                 raw = step.operation(Overlay(inputs, self.program.constants))
                 clip = _clip(step)
                 if clip is not None:
@@ -211,6 +215,8 @@ class ScreenEngine:
                     result = raw if step.activate is None else step.activate(self.program.constants, raw)
                 trace.append(_Local(step, inputs, raw, result, clip))
                 values[step.writes] = result.detach() if isinstance(result, Tensor) else result
+                if isinstance(result, tuple | list):
+                    behind[step.writes] = inputs
                 for name in step.reads:
                     if self.program.last_reader[name] == step.index:
                         del values[name]
@@ -253,7 +259,7 @@ class ScreenEngine:
         moving = [name for name, value in local.inputs.items() if isinstance(value, Tensor) and value.requires_grad]
         hides = moving and (not differentiable or step.target in STEPWISE) and step.target not in SIZES
         if blocked is None and hides and isinstance(local.result, Tensor):
-            blocked = str(step.target).removeprefix("aten.").partition(".")[0]
+            blocked = self._operator(step)
         walk.reached.update(step.reads)
         if blocked is not None:
             walk.blocked.update(dict.fromkeys(step.reads, blocked))
@@ -278,6 +284,12 @@ class ScreenEngine:
             new = step.target in _LINEAR if there is None else None not in (*there, *gradients)
             (walk.owned.add if new else walk.owned.discard)(name)
             walk.gradients[name] = _added(there, gradients)
+
+    def _operator(self, step: Step) -> str:
+        """The operator's name; of a tuple's element that of the operator that gives the tuple."""
+        if step.target is operator.getitem:
+            step = self.program.steps[self.program.producer[step.reads[0]]]
+        return str(step.target).removeprefix("aten.").partition(".")[0]
 
     def _score_output(self, local: _Local, arriving: Gradients, walk: _Walk) -> None:
         layer = local.step.layer
@@ -343,7 +355,8 @@ class ScreenEngine:
                     local.raw,
                     [local.inputs[name] for name in names],
                     gradient,
-                    retain_graph=position < len(behind) - 1,
+                    # The other elements of a tuple still need the tape of what made it.
+                    retain_graph=position < len(behind) - 1 or step.target is operator.getitem,
                     allow_unused=True,
                 )
             for name, value in zip(names, found, strict=True):

@@ -329,8 +329,8 @@ def _layers(
     for node in graph.nodes:
         if node.op != "call_function" or node in fused or node.target in MOVEMENTS:
             continue
-        if node.name not in shapes:  # sizes and other plain numbers
-            continue
+        if node.name not in shapes and not isinstance(node.meta.get("val"), tuple | list):
+            continue  # sizes and other plain numbers
         operation = OPERATIONS.get(node.target)
         if operation is None and node.target in ACTIVATIONS:
             operation = Operation(activation_name(node.target, node.args))
