@@ -30,6 +30,7 @@ from quantopsy.engine.weight_gradients import per_sample_gradients, supported
 from quantopsy.graph.execute import Overlay, Program, Step, Values
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, SIZES, STEPWISE, Clip, pads_with
+from quantopsy.graph.outputs import is_measured
 
 Candidates = Mapping[Site, Sequence[Spec]]
 """What is scored at each site. Where a layer without weights has as many specs at its input as at its output,
@@ -239,7 +240,7 @@ class ScreenEngine:
             kind, last, margins = found.kind, found.gradients, found.margins
         started: dict[str, Gradients] = {}
         for position, (name, output) in enumerate(zip(self.program.outputs, outputs, strict=True)):
-            if isinstance(output, Tensor) and output.is_floating_point():
+            if is_measured(output):
                 probes: Gradients = [
                     random_signs(output, images, self.seed + _PRIME * (probe + 101 * position))
                     for probe in range(self.noise_probes)
@@ -524,7 +525,7 @@ def _in_pieces(
 
 def _flat(t: Tensor) -> Tensor:
     """(B, N) in channels-last order, a view where the tensor lies so."""
-    return t.movedim(1, -1).flatten(1) if t.dim() > 2 else t.flatten(1)
+    return t.movedim(1, -1).flatten(1) if t.dim() > 2 else t.reshape(len(t), -1)
 
 
 def _added(into: Gradients | None, passed: Gradients) -> Gradients:
