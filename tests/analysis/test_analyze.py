@@ -553,6 +553,54 @@ def test_auto_runs_what_no_gradient_reaches() -> None:
     assert "first" not in set(screened["name"])
 
 
+class Points(torch.nn.Module):
+    """The largest of every feature over the points, by an operator that also gives its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = torch.nn.Conv2d(3, 8, 1), torch.nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.first(x)).flatten(2).max(2)[0])
+
+
+class Masked(Points):
+    """A product with a mask; beside the scores what is no value of images."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor, torch.Tensor]:
+        y = self.first(x)
+        y = self.head((y * (y > 0)).mean((2, 3)))
+        return y, None, self.head.bias, y.square().mean()
+
+
+class Regression(Points):
+    """A number for each image, of layers that give just that."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.first(x)).mean((2, 3))
+        return torch.relu(self.head(y)[:, 0] * self.head(y).mean(1)) + 1.5
+
+
+def square(outputs, labels):
+    """A score of each image, of numbers or of the first of several outputs."""
+    return -(outputs[0].square().sum(1) if isinstance(outputs, tuple) else outputs.reshape(len(outputs), -1).sum(1))
+
+
+@pytest.mark.parametrize("mode", ["exact", "screen", "auto"])
+@pytest.mark.parametrize("model", [Points, Masked, Regression])
+def test_an_ordinary_model_is_analysed_in_every_mode(model, mode) -> None:
+    torch.manual_seed(0)
+    frame = qp.analyze(model().eval(), sample_models.unlabelled(), bits=(3, 8), mode=mode, metric=square).frame()
+    hidden = {"first"} if model is Masked and mode == "screen" else set()  # no gradient passes a comparison
+    assert {"first", "head"} - hidden <= set(frame["name"])
+    assert (frame["screened_noise" if mode == "screen" else "noise"] > 0).all()
+
+
+def test_classes_are_asked_for_where_the_metric_needs_them() -> None:
+    with pytest.raises(qp.QuantopsyError, match=r"metric 'top1': it compares classes and .* shape \(\d+,\)"):
+        qp.analyze(Regression().eval(), sample_models.data(), bits=(3,))
+
+
 def test_another_sample_count_joins_a_screen(tmp_path) -> None:
     study(tmp_path, mode="screen", samples=16, tile=8)
     found = study(tmp_path, mode="screen", tile=8)

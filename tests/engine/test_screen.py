@@ -396,6 +396,51 @@ def test_reading_only_a_values_shape_hides_nothing(drawn) -> None:
     assert_near(e[:, 0], along(drawn[:1], moved), float(moved[0].abs().max()))
 
 
+class Elements(nn.Module):
+    """Reads elements of what an operator gives as a tuple, on both sides of the first layer's two halves."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        self.head = nn.Linear(4, 3)
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.operator == "chunk":
+            a, b = y.chunk(2, 1)
+        elif self.operator == "max":
+            a = b = y.unflatten(1, (2, 4)).max(1)[0]
+        else:
+            a, b = y.unflatten(1, (2, 4)).topk(2, dim=1)[0].unbind(1)
+        return self.head((self.left(a) + self.right(b)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("operator", ["chunk", "max", "topk"])
+def test_the_gradient_passes_through_the_elements_of_a_tuple(operator, drawn) -> None:
+    case = case_of(Elements(operator).eval(), pictures(3))
+    found = case.screened()
+    assert not found.hidden
+    reference = Perturbed(case.program, case.ranges, case.images)
+    for (site, spec, given), e in by_site(found).items():
+        moved = reference.moved((site, spec), given=before(site, given))
+        assert_near(e[:, 0], along(drawn[:1], moved), float(moved[0].abs().max()))
+    assert np.abs(by_site(found)[Site("first", "weight"), Spec(bits=4), None]).min() > 0
+
+
+def test_a_layer_behind_the_places_of_a_tuple_is_hidden_by_the_operators_name() -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            values, places = self.first(x).flatten(1).topk(3)
+            return self.head(values + places.float())
+
+    assert case_of(Places().eval(), pictures(3)).screened().hidden == {"first": "topk"}
+
+
 def test_a_batch_of_one() -> None:
     case = case_of(random_net(1), pictures(5))
     whole, one = case.screened(), case.screened(images=[3])

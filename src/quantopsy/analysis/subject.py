@@ -321,9 +321,9 @@ def check_folded(module: nn.Module, program: Program, example: Batch, images: Im
     inputs = example.inputs
     with torch.no_grad():
         raw = module(**inputs) if isinstance(inputs, Mapping) else module(*inputs)
-        folded = program.network.unflatten(program.forward(program.place(inputs)))
-    float_outputs = output_tensors(torch.utils._pytree.tree_leaves(raw))
-    folded_outputs = [tensor.cpu() for tensor in output_tensors(torch.utils._pytree.tree_leaves(folded))]
+        folded = program.forward(program.place(inputs))
+    float_outputs = output_tensors(program.network.flatten(raw))
+    folded_outputs = [tensor.cpu() for tensor in output_tensors(folded)]
     check_finite(folded_outputs, example, images)
     distance = squared_norms(folded_outputs, float_outputs).sqrt()
     relative = float((distance / squared_norms(float_outputs).sqrt().clamp(min=1e-12)).max())

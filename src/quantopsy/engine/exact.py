@@ -224,7 +224,7 @@ class ExactEngine:
         program.forward(alone, keep=True)
         if not _by_image(values, alone, images):
             return lambda prepared, kept: tuple(
-                value[torch.from_numpy(kept).to(value.device)] if isinstance(value, Tensor) else value
+                value[torch.from_numpy(kept).to(value.device)] if isinstance(value, Tensor) and value.dim() else value
                 for value in self._run(prepared, values, None)
             )
         numbers = {count: _numbers(program, values, alone, count) for count in counts}

@@ -228,8 +228,8 @@ def _clipped(x: Tensor, grid: QParams, part: ByImage) -> np.ndarray:
         return found.numpy()
     outside = ~grid.covers(x)
     low, high = _ends(grid)
-    found[:, 0] = outside.flatten(1).float().mean(1)
-    found[:, 1] = (x - grid.snap(x)).abs().where(outside, 0).flatten(1).amax(1) / (high - low)
+    found[:, 0] = outside.reshape(len(x), -1).float().mean(1)
+    found[:, 1] = (x - grid.snap(x)).abs().where(outside, 0).reshape(len(x), -1).amax(1) / (high - low)
     return found.numpy()
 
 

@@ -11,6 +11,7 @@ B images of a tile, P probes, K specs at a site, S columns of scores.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -30,6 +31,7 @@ from quantopsy.graph.execute import Overlay, Program, Step, Values
 from quantopsy.graph.images import ImageAxis, image_axis
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, SIZES, STEPWISE, Clip, pads_with
+from quantopsy.graph.outputs import is_measured
 
 Candidates = Mapping[Site, Sequence[Spec]]
 """What is scored at each site. Where a layer without weights has as many specs at its input as at its output,
@@ -214,23 +216,22 @@ class ScreenEngine:
         But for the parts of what an operator gives several of, such as a split: they are differentiated through it.
         """
         trace: list[_Local] = []
-        whole: dict[str, Values] = {}  # what was read to make several values at once
+        behind: dict[str, Values] = {}  # by a tuple's name what it is computed from: its elements keep their tape
         with torch.enable_grad():
             for step in self.program.steps:
                 inputs = {name: _leaf(values[name]) for name in step.reads}
+                for name in step.reads:
+                    inputs |= behind.get(name, {})
                 raw = step.operation(Overlay(inputs, self.program.constants))
                 clip = _clip(step)
                 if clip is not None:
                     result = clip.apply(raw.detach())
                 else:
                     result = raw if step.activate is None else step.activate(self.program.constants, raw)
-                if isinstance(raw, tuple | list):
-                    whole[step.writes] = inputs
-                elif isinstance(raw, Tensor) and raw.requires_grad:
-                    for name in step.reads:
-                        inputs |= whole.get(name, {})
                 trace.append(_Local(step, inputs, raw, result, clip))
                 values[step.writes] = result.detach() if isinstance(result, Tensor) else result
+                if isinstance(result, tuple | list):
+                    behind[step.writes] = inputs
                 for name in step.reads:
                     if self.program.last_reader[name] == step.index:
                         del values[name]
@@ -263,7 +264,7 @@ class ScreenEngine:
             kind, last, margins = found.kind, found.gradients, found.margins
         started: dict[str, Gradients] = {}
         for position, (name, output) in enumerate(zip(self.program.outputs, outputs, strict=True)):
-            if isinstance(output, Tensor) and output.is_floating_point():
+            if is_measured(output):
                 probes: Gradients = [
                     random_signs(output, images, self.seed + _PRIME * (probe + 101 * position))
                     for probe in range(self.noise_probes)
@@ -283,7 +284,7 @@ class ScreenEngine:
         moving = [name for name, value in local.inputs.items() if isinstance(value, Tensor) and value.requires_grad]
         hides = moving and (not differentiable or step.target in STEPWISE) and step.target not in SIZES
         if blocked is None and hides and isinstance(local.result, Tensor):
-            blocked = str(step.target).removeprefix("aten.").partition(".")[0]
+            blocked = self._operator(step)
         walk.reached.update(local.inputs)
         if blocked is not None:
             walk.blocked.update(dict.fromkeys(step.reads, blocked))
@@ -295,7 +296,7 @@ class ScreenEngine:
         if layer is None:
             self._pass_through(step, walk)
         elif any(self._mixed(name) for name in (step.writes, *layer.inputs)):
-            walk.hidden[layer.name] = str(step.target).removeprefix("aten.").partition(".")[0]
+            walk.hidden[layer.name] = self._operator(step)
             layer = None
         else:
             self._score_output(local, arriving, walk)
@@ -326,6 +327,12 @@ class ScreenEngine:
         axis = self._axes[name]
         assert axis is not None
         return axis.first(t)
+
+    def _operator(self, step: Step) -> str:
+        """The operator's name; of a tuple's element that of the operator that gives the tuple."""
+        if step.target is operator.getitem:
+            step = self.program.steps[self.program.producer[step.reads[0]]]
+        return str(step.target).removeprefix("aten.").partition(".")[0]
 
     def _score_output(self, local: _Local, arriving: Gradients, walk: _Walk) -> None:
         layer = local.step.layer
@@ -400,8 +407,8 @@ class ScreenEngine:
                     local.raw,
                     [local.inputs[name] for name in names],
                     gradient,
-                    # Another part may have been made by the same operator.
-                    retain_graph=position < len(behind) - 1 or len(local.inputs) > len(step.reads),
+                    # Other parts may have been made by the same operator.
+                    retain_graph=position < len(behind) - 1 or step.target is operator.getitem,
                     allow_unused=True,
                 )
             for name, value in zip(names, found, strict=True):
@@ -581,7 +588,7 @@ def _in_pieces(change: Callable[[slice], Tensor], gradients: Gradients, elements
 
 def _flat(t: Tensor) -> Tensor:
     """(B, N) in channels-last order, a view where the tensor lies so."""
-    return t.movedim(1, -1).flatten(1) if t.dim() > 2 else t.flatten(1)
+    return t.movedim(1, -1).flatten(1) if t.dim() > 2 else t.reshape(len(t), -1)
 
 
 def _added(into: Gradients | None, passed: Gradients) -> Gradients:

@@ -108,9 +108,32 @@ class Network:
         graph.output(graph.graph_copy(self.graph, {}))
         return fx.GraphModule(dict(self.tensors), graph).eval()
 
+    @property
+    def output_leaves(self) -> tuple[Any, ...]:
+        """The flat output: nodes of values that are computed, ``get_attr`` nodes of tensors, plain constants."""
+        return tuple(pytree.tree_leaves(next(iter(reversed(self.graph.nodes))).args[0]))
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs that are computed, in order; what is a constant needs no run."""
+        return tuple(leaf.name for leaf in self.output_leaves if is_computed(leaf))
+
     def unflatten(self, outputs: Sequence[Any]) -> Any:
-        """The module's output structure from the graph's flat outputs."""
-        return pytree.tree_unflatten(list(outputs), self.output_tree)
+        """The module's output structure from the outputs that are computed; constants are on their device."""
+        computed = iter(outputs)
+        device = next((value.device for value in outputs if isinstance(value, Tensor)), None)
+
+        def value(leaf: Any) -> Any:
+            if is_computed(leaf):
+                return next(computed)
+            return self.tensors[str(leaf.target)].to(device) if isinstance(leaf, fx.Node) else leaf
+
+        return pytree.tree_unflatten([value(leaf) for leaf in self.output_leaves], self.output_tree)
+
+    def flatten(self, outputs: Any) -> tuple[Any, ...]:
+        """The outputs that are computed, in order, of what the module returned: the inverse of :meth:`unflatten`."""
+        pairs = zip(pytree.tree_leaves(outputs), self.output_leaves, strict=True)
+        return tuple(value for value, leaf in pairs if is_computed(leaf))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -200,9 +223,8 @@ class Network:
         # Operators, and so graphs, refuse to be pickled: their names travel. Nodes' meta data stays behind.
         graph = [_portable((node.op, node.target, node.args, node.kwargs, node.name)) for node in self.graph.nodes]
         sources = {"grid_sources": self.grid_sources}  # it needs the meta data
-        return (
-            vars(self) | sources | {"graph": graph, "output_tree": self.unflatten(range(self.output_tree.num_leaves))}
-        )
+        tree = pytree.tree_unflatten(range(self.output_tree.num_leaves), self.output_tree)
+        return vars(self) | sources | {"graph": graph, "output_tree": tree}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         graph, nodes = fx.Graph(), dict[str, fx.Node]()
@@ -210,6 +232,11 @@ class Network:
             node = graph.create_node(*map_aggregate(portable, lambda a: a.find(nodes) if isinstance(a, _Named) else a))
             nodes[node.name] = node
         vars(self).update(state | {"graph": graph, "output_tree": pytree.tree_structure(state["output_tree"])})
+
+
+def is_computed(leaf: Any) -> bool:
+    """Whether a leaf of the output is a value that running the graph gives."""
+    return isinstance(leaf, fx.Node) and leaf.op != "get_attr"
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,9 @@ MOVEMENTS = {
     *(target for name in _MOVEMENTS.split() if hasattr(aten, name) for target in _overloads(name)),
 }
 
+# What gives several values, each a part of the one that it divides.
+_DIVISIONS = {target for name in ("split", "split_with_sizes", "chunk", "unbind") for target in _overloads(name)}
+
 # What looks only at a tensor's shape.
 _SIZES = """
 sym_size sym_numel sym_stride zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
@@ -148,9 +151,11 @@ def pads_with(target: Any, arguments: Sequence[Any]) -> float | None:
 def moved_value(node: fx.Node) -> fx.Node | None:
     """The one value that the node re-arranges, with nothing but zeros added; None where it does anything else."""
     operands = [a for a in node.all_input_nodes if a.op != "get_attr" and a.target not in SIZES]
-    if node.target in MOVEMENTS and len(operands) == 1 and not pads_with(node.target, node.args):
-        return operands[0]
-    return None
+    if node.target not in MOVEMENTS or len(operands) != 1 or pads_with(node.target, node.args):
+        return None
+    if node.target is operator.getitem and operands[0].target not in _DIVISIONS:
+        return None  # one of several results (a maximum and its place), which are no tensor together
+    return operands[0]
 
 
 _KEEPING = {

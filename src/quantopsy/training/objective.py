@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from quantopsy.core import QuantopsyError
+from quantopsy.graph.outputs import output_tensors
 from quantopsy.metrics import logits
 
 Loss = Callable[[Any, Tensor], Tensor]
@@ -39,10 +40,8 @@ def distillation_loss(outputs: Any, reference: Any) -> Tensor:
     scores of classes; of others the squared distance as a share of the reference's variance.
     """
     parts = []
-    pairs = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(reference), strict=True)
-    for student, teacher in pairs:
-        if not isinstance(student, Tensor) or not student.is_floating_point():
-            continue
+    tensors = (output_tensors(pytree.tree_leaves(given)) for given in (outputs, reference))
+    for student, teacher in zip(*tensors, strict=True):
         if student.dim() >= 2 and student.shape[1] > 1:
             wanted, found = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
             parts.append((wanted.exp() * (wanted - found)).sum(1).mean())
