@@ -3,7 +3,8 @@
     python benchmarks/training.py [ROW ...] [--out FOLDER] [--seeds 0,1,2] [--epochs N]
 
 `resnet20` on CIFAR-10 (9000 training images, 6500 others to report on) with 4- and 2-bit weights and activations, with
-3-bit ones beside learned bits of both within the same BitOps, and `mobilenet_v2_10` on imagenette (400 and 330) with 4-bit weights, per channel and per tensor, and 8-bit activations.
+3-bit ones beside learned bits of both within the same BitOps, and `mobilenet_v2_10` on imagenette (400 and 330) with
+4-bit weights, per channel and per tensor, and 8-bit activations.
 All rows of a network have the same images, epochs, batches, learning rate, augmentation and distillation; batch norms
 are kept; quantized are weights and inputs of layers with weights, as in the papers, in the first and the last layer
 with 8 bits. A tenth of the training images chooses the epoch that is kept. Losses are paired differences over the same
