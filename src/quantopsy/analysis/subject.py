@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,17 @@ class Subject:
             grids = json.dumps([self.recipe.encodings, sorted(self.recipe.given)], sort_keys=True)
             found["grids"] = hashlib.sha256(grids.encode()).hexdigest()
         return found
+
+
+def provenance(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What made the measurements of ``identity``: versions and processor, and the identity itself."""
+    return {
+        "quantopsy": version("quantopsy"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": platform.processor() or platform.machine(),
+        **identity,
+    }
 
 
 def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:

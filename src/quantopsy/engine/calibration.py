@@ -14,6 +14,7 @@ from quantopsy.calibrate import Observer, fit, observer, output_shift, quantized
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.graph.execute import Program, Step, Values
 from quantopsy.graph.network import GridSources, Layer, Network
+from quantopsy.graph.operators import WEIGHTED_SUMS
 from quantopsy.quant import QParams
 
 
@@ -110,7 +111,7 @@ class Calibration:
         """
         if spec.correction != "bias":
             return self._given(layer, spec.correction)
-        if layer.op not in ("conv1d", "conv2d", "conv3d", "linear"):
+        if layer.op not in WEIGHTED_SUMS:
             raise QuantopsyError(
                 f"weight of layer {layer.name!r}",
                 f"the correction of a bias does not know {layer.op}",

@@ -44,6 +44,9 @@ TRANSPOSED = _each(
 )
 LINEARS = _each("linear", lambda name: Operation(name, weight=1, bias=2))
 
+WEIGHTED_SUMS = frozenset(operation.name for operation in (*CONVOLUTIONS.values(), *LINEARS.values()))
+"""Layers that add up their inputs times a weight with the output channels first, and a bias."""
+
 OPERATIONS: dict[Any, Operation] = {
     **CONVOLUTIONS,
     **TRANSPOSED,
