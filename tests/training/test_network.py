@@ -157,3 +157,40 @@ def test_what_a_corrected_bias_took_away_stays_where_bits_have_changed(found) ->
     network.eval()
     with torch.no_grad():
         assert torch.equal(simulated(*network.trained(), x), network(x))
+
+
+class Two(torch.nn.Module):
+    """Two layers that read one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.left, self.right = (torch.nn.Conv2d(count, 4, 3, padding=1) for count in (3, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.left(x) + self.right(x)
+
+
+def test_two_grids_of_a_value_stay_two_where_they_end_with_as_many_bits() -> None:
+    x = pictures(0, 8)
+    program = compile_network(capture(Two().eval(), (x[:2],)))
+    weight = Spec(bits=8, symmetric=True, signed=True)
+    sites = {Site(name, "weight"): weight for name in ("left", "right")}
+    sites |= {Site(name, "input"): Spec(bits=bits) for name, bits in (("left", 8), ("right", 4), ("add", 8))}
+    sites |= {Site("stem", "output"): Spec(bits=8)}
+    plan = Plan.of(sites)
+    calibration = calibrate(program, [[x]], wanted_statistics(program.network, [plan]))
+    network = TrainableNetwork(program, plan, calibration, Grids("lsq", "lsq", mixed=True, mixed_inputs=True)).eval()
+    for name in ("left", "right"):
+        (quantizer,) = network.sites[Site(name, "input")]
+        assert quantizer.gates is not None
+        quantizer.gates.logits.data[3:] = -1.0
+    float_network, plan, calibration = network.trained()
+    specs = dict(plan.sites)
+    left, right = specs[Site("left", "input")], specs[Site("right", "input")]
+    assert left.bits == right.bits == 3
+    assert left != right
+    assert specs[Site("stem", "output")] == left  # the value leaves on this very grid
+    with torch.no_grad():
+        assert torch.equal(simulated(float_network, plan, calibration, x), network(x))

@@ -449,6 +449,33 @@ def test_no_piece_of_the_images_that_norms_are_measured_on_is_a_single_one(tmp_p
     assert done.history.stopped is None
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_there_is_not_is_refused(tmp_path) -> None:
+    with pytest.raises(QuantopsyError, match="sees no CUDA device"):
+        trained(tmp_path, device="cuda")
+
+
+def test_a_process_trains_with_one_precision(tmp_path) -> None:
+    trained(tmp_path / "no", epochs=1)
+    with pytest.raises(QuantopsyError, match=r"began with, 'cpu' and 'no'.*process of its own"):
+        trained(tmp_path / "bf16", epochs=1, precision="bf16")
+    assert not (tmp_path / "bf16").exists()
+
+
+def test_a_model_without_weights_is_refused(tmp_path) -> None:
+    bare = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Flatten())
+    for method in ("ddq", "float"):
+        with pytest.raises(QuantopsyError, match="no layer has a weight"):
+            train(bare, training(), out=tmp_path, settings=TrainingSettings(**LITTLE, method=method))
+
+
+def test_one_image_to_measure_on_is_enough(tmp_path) -> None:
+    settings = TrainingSettings(**{**LITTLE, "epochs": 1})
+    done = train(network(), training(), evaluation=images(2, 1), out=tmp_path, settings=settings)
+    assert done.expected.samples == 1
+    assert qp.apply(tmp_path, data=evaluation()).after[0] > 0
+
+
 def test_images_that_were_trained_on_prove_nothing(tmp_path) -> None:
     # The same images under another name: what chose the epoch is measured on its own part of them, and said so.
     again = [(x.clone(), y) for x, y in training()]

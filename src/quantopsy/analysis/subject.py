@@ -207,7 +207,7 @@ def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
     )
     metric = resolve_metric(given.metric, images.has_labels)
     loss = imported(given.loss, "loss") if isinstance(given.loss, str) else given.loss
-    device = _device(settings.device)
+    device = device_named(settings.device)
     example = images.batch([0, min(1, len(images) - 1)])
     module = None if isinstance(model, Network) else load(model)
     unfused = given.unfused or (() if recipe is None else unfused_of(recipe))
@@ -361,7 +361,8 @@ def coverage_line(network: Network) -> str:
     return line
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device that a setting means; raises :class:`QuantopsyError` where torch does not have it."""
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantopsy.calibrate import fixed
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine.calibration import Calibration, grids_of, tensors_at
 from quantopsy.engine.exact import ExactEngine
@@ -298,6 +299,7 @@ class TrainableNetwork(nn.Module):
                 tensors[layer.bias] = _plain(quantized.quantized_bias())
         calibration = Calibration(sources=network.grid_sources, given=dict(self.given))
         specs: dict[Site, Spec] = {}
+        stated: dict[tuple[str, Spec], FakeQuantizer] = {}
         for site, quantizers in self.sites.items():
             layer = network.layer(site.layer)
             spec = quantizers[0].fitted(self.plan[site])
@@ -315,8 +317,14 @@ class TrainableNetwork(nn.Module):
             if spec.kind == "learned" and None not in evenly:
                 spec = replace(spec, kind="uniform", options=())
                 found = [(value, grid) for (value, _), grid in zip(found, evenly, strict=True) if grid is not None]
+            for (value, grid), quantizer in zip(found, quantizers, strict=True):
+                # Two grids of a value that began with other bits may end with as many: their ranges tell them apart.
+                if stated.get((value, spec), quantizer) is not quantizer:
+                    low, high = grid.ends
+                    spec = replace(spec, range_estimator=fixed(float(low.amin()), float(high.amax())))
             specs[site] = spec
-            for value, grid in found:
+            for (value, grid), quantizer in zip(found, quantizers, strict=True):
+                stated[value, spec] = quantizer
                 calibration.encodings[value, spec] = grid.map_grids(lambda tensor: tensor.detach().cpu().clone())
         return replace(network, tensors=tensors), Plan.of(specs), calibration
 

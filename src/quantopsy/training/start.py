@@ -92,6 +92,8 @@ def ready(
         subject = make_ready(given, own, progress)
         network, known = subject.network, Calibration()
         plan = Plan() if settings.method == FLOAT else usual_plan(network, settings)
+    if not any(layer.weight is not None for layer in network.layers):
+        raise QuantopsyError(f"model {subject.model_name!r}", "no layer has a weight", "give one that can be trained")
     if settings.method == FLOAT:
         plan = Plan()
     started = settings.grids.start(plan)
@@ -127,7 +129,7 @@ def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
     activation = Spec(bits=settings.activation_bits or ACTIVATION_BITS, range_estimator=settings.activation_range)
     between = activation.with_bits(max(activation.bits, ACTIVATION_BITS))
     weighted = [layer.name for layer in network.layers if layer.weight is not None]
-    edges = {weighted[0], weighted[-1]} if settings.edge_bits else set()
+    edges = {*weighted[:1], *weighted[-1:]} if settings.edge_bits else set()
     sites: dict[Site, Spec] = {}
     for name in weighted:
         for site, spec in ((Site(name, "weight"), weight), (Site(name, "input"), activation)):

@@ -232,7 +232,7 @@ def _written(
     network, plan, calibration = done
     path = folder / NETWORK
     images = start.subject.images if start.own_evaluation else start.images
-    save_network(network, images.batch([0, 1]).inputs, path)
+    save_network(network, images.batch([0, len(images) - 1]).inputs, path)  # two, however many there are
     subject = start.subject if start.own_evaluation else replace(start.subject, images=start.images, order=validation)
     progress.start("proof", len(subject.order))
     device = str(subject.program.device)
