@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,10 @@ from quantopsy.core.recipe import Recipe
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.capture import capture
 from quantopsy.remedy.applied import apply
-from quantopsy.remedy.repair import Parts, repair
-from quantopsy.report.repaired import repair_section
+from quantopsy.remedy.clinic import Clinic
+from quantopsy.remedy.repair import Parts, Session, repair
+from quantopsy.report.repaired import repair_section, repair_statements
+from quantopsy.report.wording import with_interval
 
 EFFORT = Effort(steps=20)
 
@@ -163,10 +167,56 @@ def test_a_sound_network_is_left_alone(tmp_path) -> None:
     assert done.expected.before == done.expected.after
 
 
-def test_nothing_is_made_worse_where_nothing_can_be_done(tmp_path) -> None:
-    results = repaired(tmp_path, net(1.0), bits=2, max_drop=0.0, to="any", budget="20s")
-    expected = results.repaired.expected
-    assert expected.after[0] >= expected.before[0]
+@pytest.fixture
+def compared(monkeypatch) -> list[tuple[np.ndarray, float]]:
+    """The images of every comparison that a repair decides by, and what it said."""
+    calls = []
+    difference = Clinic.difference
+
+    def recorded(clinic, before, after, images, level):
+        found = difference(clinic, before, after, images, level)
+        calls.append((images, found.change.value))
+        return found
+
+    monkeypatch.setattr(Clinic, "difference", recorded)
+    return calls
+
+
+def test_nothing_is_made_worse_where_nothing_can_be_done(tmp_path, compared) -> None:
+    expected = repaired(tmp_path, net(1.0), bits=2, max_drop=0.0, to="any", budget="20s").repaired.expected
+    deciding = len(data()) - expected.samples
+    (whole,) = [change for images, change in compared if len(images) == deciding] or [0.0]
+    assert whole <= 0 or expected.before == expected.after
+
+
+def again(outcome, tmp_path) -> Results:
+    """The same repair once more, of a copy."""
+    folder, images = shutil.copytree(outcome[0], tmp_path / "study"), data()
+    return repair(folder, effort=EFFORT, to="any", max_drop=0.5, model=net(), data=images)
+
+
+def test_no_decision_looks_at_the_images_of_the_proof(outcome, compared, tmp_path) -> None:
+    results = again(outcome, tmp_path)
+    parts = Parts.of(np.asarray(_order(outcome[0])))
+    assert results.repaired.expected.samples == len(parts.report)
+    assert any(len(images) == len(parts.search) + len(parts.confirm) for images, _ in compared)
+    assert not any(np.isin(images, parts.report).any() for images, _ in compared)
+
+
+def test_what_the_deciding_images_call_worse_is_undone(outcome, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(Session, "_worse_at_last", lambda self: self.now != self.before)
+    done = again(outcome, tmp_path).repaired
+    assert done.steps[-1].words == "all of it undone"
+    assert done.expected.after == done.expected.before
+
+
+def test_a_loss_that_only_the_proof_shows_is_said(outcome) -> None:
+    _, results = outcome
+    assert not any("Caution" in line for line in repair_statements(results))
+    worse = replace(results.repaired, expected=replace(results.repaired.expected, gained=(-2.0, -4.0, 0.5)))
+    (line,) = [line for line in repair_statements(replace(results, repaired=worse)) if "Caution" in line]
+    assert f"worse by {with_interval(2.0, -0.5, 4.0, 1)}" in line
+    assert "by chance, perhaps" in line
 
 
 def test_the_same_command_again_measures_nothing_and_ends_the_same(outcome, monkeypatch) -> None:

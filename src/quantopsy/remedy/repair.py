@@ -309,20 +309,33 @@ class Session:
 
     def _met(self) -> bool:
         """Whether the loss over both parts that decide is within what was asked for."""
-        deciding = np.sort(np.concatenate([self.parts.search, self.parts.confirm]))
-        return self.clinic.degradation(self.now, deciding, self.level).value <= self.max_drop
+        return self.clinic.degradation(self.now, self._deciding, self.level).value <= self.max_drop
 
     def _worse_at_last(self) -> bool:
-        """Whether images that no decision has seen say that it had better been left alone."""
+        """Whether both parts that decide, together, say that it had better been left alone.
+
+        The last part is not asked: what is reported on it would be what it had chosen.
+        """
         if self.now == self.before:
             return False
-        return self.clinic.difference(self.before, self.now, self.parts.report, self.level).change.value > 0
+        return self.clinic.difference(self.before, self.now, self._deciding, self.level).change.value > 0
+
+    @property
+    def _deciding(self) -> np.ndarray:
+        return np.sort(np.concatenate([self.parts.search, self.parts.confirm]))
 
     def _rolled_back(self) -> Step:
         nothing = (0.0, 0.0, 0.0)
         lost = estimate(self.clinic.degradation(self.before, self.parts.confirm, self.level))
         return Step(
-            "all of it undone", (), "free", True, "images held out say it is worse", nothing, (1.0, 1.0, 1.0), lost
+            "all of it undone",
+            (),
+            "free",
+            True,
+            "the images that decide say it is worse",
+            nothing,
+            (1.0, 1.0, 1.0),
+            lost,
         )
 
     # Where to look ------------------------------------------------------------------------------

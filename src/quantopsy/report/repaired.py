@@ -34,7 +34,13 @@ def repair_statements(results: Results) -> list[str]:
     done = results.repaired
     if done is None:
         return []
-    return [_proof(results, done), *_resolution(results, done), *_path(done), *_rest(results, done)]
+    return [
+        _proof(results, done),
+        *_worse(results, done),
+        *_resolution(results, done),
+        *_path(done),
+        *_rest(results, done),
+    ]
 
 
 def repair_section(results: Results) -> Section | None:
@@ -68,6 +74,20 @@ def _proof(results: Results, done: Repair) -> str:
         f"{expected.metric} {values} at {done.bits} bits, float {fixed(expected.float[0], decimals)}: regained {gained}"
         f"{unit} ({confidence(results)} interval, {count(expected.samples, 'image')} held out). "
         f"It loses {lost}{unit}, {_wanted(done, unit)}."
+    )
+
+
+def _worse(results: Results, done: Repair) -> Iterator[str]:
+    """A loss by the repair that only the proof shows, which decides nothing."""
+    change, low, high = done.expected.gained
+    if change >= 0:
+        return
+    decimals, unit = degradation_decimals(results), f" {results.unit}" if results.unit else ""
+    certain = "for certain" if high < 0 else "by chance, perhaps"
+    lost = with_interval(-change, -high, -low, decimals)
+    yield (
+        f"Caution: the repair makes these images worse by {lost}{unit}, {certain}; "
+        "those that decided did not show it. More images would decide better."
     )
 
 
