@@ -35,3 +35,12 @@ def test_it_is_the_mean_diagonal_of_the_fisher_information() -> None:
     for name, expected in exact.items():
         found = sum(draw[name] for draw in draws) / len(draws)
         assert found == pytest.approx(expected, rel=0.15)
+
+
+def test_of_a_number_for_each_image_it_is_the_mean_squared_gradient() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 1), nn.Flatten(0)).eval()
+    x = torch.randn(64, 5)
+    program = compile_network(capture(module, (x,)))
+    draws = [mean_curvature(program, [(x,)], seed=seed)["0"] for seed in range(300)]
+    assert sum(draws) / len(draws) == pytest.approx(float(x.square().mean()), rel=0.15)

@@ -22,7 +22,7 @@ def mean_curvature(
     F is the Gauss-Newton part of the cross-entropy's Hessian, and all of it where the network is sure. For labels
     drawn from what the network itself says, E ||dL/dW||^2 = tr(F); with labels drawn image by image, gradients of
     different images are uncorrelated, so that the squared norm of a batch's summed gradient is as good. Classes are
-    along dimension 1 of every floating output.
+    along dimension 1 of every floating output; other outputs count as normal variables of variance 1.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = {step.weight: step.layer.name for step in program.steps if step.layer and step.weight}
@@ -37,7 +37,7 @@ def mean_curvature(
             for step in program.steps:
                 raw = step.operation(Overlay(values, constants))
                 values[step.writes] = raw if step.activate is None else step.activate(constants, raw)
-            outputs = [x for x in output_tensors([values[name] for name in program.outputs]) if x.dim() > 1]
+            outputs = output_tensors([values[name] for name in program.outputs])
             loss = torch.stack([(output * _drawn(output, generator)).sum() for output in outputs]).sum()
             gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         for name, gradient in zip(weights.values(), gradients, strict=True):
@@ -50,7 +50,13 @@ def mean_curvature(
 
 
 def _drawn(output: Tensor, generator: torch.Generator) -> Tensor:
-    """softmax less a one-hot class drawn from it: the gradient of the cross-entropy at that label."""
+    """softmax less a one-hot class drawn from it: the gradient of the cross-entropy at that label.
+
+    Of numbers that are no scores of classes, the gradient of half the squared error at labels that are off by a
+    standard normal variable.
+    """
+    if output.dim() < 2 or output.shape[1] < 2:
+        return torch.randn(output.shape, generator=generator).to(output)
     share = output.detach().softmax(1).movedim(1, -1)
     label = torch.multinomial(share.reshape(-1, share.shape[-1]).cpu(), 1, generator=generator)
     hot = torch.zeros(len(label), share.shape[-1]).scatter_(1, label, 1.0).reshape(share.shape)
