@@ -68,6 +68,22 @@ def test_a_layer_knows_its_size_and_source(small, images) -> None:
     assert "small_net.py:" in stem.source
 
 
+def test_an_image_may_have_several_rows_in_a_value() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 2), nn.Linear(36, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.head(self.second(torch.relu(self.first(x.flatten(0, 1)))).flatten(1))
+            return y.unflatten(0, (x.shape[0], -1)).mean(1)
+
+    network = capture(Windows().eval(), (torch.randn(2, 7, 3, 6, 6),))
+    macs = {layer.name: layer.macs for layer in network.layers}
+    assert (macs["first"], macs["second"], macs["head"]) == (7 * 16 * 4 * 27, 7 * 9 * 4 * 16, 7 * 36 * 5)
+    assert network.coverage["macs_share"] == 1.0
+
+
 def test_a_user_s_folder_may_be_called_as_this_package(tmp_path, images) -> None:
     file = tmp_path / "quantopsy" / "nets.py"
     file.parent.mkdir()
