@@ -305,6 +305,21 @@ def test_a_mask_is_no_operand_that_needs_a_grid() -> None:
     assert [item.operator for item in network.unquantized] == ["aten.gt.Scalar", "aten.lt.Scalar", "aten.mul.Tensor"]
 
 
+def test_a_constant_in_front_of_a_product_stays_float_and_is_not_covered() -> None:
+    class Left(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.head = nn.Parameter(torch.randn(5, 16)), nn.Linear(5, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head((self.w @ x).mean(2))
+
+    network = capture(Left().eval(), (torch.randn(2, 16, 8),))
+    assert [layer.name for layer in network.layers] == ["mean", "head"]
+    assert [item.operator for item in network.unquantized] == ["aten.matmul.default"]
+    assert network.coverage["macs_share"] == pytest.approx(20 / (20 + 5 * 16 * 8))
+
+
 def test_what_is_not_understood_stays_float_and_is_listed() -> None:
     class Norm(nn.Module):
         def __init__(self) -> None:

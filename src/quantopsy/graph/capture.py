@@ -358,7 +358,7 @@ def _layers(
         operation = OPERATIONS.get(node.target)
         if operation is None and node.target in ACTIVATIONS:
             operation = Operation(activation_name(node.target, node.args))
-        if operation is None or not _on_grid(node, values) or not _inputs(node, operation, values):
+        if operation is None or not _quantizable(node, operation, values):
             path = _module_path(node)
             unquantized.append(Unquantized(path or node.name, str(node.target), _source(node)))
             continue
@@ -375,6 +375,12 @@ def _on_grid(node: fx.Node, values: Mapping[str, Tensor]) -> bool:
     """Whether what the node gives can be quantized: floating, and not one number for all images."""
     value = values.get(node.name)
     return value is not None and value.is_floating_point() and value.dim() > 0
+
+
+def _quantizable(node: fx.Node, operation: Operation, values: Mapping[str, Tensor]) -> bool:
+    # A constant in front of a product, W @ x, has its channels elsewhere than every layer with a weight.
+    constant_first = operation.weight is not None and not is_computed(node.args[0])
+    return _on_grid(node, values) and bool(_inputs(node, operation, values)) and not constant_first
 
 
 def _inputs(node: fx.Node, operation: Operation, values: Mapping[str, Tensor]) -> tuple[str, ...]:
