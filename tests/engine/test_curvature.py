@@ -58,3 +58,12 @@ def test_layers_that_share_a_weight_count_as_if_each_had_its_own() -> None:
     )
     assert list(shared.values()) == pytest.approx(list(apart.values()))
     assert len(shared) == 2
+
+
+def test_of_a_number_for_each_image_it_is_the_mean_squared_gradient() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 1), nn.Flatten(0)).eval()
+    x = torch.randn(64, 5)
+    program = compile_network(capture(module, (x,)))
+    draws = [mean_curvature(program, [(x,)], seed=seed)["0"] for seed in range(300)]
+    assert sum(draws) / len(draws) == pytest.approx(float(x.square().mean()), rel=0.15)

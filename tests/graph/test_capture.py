@@ -68,6 +68,22 @@ def test_a_layer_knows_its_size_and_source(small, images) -> None:
     assert "small_net.py:" in stem.source
 
 
+def test_an_image_may_have_several_rows_in_a_value() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 2), nn.Linear(36, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.head(self.second(torch.relu(self.first(x.flatten(0, 1)))).flatten(1))
+            return y.unflatten(0, (x.shape[0], -1)).mean(1)
+
+    network = capture(Windows().eval(), (torch.randn(2, 7, 3, 6, 6),))
+    macs = {layer.name: layer.macs for layer in network.layers}
+    assert (macs["first"], macs["second"], macs["head"]) == (7 * 16 * 4 * 27, 7 * 9 * 4 * 16, 7 * 36 * 5)
+    assert network.coverage["macs_share"] == 1.0
+
+
 def test_a_user_s_folder_may_be_called_as_this_package(tmp_path, images) -> None:
     file = tmp_path / "quantopsy" / "nets.py"
     file.parent.mkdir()
@@ -287,6 +303,21 @@ def test_a_mask_is_no_operand_that_needs_a_grid() -> None:
     assert product.inputs == (first.output,)
     assert len(addition.inputs) == 2
     assert [item.operator for item in network.unquantized] == ["aten.gt.Scalar", "aten.lt.Scalar", "aten.mul.Tensor"]
+
+
+def test_a_constant_in_front_of_a_product_stays_float_and_is_not_covered() -> None:
+    class Left(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.head = nn.Parameter(torch.randn(5, 16)), nn.Linear(5, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head((self.w @ x).mean(2))
+
+    network = capture(Left().eval(), (torch.randn(2, 16, 8),))
+    assert [layer.name for layer in network.layers] == ["mean", "head"]
+    assert [item.operator for item in network.unquantized] == ["aten.matmul.default"]
+    assert network.coverage["macs_share"] == pytest.approx(20 / (20 + 5 * 16 * 8))
 
 
 def test_what_is_not_understood_stays_float_and_is_listed() -> None:

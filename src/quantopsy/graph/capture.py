@@ -124,10 +124,10 @@ def capture(model: nn.Module, example: Inputs, *, unfused: Collection[str] = ())
     images = inputs[0].shape[0]
     with FlopCounterMode(display=False) as counter:
         values, together = _run(graph, tensors, inputs)
-    alone = _run_alone(graph, tensors, [x[-1:] for x in inputs])
+    single, alone = _run_alone(graph, tensors, [x[-1:] for x in inputs])
     _fold_outputs(graph, tensors, together)
     _check_images_apart(graph, alone, together, images)
-    layers, unquantized = _layers(graph, tensors, values, unfused)
+    layers, unquantized = _layers(graph, tensors, values, single, unfused)
     if not layers:
         found = sorted({str(node.target) for node in graph.nodes if node.op == "call_function"})
         raise QuantopsyError(
@@ -227,10 +227,12 @@ def _normalise(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _run_alone(graph: fx.Graph, tensors: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> list[Any]:
-    """The flat outputs of one image, which must pass where a batch did."""
+def _run_alone(
+    graph: fx.Graph, tensors: Mapping[str, Tensor], inputs: Sequence[Tensor]
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """:func:`_run` on one image, which must pass where a batch did."""
     try:
-        return _run(graph, tensors, inputs)[1]
+        return _run(graph, tensors, inputs)
     except Exception as error:
         raise QuantopsyError(
             "model",
@@ -341,6 +343,7 @@ def _layers(
     graph: fx.Graph,
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
+    single: Mapping[str, Tensor],
     unfused: Collection[str],
 ) -> tuple[tuple[Layer, ...], tuple[Unquantized, ...]]:
     layers: list[Layer] = []
@@ -355,7 +358,7 @@ def _layers(
         operation = OPERATIONS.get(node.target)
         if operation is None and node.target in ACTIVATIONS:
             operation = Operation(activation_name(node.target, node.args))
-        if operation is None or not _on_grid(node, values) or not _inputs(node, operation, values):
+        if operation is None or not _quantizable(node, operation, values):
             path = _module_path(node)
             unquantized.append(Unquantized(path or node.name, str(node.target), _source(node)))
             continue
@@ -364,7 +367,7 @@ def _layers(
             activation = None
         if activation is not None:
             fused.add(activation)
-        layers.append(_layer(len(layers), node, activation, operation, tensors, values, taken))
+        layers.append(_layer(len(layers), node, activation, operation, tensors, values, single, taken))
     return tuple(layers), tuple(unquantized)
 
 
@@ -372,6 +375,12 @@ def _on_grid(node: fx.Node, values: Mapping[str, Tensor]) -> bool:
     """Whether what the node gives can be quantized: floating, and not one number for all images."""
     value = values.get(node.name)
     return value is not None and value.is_floating_point() and value.dim() > 0
+
+
+def _quantizable(node: fx.Node, operation: Operation, values: Mapping[str, Tensor]) -> bool:
+    # A constant in front of a product, W @ x, has its channels elsewhere than every layer with a weight.
+    constant_first = operation.weight is not None and not is_computed(node.args[0])
+    return _on_grid(node, values) and bool(_inputs(node, operation, values)) and not constant_first
 
 
 def _inputs(node: fx.Node, operation: Operation, values: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -403,6 +412,7 @@ def _layer(
     operation: Operation,
     tensors: Mapping[str, Tensor],
     values: Mapping[str, Tensor],
+    single: Mapping[str, Tensor],
     taken: set[str],
 ) -> Layer:
     def constant(position: int | None) -> str | None:
@@ -432,7 +442,7 @@ def _layer(
         groups=_groups(node),
         weight_shape=weight_shape,
         output_shape=tuple(values[output.name].shape[1:]),
-        macs=_macs(node, weight_shape, values),
+        macs=_macs(node, weight_shape, single),
         parameters=sum(tensors[name].numel() for name in constants),
     )
 
@@ -442,16 +452,15 @@ def _groups(node: fx.Node) -> int:
     return int(node.args[position]) if position and len(node.args) > position else 1  # type: ignore[arg-type]
 
 
-def _macs(node: fx.Node, weight: tuple[int, ...] | None, values: Mapping[str, Tensor]) -> int:
-    """Multiply-accumulates per image."""
+def _macs(node: fx.Node, weight: tuple[int, ...] | None, single: Mapping[str, Tensor]) -> int:
+    """Multiply-accumulates of an image, whose values are ``single``: it may have several rows in them, say windows."""
     if node.target not in OPERATIONS or not isinstance(node.args[0], fx.Node):
         return 0
-    out = values[node.name].shape[1:]
-    into = values[node.args[0].name].shape[1:]
+    out, into = single[node.name].shape, single[node.args[0].name].shape
     if node.target in CONVOLUTIONS and weight:
-        return prod(out[1:]) * prod(weight)
+        return out[0] * prod(out[2:]) * prod(weight)
     if node.target in TRANSPOSED and weight:
-        return prod(into[1:]) * prod(weight)
+        return into[0] * prod(into[2:]) * prod(weight)
     if node.target in LINEARS and weight:
         return prod(out[:-1]) * prod(weight)
     if OPERATIONS[node.target].name == "matmul":
