@@ -26,7 +26,7 @@ def oscillate(guard: OscillationGuard, layer: QuantizedLayer, steps: int) -> tor
     weight, quantizer = layer.weight, layer.weight_quantizer
     assert weight is not None
     assert quantizer is not None
-    place = int((weight.flatten().abs() - weight.abs().amax() / 2).abs().argmin())  # not the largest of them
+    place = 0 if int(weight.abs().argmax()) else 1  # not the largest of them
     levels = quantizer.qparams.decode(torch.arange(-1, 2, dtype=torch.int32))
     for step in range(steps):
         wanted = layer.latent_weight().flatten()
@@ -75,3 +75,22 @@ def test_the_largest_weight_is_what_the_others_are_measured_by() -> None:
     wanted = torch.where(before.abs() == before.abs().amax(), before / 2, before)
     layer.weight.copy_(layer.weight_quantizer.latent(wanted, among=layer.weight))
     torch.testing.assert_close(layer.latent_weight(), before, rtol=1e-5, atol=1e-7)
+
+
+@torch.no_grad()
+def test_weights_that_other_bits_set_free_stay_counted() -> None:
+    guard, layer = guarded("lsq", target="3bits", bits=4)
+    assert layer.weight_quantizer is not None
+    gates = layer.weight_quantizer.gates
+    assert gates is not None
+    frozen = oscillate(guard, layer, 40)
+    gates.logits[-1] = -1.0
+    guard.apply()
+    assert guard.frozen == 1
+    assert layer.weight is not None
+    layer.weight[frozen] *= 1.01  # free: it stays where it is put
+    before = layer.weight.detach().clone()
+    guard.apply()
+    assert torch.equal(layer.weight, before)
+    assert torch.equal(oscillate(guard, layer, 40), frozen)
+    assert guard.frozen == 1  # the same one again

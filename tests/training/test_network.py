@@ -58,6 +58,13 @@ def test_it_is_the_simulation_before_and_after(method, norms, scheme) -> None:
     assert torch.equal(simulated(*network.trained(), x), after)
 
 
+def test_a_network_leaves_the_calibration_that_it_is_given_as_it_was() -> None:
+    start, program = started()
+    before = dict(start.calibration.encodings)
+    TrainableNetwork(program, start.plan, start.calibration)
+    assert start.calibration.encodings == before
+
+
 def test_what_is_read_twice_has_one_quantizer() -> None:
     start, program = started()
     network = TrainableNetwork(program, start.plan, start.calibration)

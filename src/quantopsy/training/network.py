@@ -175,11 +175,12 @@ class TrainableNetwork(nn.Module):
         self.layers = nn.ModuleDict()
         self.sites: dict[Site, list[FakeQuantizer]] = {}
         network, specs = program.network, dict(plan.sites)
+        encodings = dict(calibration.encodings)
         for layer in network.layers:  # layers that share a weight and a spec share the very grid
             spec = specs.get(Site(layer.name, "weight"))
-            if spec is not None and layer.weight is not None:
-                grid = calibration.weight_qparams(layer, spec, network.tensors[layer.weight])
-                calibration.encodings[layer.weight, spec] = grid
+            if spec is not None and layer.weight is not None and (layer.weight, spec) not in encodings:
+                encodings[layer.weight, spec] = calibration.weight_qparams(layer, spec, network.tensors[layer.weight])
+        calibration = replace(calibration, encodings=encodings)
         by_grid: dict[int, FakeQuantizer] = {}
         on_grids = list(grids_of(network, plan, calibration))
         multiplied = {
