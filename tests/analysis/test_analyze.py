@@ -240,10 +240,11 @@ def test_a_float_baseline_at_chance_is_said() -> None:
 
 
 def test_the_module_is_left_as_it_was() -> None:
-    module = sample_models.network()
+    module = sample_models.network().train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     qp.analyze(module, sample_models.data(), bits=(3,))
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert all(part.training for part in module.modules())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 

@@ -379,6 +379,35 @@ def test_the_module_is_left_as_it_was(small, images) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in small.modules())
 
 
+def test_each_module_stays_in_its_mode(small, images) -> None:
+    small.train()
+    small.stem.eval()
+    before = {name: module.training for name, module in small.named_modules()}
+    network = capture(small, (images[:2],))
+    assert {name: module.training for name, module in small.named_modules()} == before
+    assert network.fingerprint == capture(small.eval(), (images[:2],)).fingerprint
+    small.train()
+    with pytest.raises(QuantopsyError):
+        capture(small, (images[:2, :1],))
+    assert small.training
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda net: net.double(), "float64"),
+        (lambda net: net.to(torch.bfloat16), "bfloat16"),
+        (lambda net: net.to("meta"), "on meta"),
+        (lambda net: net.half().to("meta"), "float16 on meta"),
+    ],
+)
+def test_weights_that_data_cannot_meet_are_the_reason(change, words, small, images) -> None:
+    with pytest.raises(
+        QuantopsyError, match=rf"^model: its weights are {words} \('.*'\); give it in float32 on the CPU"
+    ):
+        capture(change(small), (images[:2],))
+
+
 def test_refusals_name_thing_reason_and_remedy(tmp_path, images) -> None:
     with pytest.raises(QuantopsyError, match=r"no such file; give FILE.pt2"):
         load(str(tmp_path / "absent.pt2"))

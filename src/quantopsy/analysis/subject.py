@@ -36,7 +36,7 @@ from quantopsy.engine.memory import bytes_per_image, choose_tile, screen_bytes_p
 from quantopsy.engine.pool import LocalPool, Pool, parse_engine
 from quantopsy.engine.probes import Loss
 from quantopsy.engine.screen import Candidates
-from quantopsy.graph.capture import capture, load
+from quantopsy.graph.capture import capture, evaluating, load
 from quantopsy.graph.execute import Program, compile_network
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.outputs import output_tensors, squared_norms
@@ -332,7 +332,7 @@ def reopen(folder: str | Path, progress: Progress, **instead: Any) -> Iterator[t
 def check_folded(module: nn.Module, program: Program, example: Batch, images: Images) -> None:
     """Folded float must equal float: relative l2 distance per image below ``FOLD_TOLERANCE``."""
     inputs = example.inputs
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(module):
         raw = module(**inputs) if isinstance(inputs, Mapping) else module(*inputs)
         folded = program.forward(program.place(inputs))
     float_outputs = output_tensors(program.network.flatten(raw))

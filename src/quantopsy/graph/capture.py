@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -155,14 +156,20 @@ def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
     shapes: Any = torch.export.ShapesCollection()  # by tensor: also where ``forward`` takes any number of them
     for x in (*args, *kwargs.values()):
         shapes[x] = {0: torch.export.Dim.AUTO}
-    if _can_evaluate(model):
-        model.eval()
+    with evaluating(model):
+        return _exported(model, args, kwargs, shapes)
+
+
+def _exported(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any
+) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad():
             outputs = model(*args, **kwargs)
     except QuantopsyError:
         raise
     except Exception as error:
+        _check_float32_on_cpu(model)
         where = _user_frame(error)
         raise QuantopsyError(
             "model",
@@ -183,6 +190,37 @@ def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
             f"torch.export fails ({_first_line(error)}{_user_frame(error)})",
             "avoid control flow that depends on values, or export it yourself and give the .pt2 file",
         ) from error
+
+
+def _check_float32_on_cpu(model: nn.Module) -> None:
+    """Raise for weights that data, which come in float32 and on the CPU, cannot be put through."""
+    for name, weight in model.named_parameters():
+        found = []
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            found.append(str(weight.dtype).removeprefix("torch."))
+        if weight.device.type != "cpu":
+            found.append(f"on {weight.device}")
+        if found:
+            raise QuantopsyError(
+                "model",
+                f"its weights are {' '.join(found)} ({name!r})",
+                "give it in float32 on the CPU; --device moves it",
+            )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in evaluation mode; behind it each of its modules is in its own mode again."""
+    if not _can_evaluate(model):
+        yield
+        return
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
 
 
 def _can_evaluate(model: nn.Module) -> bool:
