@@ -25,12 +25,12 @@ from quantopsy.core.allocation import Outcome
 sys.path.insert(0, str(Path(__file__).parents[2] / "shared"))
 
 DATA = {
-    "resnet20": ("cifar10_test", "cifar10_train", 1000),
-    "resnet56": ("cifar10_test", "cifar10_train", 600),
-    "squeezenet1_1": ("imagenet_val", "imagenet_sample", 400),
+    "resnet20": ("cifar10_test", "cifar10_train", 6500),
+    "resnet56": ("cifar10_test", "cifar10_train", 6500),
+    "squeezenet1_1": ("imagenet_val", "imagenet_sample", 867),
     "mobilenet_v1_025": ("imagenet_val", "imagenet_sample", 867),
     "mobilenet_v2_10": ("imagenette_val", "imagenette_train", 330),
-    "efficientnet_lite0": ("imagenet_val", "imagenet_sample", 400),
+    "efficientnet_lite0": ("imagenet_val", "imagenet_sample", 867),
 }
 """Evaluation images, calibration images, how many of the former."""
 

@@ -2,8 +2,9 @@
 
     python benchmarks/training.py [ROW ...] [--out FOLDER] [--seeds 0,1,2] [--epochs N]
 
-`resnet20` on CIFAR-10 (9000 training images, 6500 others to report on) with 4- and 2-bit weights and activations, and
-`mobilenet_v2_10` on imagenette (400 and 330) with 4-bit weights, per channel and per tensor, and 8-bit activations.
+`resnet20` on CIFAR-10 (9000 training images, 6500 others to report on) with 4- and 2-bit weights and activations, with
+3-bit ones beside learned bits of both within the same BitOps, and `mobilenet_v2_10` on imagenette (400 and 330) with
+4-bit weights, per channel and per tensor, and 8-bit activations.
 All rows of a network have the same images, epochs, batches, learning rate, augmentation and distillation; batch norms
 are kept; quantized are weights and inputs of layers with weights, as in the papers, in the first and the last layer
 with 8 bits. A tenth of the training images chooses the epoch that is kept. Losses are paired differences over the same
@@ -38,6 +39,9 @@ NETWORKS = {
     "mobilenet_v2_10": ("zoo:mobilenet_v2_10_on_imagenette_train", "zoo:mobilenet_v2_10_on_imagenette_val", IMAGENETTE),
 }
 
+RESNET20_BITOPS = "389M"
+"""What the first and the last layer take at 8 bits and all others at 3, weights and inputs."""
+
 DDQ = {"method": "ddq", "activation_method": "ddq"}
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -59,6 +63,8 @@ def rows() -> dict[str, tuple[str, dict[str, Any]]]:
             if bits == 2 and name == "DDQ+mixed":
                 continue  # 2 bits are the fewest: nothing to choose
             found[f"resnet20/{bits}-{bits}/{name}"] = ("resnet20", _at(settings, bits, bits))
+    found["resnet20/3-3/LSQ"] = ("resnet20", _at(METHODS["LSQ"], 3, 3))
+    found["resnet20/3-3/LSQ+BitOps"] = ("resnet20", {**_at(METHODS["LSQ"], 6, 6), "bitops": RESNET20_BITOPS})
     found["mobilenet_v2_10/float"] = ("mobilenet_v2_10", {"method": "float"})
     for name in ("UQ", "LSQ", "DDQ+correction", "DDQ+mixed"):
         found[f"mobilenet_v2_10/4-8/{name}"] = ("mobilenet_v2_10", _at(METHODS[name], 4, 8))

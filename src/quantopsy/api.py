@@ -271,7 +271,7 @@ def analyze(
     data: Any,
     *,
     metric: Any = None,
-    bits: Sequence[int] = DEFAULT_BITS,
+    bits: int | Sequence[int] = DEFAULT_BITS,
     out: str | Path | None = None,
     calibration: Any = None,
     preprocess: Any = None,
@@ -305,25 +305,25 @@ def analyze(
 
     Raises :class:`QuantopsyError` for whatever the caller can mend.
     """
-    folder = Path(tempfile.mkdtemp(prefix="quantopsy-") if out is None else out)
-    results = _analyze.analyze(
-        model,
-        data,
-        out=folder,
-        metric=metric,
-        calibration=calibration,
-        preprocess=preprocess,
-        skip_bad=skip_bad,
-        fresh=fresh,
-        loss=loss,
-        unfused=unfused,
-        settings=Settings(bits=tuple(bits), **settings),
-        progress=progress,
-    )
-    study = Study(folder, results)
+    with _folder(out) as folder:
+        results = _analyze.analyze(
+            model,
+            data,
+            out=folder,
+            metric=metric,
+            calibration=calibration,
+            preprocess=preprocess,
+            skip_bad=skip_bad,
+            fresh=fresh,
+            loss=loss,
+            unfused=unfused,
+            settings=Settings(bits=_widths(bits), **settings),
+            progress=progress,
+        )
+        study = finish(Study(folder, results))
     if out is None:
         _removed_with(study, folder)
-    return finish(study)
+    return study
 
 
 def additivity(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
@@ -717,18 +717,18 @@ def schemes(
     Arguments as of :func:`analyze`. Calibrates once; all schemes run on the same images, so that their
     differences are paired. Raises :class:`QuantopsyError` for whatever the caller can mend.
     """
-    folder = Path(tempfile.mkdtemp(prefix="quantopsy-") if out is None else out)
-    table = _scheme_table.evaluate(
-        Given(model, data, metric, calibration, preprocess, skip_bad),
-        Settings(bits=(bits,) if isinstance(bits, int) else tuple(bits), **settings),
-        out=folder,
-        fresh=fresh,
-        progress=progress,
-    )
-    found = Schemes(folder, table)
+    with _folder(out) as folder:
+        table = _scheme_table.evaluate(
+            Given(model, data, metric, calibration, preprocess, skip_bad),
+            Settings(bits=_widths(bits), **settings),
+            out=folder,
+            fresh=fresh,
+            progress=progress,
+        )
+        found = finish_schemes(Schemes(folder, table))
     if out is None:
         _removed_with(found, folder)
-    return finish_schemes(found)
+    return found
 
 
 def finish_schemes(found: Schemes) -> Schemes:
@@ -736,6 +736,24 @@ def finish_schemes(found: Schemes) -> Schemes:
     found.table.schemes.to_csv(found.folder / SCHEMES, index=False)
     found.report()
     return found
+
+
+def _widths(bits: int | Sequence[int]) -> tuple[int, ...]:
+    return (bits,) if isinstance(bits, int) else tuple(bits)
+
+
+@contextmanager
+def _folder(out: str | Path | None) -> Iterator[Path]:
+    """``out``, or a temporary folder, which does not outlive an error."""
+    if out is not None:
+        yield Path(out)
+        return
+    folder = Path(tempfile.mkdtemp(prefix="quantopsy-"))
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _removed_with(owner: object, folder: Path) -> None:

@@ -341,7 +341,7 @@ def repair(
     if as_json:
         from quantopsy.report.repaired import repair_document
 
-        sys.stdout.write(json.dumps(repair_document(found.results), indent=2) + "\n")
+        _print_json(repair_document(found.results))
         return
     _show(found, as_json, print_repair)
     _console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
@@ -389,7 +389,7 @@ def allocate(
             progress=watch,
         )
     if as_json:
-        sys.stdout.write(json.dumps(allocation_document(found.results), indent=2) + "\n")
+        _print_json(allocation_document(found.results))
         return
     _show(found, as_json, print_allocation)
     _console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
@@ -515,7 +515,7 @@ def train(
     if found is None:  # of several processes the first one tells
         return
     if as_json:
-        sys.stdout.write(json.dumps(found.trained.to_json(), indent=2) + "\n")
+        _print_json(found.trained.to_json())
         return
     console = _console()
     print_trained(found.trained, console)
@@ -542,7 +542,7 @@ def apply_(
             recipe, model, data, metric=metric, samples=samples, preprocess=preprocess, device=device, progress=watch
         )
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+        _print_json(found.to_json())
         return
     for sentence in applied_sentences(found):
         _console().print(sentence, highlight=False)
@@ -614,7 +614,7 @@ def export(
                 progress=watch,
             )
         if as_json:
-            sys.stdout.write(json.dumps(program.to_json(), indent=2) + "\n")
+            _print_json(program.to_json())
             return
         print_part(_console(), bullets(program_statements(program), program_cautions(program)))
         _console().print(f"\nFile: {program.path}", highlight=False)
@@ -636,7 +636,7 @@ def export(
             progress=watch,
         )
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+        _print_json(found.to_json())
         return
     console = _console()
     print_part(console, bullets(export_statements(found), export_cautions(found)))
@@ -653,7 +653,7 @@ def _write_encodings(recipe: Path, out: Path | None, as_json: bool) -> None:
     read, path = Recipe.load(file), out or file.with_suffix(".encodings")
     write_aimet_encodings(read, path)
     if as_json:
-        sys.stdout.write(json.dumps(aimet_encodings(read), indent=2) + "\n")
+        _print_json(aimet_encodings(read))
         return
     console = _console()
     console.print(f"Encodings: {path}", highlight=False)
@@ -697,7 +697,7 @@ def parity(
             progress=watch,
         )
     if as_json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+        _print_json(found.to_json())
         return
     console = _console()
     print_part(console, parity_table(found))
@@ -733,7 +733,7 @@ def compare(
     if out is not None:
         found.report(out)
     if as_json:
-        sys.stdout.write(json.dumps(comparison_document(found.compared), indent=2) + "\n")
+        _print_json(comparison_document(found.compared))
         return
     console = _console()
     print_compared(found.compared, console)
@@ -762,7 +762,7 @@ def gate(
     if junit is not None:
         found.junit(junit)
     if as_json:
-        sys.stdout.write(json.dumps(found.document(), indent=2) + "\n")
+        _print_json(found.document())
     else:
         print_gate(found.judged, _console())
     if not found.passed:
@@ -838,7 +838,7 @@ def calibration(
             max_memory=max_memory,
         )
     if as_json:
-        sys.stdout.write(json.dumps(document(study), indent=2) + "\n")
+        _print_json(document(study))
         return
     console = _console()
     print_study(study, console)
@@ -902,7 +902,7 @@ def schemes(
         table = evaluate(given, settings, out=folder, fresh=fresh, progress=watch)
     finish_schemes(Schemes(folder, table))
     if as_json:
-        sys.stdout.write(json.dumps(scheme_document(table), indent=2) + "\n")
+        _print_json(scheme_document(table))
     else:
         console = _console()
         print_schemes(table, console)
@@ -921,7 +921,7 @@ def quantizers(as_json: Json = False) -> None:
 
     found = summaries()
     if as_json:
-        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        _print_json(found)
         return
     console = _console()
     for heading, entries in found.items():
@@ -973,13 +973,20 @@ def _stopped() -> typer.Exit:
     return typer.Exit(130)
 
 
+def _print_json(value: Any) -> None:
+    """For programs: what JSON cannot hold is null."""
+    from quantopsy.core.plain import plain
+
+    sys.stdout.write(json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
 def _show(study: Any, as_json: bool, show: Callable[[Any, Console], None]) -> None:
     """The document, or what ``show`` prints of the results."""
     from quantopsy.analysis.document import document
     from quantopsy.api import CELLS, REPORT
 
     if as_json:
-        sys.stdout.write(json.dumps(document(study.results), indent=2) + "\n")
+        _print_json(document(study.results))
         return
     console = _console()
     show(study.results, console)

@@ -111,7 +111,7 @@ def measure(
     not finite.
     """
     if metric.class_labels and labels is not None:
-        _check_labels(labels, logits(outputs).shape[1], image_name)
+        _check_labels(labels, _classes(logits(outputs), metric.name), image_name)
     try:
         statistics = metric.per_image(outputs, labels, float_outputs)
     except QuantopsyError:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -260,10 +261,11 @@ def test_a_float_baseline_at_chance_is_said() -> None:
 
 
 def test_the_module_is_left_as_it_was() -> None:
-    module = sample_models.network()
+    module = sample_models.network().train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     qp.analyze(module, sample_models.data(), bits=(3,))
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+    assert all(part.training for part in module.modules())
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
@@ -492,12 +494,41 @@ def test_a_budget_too_small_for_the_screen_is_one_line_with_what_it_needs(tmp_pa
         ({"tolerance": -1.0}, r"tolerance -1: must not be negative"),
         ({"tolerance": float("nan")}, r"tolerance nan: must not be negative"),
         ({"noise_probes": 0}, r"noise_probes 0: must be positive"),
+        ({"noise_probes": None}, r"noise_probes None: is no whole number"),
+        ({"samples": 2.5}, r"samples 2.5: is no whole number"),
+        ({"seed": -1}, r"seed -1: must not be negative"),
+        ({"level": "x"}, r"level 'x': is no number"),
+        ({"tolerance": "1"}, r"tolerance '1': is no number"),
+        ({"max_memory": -1.0}, r"max_memory -1: must be positive"),
+        ({"device": "meta"}, r"device 'meta': torch cannot compute on it here"),
+        ({"device": 1.5}, r"device 1.5: is unknown to torch"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_before_anything_is_made(tmp_path, change, pattern) -> None:
     with pytest.raises(qp.QuantopsyError, match=pattern):
         study(tmp_path / "study", **change)
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.skipif(torch.xpu.is_available(), reason="there is such a device")
+def test_a_device_that_torch_knows_and_this_machine_lacks_is_refused() -> None:
+    with pytest.raises(qp.QuantopsyError, match=r"device 'xpu': torch cannot compute on it here"):
+        study(device="xpu")
+
+
+def test_a_single_bit_width_needs_no_list() -> None:
+    found = qp.analyze(sample_models.network(), sample_models.data(), bits=5, samples=8, mode="exact")
+    assert found.results.bits == (5,)
+
+
+@pytest.mark.parametrize("command", [qp.analyze, qp.schemes])
+def test_a_call_that_fails_leaves_no_folder_behind(monkeypatch, tmp_path, command) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(qp.QuantopsyError, match="nonsense"):
+        command(sample_models.network(), sample_models.data(), metric="nonsense")
+    with pytest.raises(qp.QuantopsyError, match="bit-width 1"):
+        command(sample_models.network(), sample_models.data(), bits=1)
+    assert not list(tmp_path.glob("quantopsy-*"))
 
 
 def test_a_users_loss_has_its_change_predicted() -> None:
@@ -542,6 +573,54 @@ def test_auto_runs_what_no_gradient_reaches() -> None:
     assert (first["noise"] > 0).all()
     screened = qp.analyze(module, sample_models.unlabelled(), bits=(3, 8), mode="screen").frame()
     assert "first" not in set(screened["name"])
+
+
+class Points(torch.nn.Module):
+    """The largest of every feature over the points, by an operator that also gives its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = torch.nn.Conv2d(3, 8, 1), torch.nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.first(x)).flatten(2).max(2)[0])
+
+
+class Masked(Points):
+    """A product with a mask; beside the scores what is no value of images."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor, torch.Tensor]:
+        y = self.first(x)
+        y = self.head((y * (y > 0)).mean((2, 3)))
+        return y, None, self.head.bias, y.square().mean()
+
+
+class Regression(Points):
+    """A number for each image, of layers that give just that."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.first(x)).mean((2, 3))
+        return torch.relu(self.head(y)[:, 0] * self.head(y).mean(1)) + 1.5
+
+
+def square(outputs, labels):
+    """A score of each image, of numbers or of the first of several outputs."""
+    return -(outputs[0].square().sum(1) if isinstance(outputs, tuple) else outputs.reshape(len(outputs), -1).sum(1))
+
+
+@pytest.mark.parametrize("mode", ["exact", "screen", "auto"])
+@pytest.mark.parametrize("model", [Points, Masked, Regression])
+def test_an_ordinary_model_is_analysed_in_every_mode(model, mode) -> None:
+    torch.manual_seed(0)
+    frame = qp.analyze(model().eval(), sample_models.unlabelled(), bits=(3, 8), mode=mode, metric=square).frame()
+    hidden = {"first"} if model is Masked and mode == "screen" else set()  # no gradient passes a comparison
+    assert {"first", "head"} - hidden <= set(frame["name"])
+    assert (frame["screened_noise" if mode == "screen" else "noise"] > 0).all()
+
+
+def test_classes_are_asked_for_where_the_metric_needs_them() -> None:
+    with pytest.raises(qp.QuantopsyError, match=r"metric 'top1': it compares classes and .* shape \(\d+,\)"):
+        qp.analyze(Regression().eval(), sample_models.data(), bits=(3,))
 
 
 def test_another_sample_count_joins_a_screen(tmp_path) -> None:

@@ -39,3 +39,8 @@ def test_what_the_check_does_not_know_is_null(results):
     assert made["check"]["noise_ratio"] == [0.9, 1.0, None]
     assert made["check"]["noise_rank"] is None
     assert made["check"]["cells"] == 2
+
+
+def test_an_interval_without_ends_is_null(results):
+    infinite = replace(results, float_low=-float("inf"), float_high=float("inf"))
+    assert json.loads(json.dumps(document(infinite), allow_nan=False))["float_interval"] == [None, None]

@@ -133,3 +133,34 @@ def test_lists_of_vectors_are_no_guess_for_a_network_that_takes_both() -> None:
     signals = [torch.randn(4, 20) for _ in range(8)]
     convolution = nn.Sequential(nn.Conv1d(4, 8, 3), nn.Flatten(), nn.Linear(144, 3)).eval()
     assert len(make_ready(Given(convolution, signals), Settings(), Silent()).images) == 8
+
+
+def test_a_study_of_another_metric_of_the_same_name_does_not_go_on(tmp_path) -> None:
+    def score(factor):
+        return lambda outputs, labels: factor * outputs[:, 0]
+
+    first = analyzed(tmp_path, metric=score(1.0), samples=8)
+    assert analyzed(tmp_path, metric=score(1.0), samples=8).results.float_value == first.results.float_value
+    with pytest.raises(QuantopsyError, match=r"metric code was .*, now .*--fresh"):
+        analyzed(tmp_path, metric=score(1000.0), samples=8)
+    assert analyzed(tmp_path, metric=score(1000.0), samples=8, fresh=True).results.float_value == pytest.approx(
+        1000.0 * first.results.float_value
+    )
+
+
+def test_another_loss_is_screened_anew(tmp_path) -> None:
+    def screened(out, factor):
+        study = qp.analyze(
+            MODEL,
+            DATA,
+            bits=(3,),
+            out=out,
+            mode="screen",
+            samples=8,
+            loss=lambda outputs, labels: factor * nn.functional.cross_entropy(outputs, labels, reduction="none"),
+        )
+        return study.frame()["loss_change"].to_numpy()
+
+    first = screened(tmp_path, 1.0)
+    np.testing.assert_allclose(screened(tmp_path, 10.0), 10.0 * first, rtol=1e-4)
+    np.testing.assert_array_equal(screened(tmp_path, 1.0), first)

@@ -191,3 +191,13 @@ def test_half_precision_is_observed_as_float32() -> None:
     x = images().half()
     spec = Spec(range_estimator="percentile:99")
     assert torch.equal(realise(spec, watched(spec, x)).scale, realise(spec, watched(spec, x.float())).scale)
+
+
+def test_a_number_for_each_image_is_one_channel() -> None:
+    spec = Spec(granularity="per_channel")
+    seen = observer(spec)
+    x = torch.tensor([1.0, -2.0, 0.5])
+    seen.update(x)
+    qparams = realise(spec, seen)
+    assert (float(seen.low), float(seen.high)) == (-2.0, 1.0)
+    assert fake_quantize(x, qparams).shape == x.shape

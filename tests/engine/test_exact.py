@@ -6,6 +6,7 @@ import naive
 import numpy as np
 import pytest
 import torch
+from folded_nets import FOLDED, folded
 from random_net import pictures, random_net
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -220,6 +221,11 @@ def test_some_rows_of_a_tile_where_the_outermost_dimension_is_of_channels(kind, 
     """Also where there are by chance as many channels as images in the tile."""
     torch.manual_seed(0)
     check_rows(kind(channels).eval(), pictures(5))
+
+
+@pytest.mark.parametrize("kind", FOLDED)
+def test_some_rows_of_a_tile_where_an_image_has_several_rows(kind) -> None:
+    check_rows(folded(kind), pictures(5))
 
 
 def efficientnet() -> nn.Module:

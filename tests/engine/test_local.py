@@ -120,3 +120,24 @@ def test_a_constant_error_is_all_shift(images) -> None:
     assert set(found["conv"].by_role) == {"weight"}
     assert found["conv"].inputs == ()
     assert found["conv"].output is None
+
+
+def test_a_number_for_each_image_is_one_channel(images) -> None:
+    class Regression(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).mean((1, 2, 3)) + 3.0
+
+    torch.manual_seed(0)
+    module = Regression()
+    found, _ = looked_at(module, images)
+    with torch.no_grad():
+        y = module(images)
+    local = found["add"]
+    assert local.shift.shape == local.heard.shape == (1,)
+    np.testing.assert_allclose(local.variance, y.var(correction=0)[None], rtol=1e-3)
+    np.testing.assert_allclose([local.low, local.high], [y.min()[None], y.max()[None]], rtol=1e-5)
+    assert local.output.typical == pytest.approx(float(y.abs().max()))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from folded_nets import FOLDED, Mixed, folded
 from jacobian import Perturbed, first_perturbed
 from random_net import CLASSES, pictures, random_net
 from scipy.stats import spearmanr
@@ -128,9 +129,9 @@ def drawn(monkeypatch) -> list[Tensor]:
     return kept
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_e_of_every_site_is_the_probe_times_the_jacobian(seed, drawn) -> None:
-    case = case_of(random_net(seed), pictures(4))
+@pytest.mark.parametrize("made", [*range(10), *FOLDED])
+def test_e_of_every_site_is_the_probe_times_the_jacobian(made, drawn) -> None:
+    case = case_of(random_net(made) if isinstance(made, int) else folded(made), pictures(4))
     found = case.screened(case.candidates((3, 8)))
     decision = decision_probe(found.outputs, np.arange(4), 0).gradients
     reference = Perturbed(case.program, case.ranges, case.images)
@@ -244,6 +245,29 @@ def test_neither_tiles_nor_the_order_of_images_matter() -> None:
     np.testing.assert_allclose(joined, whole.e, rtol=1e-3, atol=1e-5 * scale)
     np.testing.assert_allclose(mixed.e, whole.e[:, order], rtol=1e-3, atol=1e-5 * scale)
     np.testing.assert_allclose(mixed.margins, whole.margins[order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", FOLDED)
+def test_an_image_scores_alone_as_among_others_however_values_hold_images(kind) -> None:
+    case = case_of(folded(kind), pictures(8))  # as many as channels
+    candidates = case.candidates((4, 6))
+    whole = case.screened(candidates)
+    assert not whole.hidden
+    assert whole.e.shape == (len(columns(case.program.network, candidates)), 8, 2)
+    alone = np.concatenate([case.screened(candidates, [image]).e for image in range(8)], 1)
+    for found, expected in zip(whole.e, alone, strict=True):
+        close = np.isclose(found, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max() + 1e-7)
+        # A value on the border of two codes may take the other one: kernels differ by the number of images.
+        assert close.mean() > 0.8
+        assert np.linalg.norm(found - expected) <= 0.2 * np.linalg.norm(expected) + 1e-6
+
+
+def test_a_layer_whose_input_mixes_images_is_hidden() -> None:
+    found = case_of(folded(Mixed), pictures(6)).screened()
+    assert set(found.hidden) >= {"aside"}
+    assert not {"stem", "head"} & set(found.hidden)
+    for column, e in zip(found.columns, found.e, strict=True):
+        assert np.isnan(e).all() == (column.site.layer in found.hidden)
 
 
 def test_the_margin_is_of_the_two_largest_outputs(small, images) -> None:
@@ -370,6 +394,51 @@ def test_reading_only_a_values_shape_hides_nothing(drawn) -> None:
     moved = Perturbed(case.program, case.ranges, case.images).moved((Site("first", "weight"), Spec(bits=4)))
     e = by_site(found)[Site("first", "weight"), Spec(bits=4), None]
     assert_near(e[:, 0], along(drawn[:1], moved), float(moved[0].abs().max()))
+
+
+class Elements(nn.Module):
+    """Reads elements of what an operator gives as a tuple, on both sides of the first layer's two halves."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.first, self.left, self.right = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+        self.head = nn.Linear(4, 3)
+        self.operator = operator
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.operator == "chunk":
+            a, b = y.chunk(2, 1)
+        elif self.operator == "max":
+            a = b = y.unflatten(1, (2, 4)).max(1)[0]
+        else:
+            a, b = y.unflatten(1, (2, 4)).topk(2, dim=1)[0].unbind(1)
+        return self.head((self.left(a) + self.right(b)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("operator", ["chunk", "max", "topk"])
+def test_the_gradient_passes_through_the_elements_of_a_tuple(operator, drawn) -> None:
+    case = case_of(Elements(operator).eval(), pictures(3))
+    found = case.screened()
+    assert not found.hidden
+    reference = Perturbed(case.program, case.ranges, case.images)
+    for (site, spec, given), e in by_site(found).items():
+        moved = reference.moved((site, spec), given=before(site, given))
+        assert_near(e[:, 0], along(drawn[:1], moved), float(moved[0].abs().max()))
+    assert np.abs(by_site(found)[Site("first", "weight"), Spec(bits=4), None]).min() > 0
+
+
+def test_a_layer_behind_the_places_of_a_tuple_is_hidden_by_the_operators_name() -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            values, places = self.first(x).flatten(1).topk(3)
+            return self.head(values + places.float())
+
+    assert case_of(Places().eval(), pictures(3)).screened().hidden == {"first": "topk"}
 
 
 def test_a_batch_of_one() -> None:

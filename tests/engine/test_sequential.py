@@ -96,6 +96,6 @@ class _Both:
 def test_a_plan_whose_tensors_are_not_at_hand_is_refused(small, images) -> None:
     engine, plan = engine_of(small, images)
     corrected = correct_biases(engine, plan, [(images,)], layers_of(engine))
-    other = ExactEngine(engine.program, Calibration(engine.calibration.observers, origins=engine.calibration.origins))
+    other = ExactEngine(engine.program, Calibration(engine.calibration.observers, sources=engine.calibration.sources))
     with pytest.raises(QuantopsyError, match="not at hand"):
         other.prepare(corrected)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 import runpy
 
 import pytest
 import torch
 from small_net import randomise_norms
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from quantopsy.core import QuantopsyError
 from quantopsy.graph.capture import capture, load
 from quantopsy.graph.execute import compile_network
+from quantopsy.graph.outputs import output_tensors, squared_norms
 
 
 def outputs(module: nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,6 +66,22 @@ def test_a_layer_knows_its_size_and_source(small, images) -> None:
     assert depthwise.macs == 5 * 5 * 8 * 9
     assert stem.source is not None
     assert "small_net.py:" in stem.source
+
+
+def test_an_image_may_have_several_rows_in_a_value() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 2), nn.Linear(36, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.head(self.second(torch.relu(self.first(x.flatten(0, 1)))).flatten(1))
+            return y.unflatten(0, (x.shape[0], -1)).mean(1)
+
+    network = capture(Windows().eval(), (torch.randn(2, 7, 3, 6, 6),))
+    macs = {layer.name: layer.macs for layer in network.layers}
+    assert (macs["first"], macs["second"], macs["head"]) == (7 * 16 * 4 * 27, 7 * 9 * 4 * 16, 7 * 36 * 5)
+    assert network.coverage["macs_share"] == 1.0
 
 
 def test_a_user_s_folder_may_be_called_as_this_package(tmp_path, images) -> None:
@@ -168,7 +187,7 @@ def test_several_inputs_by_name_and_several_outputs() -> None:
             self.a, self.b = nn.Linear(4, 3), nn.Linear(5, 3)
 
         def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"sum": self.a(left) + self.b(right), "product": self.a(left) @ self.b(right).T}
+            return {"sum": self.a(left) + self.b(right), "product": self.a(left) * self.b(right)}
 
     torch.manual_seed(0)
     module = Two().eval()
@@ -180,6 +199,125 @@ def test_several_inputs_by_name_and_several_outputs() -> None:
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name])
+
+
+class Ends(nn.Module):
+    """Returns what ``end`` makes of the scores and the features in front of them."""
+
+    def __init__(self, end) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.register_buffer("anchors", torch.randn(5, 2))
+        self.end = end
+
+    def forward(self, x: torch.Tensor):
+        y = torch.relu(self.first(x)).mean((2, 3))
+        return self.end(self, self.head(y), y)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda net, scores, y: scores[:, 0],
+        lambda net, scores, y: (scores, None),
+        lambda net, scores, y: {"scale": 2.0, "out": scores},
+        lambda net, scores, y: (scores, net.anchors, [scores.argmax(1), y]),
+        lambda net, scores, y: (scores, torch.arange(6.0).reshape(3, 2) * 2),
+        lambda net, scores, y: (scores, scores.square().mean()),
+        lambda net, scores, y: (scores, scores),
+    ],
+)
+def test_outputs_of_any_form_come_back_in_it(end) -> None:
+    torch.manual_seed(0)
+    module, images = Ends(end).eval(), torch.randn(5, 3, 6, 6)
+    network = capture(module, (images[:2],))
+    for captured in (network, pickle.loads(pickle.dumps(network))):
+        program = compile_network(captured)
+        with torch.no_grad():
+            flat, expected = program.forward(program.place((images,))), module(images)
+            found = captured.unflatten(flat)
+        assert pytree.tree_structure(found) == pytree.tree_structure(expected)
+        for mine, theirs in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+        assert [id(value) for value in captured.flatten(found)] == [id(value) for value in flat]
+        # Noise is of what images have a part in, each its own.
+        assert {len(tensor) for tensor in output_tensors(flat)} == {5}
+        assert squared_norms(flat).shape == (5,)
+
+
+def test_a_number_for_all_images_has_no_grid() -> None:
+    network = capture(Ends(lambda net, scores, y: (scores, scores.mean())).eval(), (torch.randn(2, 3, 6, 6),))
+    assert [layer.name for layer in network.layers] == ["first", "mean", "head"]
+    assert [item.operator for item in network.unquantized] == ["aten.mean.default"]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda net, scores, y: scores - scores.mean(0),
+        lambda net, scores, y: scores.cumsum(0),
+        lambda net, scores, y: (scores, y / y.norm()),
+    ],
+)
+def test_a_model_that_does_not_keep_images_apart_is_refused(end) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(QuantopsyError, match=r"^model: an image alone gives other outputs than in a batch .* apart"):
+        capture(Ends(end).eval(), (torch.randn(2, 3, 6, 6),))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda net, scores, y: scores[None].expand(7, -1, -1),
+        lambda net, scores, y: scores.T,
+        lambda net, scores, y: scores @ scores.T,
+        lambda net, scores, y: scores.reshape(-1, 1),
+        lambda net, scores, y: (scores.square().mean(), scores),
+        lambda net, scores, y: (net.anchors, scores),
+        lambda net, scores, y: (scores, scores.mean(0)),
+    ],
+)
+def test_outputs_without_images_first_are_refused(end) -> None:
+    with pytest.raises(QuantopsyError, match=r"^model: an output of it is \(.*; outputs must have images first"):
+        capture(Ends(end).eval(), (torch.randn(2, 3, 6, 6),))
+
+
+def test_with_one_image_alone_there_is_nothing_to_compare() -> None:
+    module = Ends(lambda net, scores, y: scores - scores.mean(0)).eval()
+    image = torch.randn(1, 3, 6, 6)
+    assert capture(module, (image.expand(2, -1, -1, -1),)).layers
+
+
+def test_a_mask_is_no_operand_that_needs_a_grid() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            return y * (y > 0) + (y < 0) * 2.0
+
+    network = capture(Masked().eval(), (torch.randn(2, 3, 6, 6),))
+    first, product, addition = network.layers
+    assert product.inputs == (first.output,)
+    assert len(addition.inputs) == 2
+    assert [item.operator for item in network.unquantized] == ["aten.gt.Scalar", "aten.lt.Scalar", "aten.mul.Tensor"]
+
+
+def test_a_constant_in_front_of_a_product_stays_float_and_is_not_covered() -> None:
+    class Left(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.head = nn.Parameter(torch.randn(5, 16)), nn.Linear(5, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head((self.w @ x).mean(2))
+
+    network = capture(Left().eval(), (torch.randn(2, 16, 8),))
+    assert [layer.name for layer in network.layers] == ["mean", "head"]
+    assert [item.operator for item in network.unquantized] == ["aten.matmul.default"]
+    assert network.coverage["macs_share"] == pytest.approx(20 / (20 + 5 * 16 * 8))
 
 
 def test_what_is_not_understood_stays_float_and_is_listed() -> None:
@@ -197,11 +335,77 @@ def test_what_is_not_understood_stays_float_and_is_listed() -> None:
     assert all(item.source and "test_capture.py:" in item.source for item in network.unquantized)
 
 
+@pytest.mark.parametrize(
+    ("elements", "operator"),
+    [(lambda x: x.max(2)[0], "aten.max.dim"), (lambda x: x.topk(3, dim=2)[0].mean(2), "aten.topk.default")],
+)
+def test_an_element_of_what_an_operator_computes_is_a_value_of_its_own(elements, operator) -> None:
+    class Points(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv1d(3, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(elements(torch.relu(self.first(x))))
+
+    torch.manual_seed(0)
+    network = capture(Points().eval(), (torch.randn(2, 3, 16),))
+    assert [item.operator for item in network.unquantized] == [operator]
+    for layer in network.layers:
+        for value in layer.inputs:
+            assert network.origin(value) not in ("max_1", "topk")  # the tuple
+
+
+def test_the_elements_of_a_divided_value_keep_its_grid() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            left, right = self.first(x).chunk(2, 1)
+            return self.head(left) + right
+
+    network = capture(Halves().eval(), (torch.randn(2, 3, 4, 4),))
+    (read,) = network.layer("head").inputs
+    assert network.origin(read) == network.layer("first").output
+    assert not network.unquantized
+
+
 def test_the_module_is_left_as_it_was(small, images) -> None:
     before = {name: value.clone() for name, value in small.state_dict().items()}
     capture(small, (images[:2],))
     assert all(torch.equal(before[name], value) for name, value in small.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in small.modules())
+
+
+def test_each_module_stays_in_its_mode(small, images) -> None:
+    small.train()
+    small.stem.eval()
+    before = {name: module.training for name, module in small.named_modules()}
+    network = capture(small, (images[:2],))
+    assert {name: module.training for name, module in small.named_modules()} == before
+    assert network.fingerprint == capture(small.eval(), (images[:2],)).fingerprint
+    small.train()
+    with pytest.raises(QuantopsyError):
+        capture(small, (images[:2, :1],))
+    assert small.training
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda net: net.double(), "float64"),
+        (lambda net: net.to(torch.bfloat16), "bfloat16"),
+        (lambda net: net.to("meta"), "on meta"),
+        (lambda net: net.half().to("meta"), "float16 on meta"),
+    ],
+)
+def test_weights_that_data_cannot_meet_are_the_reason(change, words, small, images) -> None:
+    with pytest.raises(
+        QuantopsyError, match=rf"^model: its weights are {words} \('.*'\); give it in float32 on the CPU"
+    ):
+        capture(change(small), (images[:2],))
 
 
 def test_refusals_name_thing_reason_and_remedy(tmp_path, images) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from ddq_formulas import kronecker, stored_levels
 from torch import Tensor
 
 from quantopsy.calibrate import fit
 from quantopsy.core import QuantopsyError, Spec
 from quantopsy.integer.levels import level_sums, merge, multiply_levels, stored_levels_product
 from quantopsy.integer.products import convolution
-from quantopsy.integer.terms import constant, decoded, inner_products, piecewise_terms, terms, uniform_terms
+from quantopsy.integer.terms import constant, decoded, piecewise_terms, terms, uniform_terms
 from quantopsy.quant import PiecewiseQParams, UniformQParams, fake_quantize
-from quantopsy.quant.learned import compose, kronecker, stored_levels
+from quantopsy.quant.learned import compose
 
 SPECS = {
     "uniform": Spec(bits=8),
@@ -57,7 +58,7 @@ def test_accumulators_and_constants_make_the_real_convolution(name: str) -> None
     w, x = weight(), x_codes()
     qparams = fit(SPECS[name], w)
     parts = terms(qparams.encode(w), qparams)
-    sums = inner_products(unpadded, x, parts)
+    sums = [unpadded(x, part.weight) for part in parts]
     constants = constant(unpadded, torch.ones_like(x[:1]), parts, X_ZERO)
     total = torch.zeros(2, 6, 3, 3, dtype=torch.float64)
     for part, one, fixed in zip(parts, sums, constants, strict=True):

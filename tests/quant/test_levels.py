@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ddq_formulas import kronecker, stored_levels, symmetric_levels, uniform_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
@@ -13,14 +14,7 @@ from scipy.cluster.vq import kmeans
 from quantopsy.calibrate import fit
 from quantopsy.core import Spec
 from quantopsy.quant import LevelsQParams, Sample, fake_quantize, quantize
-from quantopsy.quant.learned import (
-    compose,
-    kronecker,
-    open_gates,
-    stored_levels,
-    symmetric_levels,
-    uniform_levels,
-)
+from quantopsy.quant.learned import compose
 from quantopsy.quant.lloyd import evenly_spaced, lloyd
 from quantopsy.quant.power_of_two import additive_levels, power_of_two_levels
 
@@ -51,7 +45,7 @@ def test_additive_levels_are_those_of_the_authors_code() -> None:
 @given(st.lists(st.booleans(), min_size=1, max_size=6), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_composition_is_the_kronecker_product(gates: list[bool], seed: int) -> None:
-    opened = open_gates(torch.tensor([1.0 if gate else -1.0 for gate in gates], dtype=torch.float64))
+    opened = torch.tensor(sorted(gates, reverse=True), dtype=torch.float64)
     q = torch.randn(3, 2 ** len(gates), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     U = kronecker(opened)
     block = 2 ** (len(gates) - int(opened.sum()))

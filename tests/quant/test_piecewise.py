@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from expected_error import piecewise_error, step_error, symmetric_piecewise_error, uniform_error
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from quantopsy.calibrate import fit
 from quantopsy.core import QuantopsyError, Spec
-from quantopsy.quant import PiecewiseQParams, Sample, breakpoints, fake_quantize
-from quantopsy.quant.expected_error import piecewise_error, step_error, symmetric_piecewise_error, uniform_error
+from quantopsy.quant import PiecewiseQParams, Sample, breakpoints, fake_quantize, quantize
 from quantopsy.quant.piecewise import from_breakpoint
 from quantopsy.quant.pwlq import bits_per_piece
+from quantopsy.quant.registry import stored_bits
 
 normal = torch.distributions.Normal(0, 1)
 laplace = torch.distributions.Laplace(0, 0.5**0.5)
@@ -209,3 +210,21 @@ def test_breakpoint_at_the_end_leaves_one_region() -> None:
     assert isinstance(qparams, PiecewiseQParams)
     assert fake_quantize(torch.tensor([1.0, 2.0, 5.0, torch.inf]), qparams).amax() == qparams.maximum
     assert qparams.maximum == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("convention", ["per_piece", "pw_comp", "pw_stor"])
+@pytest.mark.parametrize("positive", [False, True])
+def test_stored_bits_hold_all_codes(convention, positive):
+    values = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    values = values.abs() if positive else values
+    spec = Spec("piecewise", bits=4, signed=not positive, options={"convention": convention})
+    codes = len(quantize(values, fit(spec, values)).unique())
+    assert 2 ** (stored_bits(spec) - 1) < codes <= 2 ** stored_bits(spec)
+    if convention == "pw_stor":
+        assert stored_bits(spec) == 4
+
+
+def test_weights_whose_sign_the_data_decide_are_stored_with_it():
+    assert stored_bits(Spec("piecewise", bits=4)) == 6
+    assert stored_bits(Spec("piecewise", bits=4, tensors=2)) == 12
+    assert stored_bits(Spec(bits=4, tensors=2)) == 8

@@ -55,6 +55,12 @@ def test_an_interval_that_is_not_known_is_empty():
     assert interval(math.nan, 1.0, 1) == ""
 
 
+def test_of_a_single_image_an_interval_has_no_ends():
+    inf = float("inf")
+    assert interval(-inf, inf, 2) == f"{MINUS}\N{INFINITY} to \N{INFINITY}"
+    assert interval(inf, inf, 2) == ""  # decibels of nothing
+
+
 def test_settings_flatten_by_dots():
     values = {"bits": [8, 4], "changes": {"range": "min_max"}, "fresh": False, "layers": []}
     assert dict(flattened(values)) == {"bits": "8, 4", "changes.range": "min_max", "fresh": "false", "layers": "none"}

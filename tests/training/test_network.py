@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from learning import pictures, started
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantopsy.analysis.recipes import Simulated
+from quantopsy.analysis.recipes import Simulated, portable
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
-from quantopsy.engine.calibration import Calibration
+from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.training.network import Grids, TrainableNetwork
@@ -54,6 +56,13 @@ def test_it_is_the_simulation_before_and_after(method, norms, scheme) -> None:
         after = network(x)
     assert not torch.equal(after, before)
     assert torch.equal(simulated(*network.trained(), x), after)
+
+
+def test_a_network_leaves_the_calibration_that_it_is_given_as_it_was() -> None:
+    start, program = started()
+    before = dict(start.calibration.encodings)
+    TrainableNetwork(program, start.plan, start.calibration)
+    assert start.calibration.encodings == before
 
 
 def test_what_is_read_twice_has_one_quantizer() -> None:
@@ -136,3 +145,59 @@ def test_what_is_on_no_grid_of_its_own_is_refused_with_its_layer(spec, small, im
     assert compile_network(network)
     with pytest.raises(QuantopsyError, match="left"):
         Grids().start(Plan.of({Site("left", "weight"): spec}))
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_what_a_corrected_bias_took_away_stays_where_bits_have_changed(found) -> None:
+    start, program = started(method="lsq", edge_bits=0)
+    specs = {
+        site: replace(spec, correction="bias") if site.role == "weight" else spec for site, spec in start.plan.sites
+    }
+    x, plan = pictures(5, 16), Plan.of(specs)
+    calibration = calibrate(program, [[x]], wanted_statistics(start.network, [start.plan, plan]))
+    plan = portable(start.network, plan, calibration) if found else plan
+    network = TrainableNetwork(program, plan, calibration, Grids("lsq", "lsq", mixed=True))
+    for quantizer in network.quantizers:
+        if quantizer.gates is not None:
+            quantizer.gates.logits.data[-1] = -1.0
+    assert set(network.weight_bits().values()) == {3}
+    network.eval()
+    with torch.no_grad():
+        assert torch.equal(simulated(*network.trained(), x), network(x))
+
+
+class Two(torch.nn.Module):
+    """Two layers that read one value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.left, self.right = (torch.nn.Conv2d(count, 4, 3, padding=1) for count in (3, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.left(x) + self.right(x)
+
+
+def test_two_grids_of_a_value_stay_two_where_they_end_with_as_many_bits() -> None:
+    x = pictures(0, 8)
+    program = compile_network(capture(Two().eval(), (x[:2],)))
+    weight = Spec(bits=8, symmetric=True, signed=True)
+    sites = {Site(name, "weight"): weight for name in ("left", "right")}
+    sites |= {Site(name, "input"): Spec(bits=bits) for name, bits in (("left", 8), ("right", 4), ("add", 8))}
+    sites |= {Site("stem", "output"): Spec(bits=8)}
+    plan = Plan.of(sites)
+    calibration = calibrate(program, [[x]], wanted_statistics(program.network, [plan]))
+    network = TrainableNetwork(program, plan, calibration, Grids("lsq", "lsq", mixed=True, mixed_inputs=True)).eval()
+    for name in ("left", "right"):
+        (quantizer,) = network.sites[Site(name, "input")]
+        assert quantizer.gates is not None
+        quantizer.gates.logits.data[3:] = -1.0
+    float_network, plan, calibration = network.trained()
+    specs = dict(plan.sites)
+    left, right = specs[Site("left", "input")], specs[Site("right", "input")]
+    assert left.bits == right.bits == 3
+    assert left != right
+    assert specs[Site("stem", "output")] == left  # the value leaves on this very grid
+    with torch.no_grad():
+        assert torch.equal(simulated(float_network, plan, calibration, x), network(x))

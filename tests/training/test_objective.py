@@ -29,6 +29,15 @@ def test_labels_of_another_shape_are_refused() -> None:
         label_loss(torch.randn(2, 4), torch.zeros(2, 4))
 
 
+@pytest.mark.parametrize(
+    ("classes", "labels"),
+    [(4, torch.rand(2)), (1, torch.rand(2)), (1, torch.tensor([0, 1])), (1, torch.tensor([7, 20]))],
+)
+def test_labels_of_a_regression_ask_for_a_loss(classes, labels) -> None:
+    with pytest.raises(QuantopsyError, match="--loss"):
+        label_loss(torch.randn(2, classes), labels)
+
+
 def test_divergence_is_torch_s() -> None:
     student, teacher = torch.randn(6, 4), torch.randn(6, 4)
     wanted = F.kl_div(F.log_softmax(student, 1), F.log_softmax(teacher, 1), log_target=True, reduction="batchmean")
@@ -38,5 +47,10 @@ def test_divergence_is_torch_s() -> None:
 
 def test_outputs_that_are_no_scores_are_compared_by_distance() -> None:
     student, teacher = torch.randn(6, 1), torch.randn(6, 1)
-    wanted = F.mse_loss(student, teacher) / teacher.var()
+    wanted = F.mse_loss(student, teacher) / teacher.var(correction=0)
     torch.testing.assert_close(distillation_loss([student], [teacher]), wanted)
+
+
+def test_a_single_number_is_compared_by_its_square() -> None:
+    found = distillation_loss(torch.tensor([[3.0]]), torch.tensor([[2.0]]))
+    assert float(found) == pytest.approx(1 / 4)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from learning import evaluation, images, network, started, training
+from small_net import randomise_norms
 from torch import Tensor
 
 import quantopsy as qp
@@ -19,14 +20,16 @@ from quantopsy.analysis.progress import Silent
 from quantopsy.analysis.recipes import given_of
 from quantopsy.core import Plan, QuantopsyError, Site
 from quantopsy.core.recipe import Recipe
-from quantopsy.engine.calibration import Calibration
+from quantopsy.engine.calibration import Calibration, grids_of
 from quantopsy.graph.capture import capture
+from quantopsy.quant.encoding import qparams_from_json
 from quantopsy.report.trained import statements
+from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments
 from quantopsy.training.settings import TrainingSettings
 from quantopsy.training.start import usual_plan
 from quantopsy.training.train import train
-from quantopsy.training.trainer import CHECKPOINT, Trainer
+from quantopsy.training.trainer import CHECKPOINT, Job, Trainer
 
 LITTLE = {"epochs": 2, "batch": 16, "bits": 2, "activation_bits": 8, "calibration_samples": 32, "augment": "none"}
 
@@ -96,6 +99,18 @@ def test_a_recipe_s_own_grids_and_roundings_are_where_training_starts(tmp_path) 
         assert again.expected.before == pytest.approx(worth.after)
 
 
+@pytest.mark.parametrize(("method", "follows"), [("dorefa", False), ("pact", False), ("ste", True)])
+def test_the_grids_of_bent_weights_stay_where_they_were_calibrated(tmp_path, method, follows) -> None:
+    told = Told()
+    done = trained(tmp_path, told, method=method, activation_method="lsq", norms="folded", epochs=1)
+    start, _ = started(method=method, activation_method="lsq", bits=2, activation_bits=8)
+    for site, (grid, *_) in grids_of(start.network, start.plan, start.calibration):
+        if site.role == "weight":
+            (found,) = done.recipe.encodings[site.layer]["weight"]
+            assert torch.equal(qparams_from_json(found).scale, grid.scale) is not follows
+    assert any("from least to greatest value" in line for line in told.lines) is follows
+
+
 def test_norms_are_measured_on_images_of_all_classes(tmp_path, monkeypatch) -> None:
     seen: list[Tensor] = []
 
@@ -152,6 +167,16 @@ def test_a_study_s_network_starts_from_its_plan(tmp_path) -> None:
     assert done.held_out
 
 
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
 class Interrupted(Silent):
     """Ctrl-C at a step."""
 
@@ -186,6 +211,22 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, more) 
         assert replace(mine, seconds=0.0) == replace(other, seconds=0.0)
     mine, other = weights(tmp_path / "parts"), weights(tmp_path / "whole")
     assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+def test_ranges_stay_behind_a_training_that_ends_early(tmp_path) -> None:
+    start, program = started(method="ste", bits=2)
+    settings = TrainingSettings(**{**LITTLE, "method": "ste", "epochs": 40, "patience": 1, "rate": 0.0})
+    made = TrainableNetwork(program, start.plan, start.calibration, settings.grids)
+    training_, validation = start.split(settings)
+    job = Job(made, start.subject.program, start.images, training_, validation, start.subject.metric, settings)
+    history = Trainer(job, tmp_path, Silent()).run()
+    assert history.stopped is not None
+    before = [quantizer.qparams.ends for quantizer in made.quantizers]
+    with torch.no_grad():
+        made.train()(3 * training().tensors[0])
+    for (low, high), quantizer in zip(before, made.quantizers, strict=True):
+        assert torch.equal(quantizer.qparams.ends[0], low)
+        assert torch.equal(quantizer.qparams.ends[1], high)
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path) -> None:
@@ -379,6 +420,60 @@ def test_a_recipe_is_analyzed_on_its_own_grids(tmp_path) -> None:
     assert qp.diagnose(tmp_path / "study", data=evaluation(), samples=60) is not None
     other = qp.analyze(tmp_path / "t" / "network.pt2", evaluation(), bits=(2,), mode="exact", out=tmp_path / "fresh")
     assert other.whole().iloc[0]["value"] != whole["value"]  # grids estimated, not learned
+
+
+class Flat(torch.nn.Sequential):
+    """A batch norm behind a linear layer: an image has one value for every channel."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        body = (torch.nn.Flatten(), torch.nn.Linear(3 * 12 * 12, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+        super().__init__(*body, torch.nn.Linear(8, 5))
+        randomise_norms(self).eval()
+
+
+def test_a_batch_norm_needs_two_values(tmp_path) -> None:
+    settings = TrainingSettings(**{**LITTLE, "batch": 1})
+    with pytest.raises(QuantopsyError, match=r"batch norm of layer '1': .*--norms folded"):
+        train(Flat(), training(), out=tmp_path / "one", settings=settings)
+    done = train(Flat(), training(), out=tmp_path / "folded", settings=replace(settings, norms="folded", epochs=1))
+    assert done.history.stopped is None
+    done = trained(tmp_path / "maps", batch=1, epochs=1, samples=100)  # a map has many values
+    assert done.history.stopped is None
+
+
+@pytest.mark.parametrize("count", [1, 33])
+def test_no_piece_of_the_images_that_norms_are_measured_on_is_a_single_one(tmp_path, count) -> None:
+    settings = TrainingSettings(**{**LITTLE, "epochs": 1, "calibration_samples": count})
+    done = train(Flat(), training(), evaluation=evaluation(), out=tmp_path, settings=settings)
+    assert done.history.stopped is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_a_device_that_there_is_not_is_refused(tmp_path) -> None:
+    with pytest.raises(QuantopsyError, match="sees no CUDA device"):
+        trained(tmp_path, device="cuda")
+
+
+def test_a_process_trains_with_one_precision(tmp_path) -> None:
+    trained(tmp_path / "no", epochs=1)
+    with pytest.raises(QuantopsyError, match=r"began with, 'cpu' and 'no'.*process of its own"):
+        trained(tmp_path / "bf16", epochs=1, precision="bf16")
+    assert not (tmp_path / "bf16").exists()
+
+
+def test_a_model_without_weights_is_refused(tmp_path) -> None:
+    bare = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Flatten())
+    for method in ("ddq", "float"):
+        with pytest.raises(QuantopsyError, match="no layer has a weight"):
+            train(bare, training(), out=tmp_path, settings=TrainingSettings(**LITTLE, method=method))
+
+
+def test_one_image_to_measure_on_is_enough(tmp_path) -> None:
+    settings = TrainingSettings(**{**LITTLE, "epochs": 1})
+    done = train(network(), training(), evaluation=images(2, 1), out=tmp_path, settings=settings)
+    assert done.expected.samples == 1
+    assert qp.apply(tmp_path, data=evaluation()).after[0] > 0
 
 
 def test_images_that_were_trained_on_prove_nothing(tmp_path) -> None:

@@ -59,6 +59,10 @@ def test_one_document(command) -> None:
         (("--validation", "2"), "validation 2"),
         (("--samples", "20"), "20 images"),
         (("--loss", "learning:nothing"), "'nothing'"),
+        (("--seed", "-1"), "seed -1"),
+        (("--precision", "foo"), "precision 'foo'"),
+        (("--precision", "fp16"), "'fp16'"),
+        (("--device", "foo"), "device 'foo'"),
     ],
 )
 def test_a_mistake_is_one_line(command, arguments, thing) -> None:

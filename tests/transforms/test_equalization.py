@@ -285,6 +285,7 @@ class Joined(nn.Module):
         (lambda a, b: torch.where(a > 1, 1.0, 0.0) * b, {"right"}),
         (lambda a, b: a / 3 + F.interpolate(F.avg_pool2d(b, 2), scale_factor=2), {"left", "right"}),
         (lambda a, b: F.layer_norm(a, (8,)) + b, set()),
+        (lambda a, b: a.topk(4, dim=1)[0] + a.gather(1, a.topk(4, dim=1)[1]) + b, set()),
     ],
 )  # fmt: skip
 def test_what_joins_two_values_decides_what_may_be_scaled(join, scaled) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.results import Distribution, Results
 from quantopsy.analysis.schemes import at_bits, single_layer
 from quantopsy.analysis.settings import Settings
-from quantopsy.analysis.subject import Given, Subject, calibrated, make_ready, measuring, note_request
+from quantopsy.analysis.subject import Given, Subject, calibrated, make_ready, measuring, note_request, provenance
 from quantopsy.analysis.summary import distribution_json, summarise
 from quantopsy.calibrate import quantized_weight
 from quantopsy.core import Plan, QuantopsyError, Site
@@ -200,16 +198,7 @@ def _describe(store: Store, subject: Subject, ranges: Calibration) -> None:
     store.note("grids", grid_ends(network, subject.full, ranges))
     store.note("labelled", subject.images.has_labels)
     store.note("bad", list(map(str, subject.images.bad)))
-    store.note(
-        "provenance",
-        {
-            "quantopsy": version("quantopsy"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "processor": platform.processor() or platform.machine(),
-            **store.noted("identity", {}),
-        },
-    )
+    store.note("provenance", provenance(store.noted("identity", {})))
     store.note(
         "distributions",
         {layer.name: distribution_json(_distribution(subject, ranges, layer)) for layer in network.layers},

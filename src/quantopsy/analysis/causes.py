@@ -17,6 +17,7 @@ from quantopsy.calibrate import fit, fixed, quantized_weight
 from quantopsy.core import Cause, Plan, Role, Site, Spec
 from quantopsy.engine.local import Edge, Local
 from quantopsy.graph.network import Layer
+from quantopsy.graph.operators import WEIGHTED_SUMS
 
 ORDER: tuple[Cause, ...] = get_args(Cause)
 """From the most to the least specific: of two causes that explain as much, the earlier is named first."""
@@ -265,7 +266,7 @@ def _of_rounding(scene: Scene) -> Iterator[Suspect]:
 
 def _of_shift(scene: Scene) -> Iterator[Suspect]:
     spec, local = scene.spec("weight"), scene.local
-    knows = scene.layer.op in ("conv1d", "conv2d", "conv3d", "linear")
+    knows = scene.layer.op in WEIGHTED_SUMS
     if spec is None or not knows or local.shift_share < SHIFT_SHARE:
         return
     plan = scene.changed({"weight": replace(spec, correction="bias")})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +14,7 @@ from quantopsy.analysis.results import Results
 from quantopsy.analysis.scheme_table import SchemeTable
 from quantopsy.analysis.significance import Interval
 from quantopsy.core import Finding
+from quantopsy.core.plain import plain
 
 WORST = 10
 
@@ -31,19 +31,19 @@ def document(results: Results) -> dict[str, Any]:
         "metric": results.metric,
         "unit": results.unit,
         "float": results.float_value,
-        "float_interval": [results.float_low, results.float_high],
+        "float_interval": plain([results.float_low, results.float_high]),
         "samples": results.samples,
         "complete": results.complete,
         "mode": results.settings.get("mode"),
         "level": results.level,
-        "tolerance": _number(results.tolerance),
-        "check": None if results.check is None else _plain(asdict(results.check)),
+        "tolerance": plain(results.tolerance),
+        "check": plain(results.check),
         "additivity": None if results.additivity is None else _additivity(results.additivity),
         "open_cells": results.open_cells,
-        "whole": {str(row["bits"]): _plain(row) for row in results.whole.to_dict("records")},
-        "worst": {str(bits): [_plain(row) for row in worst(results, bits).to_dict("records")] for bits in results.bits},
-        "repair": None if results.repaired is None else _plain(results.repaired.to_json()),
-        "allocation": None if results.allocated is None else _plain(results.allocated.to_json()),
+        "whole": {str(row["bits"]): plain(row) for row in results.whole.to_dict("records")},
+        "worst": {str(bits): plain(worst(results, bits)) for bits in results.bits},
+        "repair": None if results.repaired is None else plain(results.repaired.to_json()),
+        "allocation": None if results.allocated is None else plain(results.allocated.to_json()),
         "diagnosed": list(results.diagnosed),
         "findings": [_finding(finding) for finding in results.findings],
         "coverage": dict(results.coverage),
@@ -51,7 +51,7 @@ def document(results: Results) -> dict[str, Any]:
         "warnings": list(results.warnings),
         "settings": dict(results.settings),
         "provenance": dict(results.provenance),
-        "passes": _number(results.passes),
+        "passes": plain(results.passes),
         "seconds": results.seconds,
     }
 
@@ -60,7 +60,7 @@ def comparison_document(compared: Compared) -> dict[str, Any]:
     """Plain JSON values of a comparison; positive changes are worse, but for the SQNR's."""
     return {
         "level": compared.level,
-        "tolerance": _number(compared.tolerance),
+        "tolerance": plain(compared.tolerance),
         "looks": compared.looks,
         "views": [_view(view) for view in compared.views],
         "differences": [_difference(difference) for difference in compared.differences],
@@ -78,7 +78,7 @@ def _view(view: View) -> dict[str, Any]:
         "unit": results.unit,
         "float": results.float_value,
         "samples": results.samples,
-        "whole": None if whole is None else _plain(whole.to_dict()),
+        "whole": None if whole is None else plain(whole.to_dict()),
     }
 
 
@@ -90,23 +90,24 @@ def _difference(difference: Difference) -> dict[str, Any]:
         "whole": None if difference.whole is None else _change(difference.whole),
         "verdicts": layers["verdict"].value_counts().to_dict(),
         "noise_verdicts": layers["noise_verdict"].value_counts().to_dict(),
-        "rank_correlation": _number(difference.rank_correlation),
+        "rank_correlation": plain(difference.rank_correlation),
         "same_data": difference.same_data,
         "settings": {name: list(values) for name, values in difference.differing_settings().items()},
         "only_before": list(only_before),
         "only_after": list(only_after),
-        "layers": [_plain(row) for row in layers.to_dict("records")],
+        "layers": plain(layers),
     }
 
 
 def _change(found: Change) -> dict[str, Any]:
-    def plain(interval: Interval) -> list[float | None]:
-        return [_number(interval.value), _number(interval.low), _number(interval.high)]
+    def numbers(interval: Interval) -> list[float | None]:
+        found: list[float | None] = plain([interval.value, interval.low, interval.high])
+        return found
 
     return {
-        "degradation": plain(found.degradation),
-        "noise_db": plain(found.noise_db),
-        "sqnr_db": plain(found.over_signal_db.scaled(-1.0)),
+        "degradation": numbers(found.degradation),
+        "noise_db": numbers(found.noise_db),
+        "sqnr_db": numbers(found.over_signal_db.scaled(-1.0)),
         "images": found.images,
     }
 
@@ -119,13 +120,13 @@ def scheme_document(table: SchemeTable) -> dict[str, Any]:
         "metric": table.metric,
         "unit": table.unit,
         "float": table.float_value,
-        "float_interval": [table.float_low, table.float_high],
+        "float_interval": plain([table.float_low, table.float_high]),
         "samples": table.samples,
         "complete": table.complete,
         "level": table.level,
-        "tolerance": _number(table.tolerance),
-        "schemes": [_plain(row) for row in table.schemes.to_dict("records")],
-        "questions": [_plain(row) for row in table.questions.to_dict("records")],
+        "tolerance": plain(table.tolerance),
+        "schemes": plain(table.schemes),
+        "questions": plain(table.questions),
         "settings": dict(table.settings),
         "seconds": table.seconds,
     }
@@ -146,7 +147,7 @@ def _additivity(found: Additivity) -> dict[str, Any]:
         line = None if relation.fit is None else asdict(relation.fit)
         return {"limit": relation.limit, "reach": relation.reach, "largest": relation.largest, "fit": line}
 
-    return _plain(
+    made: dict[str, Any] = plain(
         {
             "low": found.low_bits,
             "high": found.high_bits,
@@ -162,26 +163,9 @@ def _additivity(found: Additivity) -> dict[str, Any]:
             "subsets": found.table.to_dict("records"),
         }
     )
+    return made
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    plain = finding.to_json()
-    return {**plain, "evidence": _plain(plain["evidence"]), "shares": _plain(plain["shares"])}
-
-
-def _plain(row: dict[Any, Any]) -> dict[str, Any]:
-    return {str(key): _number(value) for key, value in row.items()}
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, str):
-        return value
-    if value is None or value is pd.NA:
-        return None
-    if isinstance(value, dict):
-        return _plain(value)
-    if isinstance(value, tuple | list):
-        return [_number(item) for item in value]
-    if isinstance(value, float) or hasattr(value, "dtype"):
-        value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    found: dict[str, Any] = plain(finding.to_json())
+    return found

@@ -30,11 +30,6 @@ class Matching:
     only_before: tuple[int, ...]
     only_after: tuple[int, ...]
 
-    @property
-    def same_architecture(self) -> bool:
-        """Whether there is anything to compare layer by layer."""
-        return bool(self.pairs)
-
 
 def match_layers(before: pd.DataFrame, after: pd.DataFrame) -> Matching:
     """Partners among the layers of two networks, tables as :class:`quantopsy.analysis.results.Results` has them.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantopsy.analysis.definition import definition
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.screening import Scores, columns_from_json, columns_json
 from quantopsy.analysis.significance import draw as drawn_images
@@ -73,7 +74,7 @@ def unscreened(measuring: Measuring) -> tuple[int, np.ndarray]:
         "columns": columns_json(columns(setup.network, setup.candidates)),
         "probes": setup.noise_probes,
         "seed": setup.seed,
-        "loss": getattr(setup.loss, "__qualname__", None) if setup.loss else None,
+        "loss": None if setup.loss is None else definition(setup.loss),
     }
     number = store.screen(design)
     return number, measuring.order[~np.isin(measuring.order, store.screened_images(number))]

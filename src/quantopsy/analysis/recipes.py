@@ -159,7 +159,7 @@ def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
     check_model(recipe, network)
     for data in recipe.transforms:
         network = from_json(data).apply(network)
-    calibration = Calibration(origins=network.origins)
+    calibration = Calibration(sources=network.grid_sources)
     for name, given in recipe.given.items():
         calibration.given[name] = _unpacked(name, given)
     specs = dict(recipe.plan.sites)
@@ -176,7 +176,7 @@ def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
                 raise QuantopsyError(
                     f"recipe's encoding of {layer_name!r}", f"its plan has no {role}", "write it again"
                 )
-            values = tensors_at(network, site)
+            values = tensors_at(network, site, spec)
             if len(values) != len(grids):
                 raise QuantopsyError(
                     f"recipe's {role} of {layer_name!r}",
@@ -194,7 +194,7 @@ def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
         layer = network.layer(site.layer)
         if site.role == "weight" and layer.weight is None:
             raise QuantopsyError(f"recipe's weight of {site.layer!r}", "the layer has none", _OTHER)
-        values = () if site.role == "weight" else tensors_at(network, site)
+        values = () if site.role == "weight" else tensors_at(network, site, wanted)
         if any((value, wanted) not in calibration.encodings for value in values):
             raise QuantopsyError(f"recipe's {site.role} of {site.layer!r}", "it has no encoding", "write it again")
     return network, calibration

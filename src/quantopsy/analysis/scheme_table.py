@@ -105,8 +105,9 @@ def evaluate(
     begin = time.perf_counter()
     subject = make_ready(given, settings, progress)
     plans = plans_of(subject)
-    same = ("model", "data", "calibration", "calibration samples", "metric")
-    identity = {"experiment": "schemes", **{key: subject.identity[key] for key in same}}
+    same = ("model", "data", "calibration", "calibration samples", "metric", "metric code")
+    whole = subject.identity
+    identity = {"experiment": "schemes", **{key: whole[key] for key in same}}
     with open_or_create(Path(out), identity, fresh=fresh) as store:
         ranges = calibrated(subject, plans.values(), progress)
         note_request(store, subject)

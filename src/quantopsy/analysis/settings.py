@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any
 
 from quantopsy.analysis.budget import Budget
@@ -48,7 +49,7 @@ class Settings:
         if not self.bits:
             raise QuantopsyError("bits", "the list is empty", "give at least one bit-width from 2 to 16")
         for bits in (*self.bits, self.activation_bits):
-            if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 16:
+            if not _is(bits, int) or not 2 <= bits <= 16:
                 raise QuantopsyError(f"bit-width {bits!r}", "out of range", "give whole numbers from 2 to 16")
         object.__setattr__(self, "bits", tuple(sorted(set(self.bits))))
         if self.mode not in MODES:
@@ -57,12 +58,29 @@ class Settings:
             Budget.parse(self.budget)
             if self.mode != "auto":
                 raise QuantopsyError(f"budget {self.budget}", f"mode {self.mode} has none", "leave out one of the two")
+        for name in ("level", "tolerance", "split_channels", "max_memory"):
+            value = getattr(self, name)
+            if not (_is(value, int | float) or (value is None and name == "tolerance")):
+                raise QuantopsyError(f"{name} {value!r}", "is no number", "give one, or leave it out")
         if not 0.5 <= self.level < 1.0:
             raise QuantopsyError(f"level {self.level:g}", "out of range", "give a share from 0.5 to below 1, say 0.95")
         if self.tolerance is not None and not self.tolerance >= 0.0:
             raise QuantopsyError(f"tolerance {self.tolerance:g}", "must not be negative", "give the loss you accept")
+        if not self.max_memory > 0.0:
+            raise QuantopsyError(f"max_memory {self.max_memory:g}", "must be positive", "give GiB that may be used")
         parse_engine(self.engine)
-        for name in ("samples", "calibration_samples", "tile", "noise_probes"):
+        for name in ("samples", "calibration_samples", "tile", "noise_probes", "seed"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is None and name not in ("noise_probes", "seed"):
+                continue
+            if not _is(value, int):
+                raise QuantopsyError(f"{name} {value!r}", "is no whole number", "give one, or leave it out")
+            if name == "seed" and value < 0:
+                raise QuantopsyError(f"seed {value}", "must not be negative", "give 0 or more")
+            if name != "seed" and value < 1:
                 raise QuantopsyError(f"{name} {value}", "must be positive", "give at least 1, or leave it out")
+
+
+def _is(value: object, kind: type | UnionType) -> bool:
+    """Whether ``value`` is a number of that ``kind``, which True is not."""
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -5,7 +5,7 @@ Letters: n images, K statistics per image, R resamples, m cells looked at togeth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,12 @@ _CHUNK = 4_000_000
 
 # The jackknife behind BCa leaves out one of at most so many groups of images.
 _JACKKNIFE_GROUPS = 100
+
+# With fewer images a bootstrap is too sure: its resamples know nothing of what so few did not show.
+_FEW = 30
+
+# What rounding makes of a difference, as a share of what is subtracted.
+_ROUNDING = 1e-12
 
 # Resamples that must lie outside a bootstrap's interval, for its quantiles to be told.
 _OUTSIDE = 10
@@ -59,7 +65,8 @@ def degradation(
     """By how much the metric is worse quantized than float, over the same images (n, K); positive is worse.
 
     metric(float) - metric(quantized), the other way round where lower is better. Scores that are all
-    0 or 1 under a linear metric get Tango's score interval, anything else a paired BCa bootstrap.
+    0 or 1 under a linear metric get Tango's score interval, anything else a paired BCa bootstrap, of few
+    images widened to Student's. Of a single image nothing is certain: the interval is infinite.
     """
     _check_paired(float_statistics, quantized_statistics)
     sign = 1.0 if metric.higher_is_better else -1.0
@@ -67,8 +74,7 @@ def degradation(
         before, after = float_statistics[:, 0], quantized_statistics[:, 0]
         lost, gained = int((before > after).sum()), int((after > before).sum())
         return paired_proportions(lost, gained, len(before), level).scaled(sign * metric.scale)
-    values = _difference(metric, float_statistics, quantized_statistics)
-    return _bootstrap(values, len(float_statistics), level, resamples, seed).scaled(sign)
+    return _bootstrap(metric, [float_statistics], [quantized_statistics], level, resamples, seed).scaled(sign)
 
 
 def change_of_degradation(
@@ -96,9 +102,8 @@ def change_of_degradation(
         mine, other = (degradation(metric, *pair, level=level) for pair in (before, after))
         return difference(other, mine, correlation(*lost))
     sign = 1.0 if metric.higher_is_better else -1.0
-    first, second = _difference(metric, *before), _difference(metric, *after)
-    n = len(before[0])
-    return _bootstrap(lambda w: second(w) - first(w), n, level, RESAMPLES, seed).scaled(sign)
+    plus, minus = [after[0], before[1]], [after[1], before[0]]
+    return _bootstrap(metric, plus, minus, level, RESAMPLES, seed).scaled(sign)
 
 
 def difference(after: Interval, before: Interval, correlation: float = 0.0) -> Interval:
@@ -106,12 +111,14 @@ def difference(after: Interval, before: Interval, correlation: float = 0.0) -> I
 
     Distances d of each end from its estimate combine as sqrt(d_1^2 - 2 r d_1 d_2 + d_2^2): the method of
     variance estimates recovered (G. Zou, A. Donner, Statistics in Medicine 27 (2008) 1693-1702). It keeps the
-    asymmetry of the intervals, and a width where nothing was seen to differ.
+    asymmetry of the intervals, and a width where nothing was seen to differ. An infinite end stays infinite.
     """
     if after.level != before.level:
         raise ValueError(f"intervals of equal level are needed, not {after.level} and {before.level}")
 
     def reach(first: float, second: float) -> float:
+        if np.isinf(first) or np.isinf(second):
+            return float("inf")
         return float(np.sqrt(max(0.0, first**2 - 2.0 * correlation * first * second + second**2)))
 
     value = after.value - before.value
@@ -165,7 +172,8 @@ def _student_reach(z: np.ndarray, level: float) -> float:
     if z.min() == z.max():
         return 0.0
     _, stderr = mean_stderr(z)
-    freedom = np.clip(2.0 * n / (kurtosis(z, fisher=False) - 1.0), 1.0, n - 1.0)
+    # A kurtosis of 1, two values equally often, is the least there is.
+    freedom = np.clip(2.0 * n / max(kurtosis(z, fisher=False) - 1.0, _ROUNDING), 1.0, n - 1.0)
     return float(t.isf((1.0 - level) / 2.0, freedom)) * stderr
 
 
@@ -219,7 +227,7 @@ def metric_interval(
     """The value of the metric itself over images with ``statistics`` (n, K): Wilson's, or a BCa bootstrap."""
     if metric.linear and is_binary(statistics):
         return proportion(int(statistics.sum()), len(statistics), level).scaled(metric.scale)
-    return _bootstrap(lambda weights: metric.values(statistics, weights), len(statistics), level, resamples, seed)
+    return _bootstrap(metric, [statistics], [], level, resamples, seed)
 
 
 def mean_stderr(x: np.ndarray) -> tuple[float, float]:
@@ -246,28 +254,41 @@ def bootstrap_counts(n: int, resamples: int, seed: int) -> np.ndarray:
     return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n).astype(np.float64)
 
 
-def _difference(metric: Metric, first: np.ndarray, second: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """metric(first) - metric(second), (R,), of statistics (n, K) under weights (R, n)."""
-    if metric.linear:
-        # One column of differences says it all, at half the work.
-        return lambda weights: metric.values(first - second, weights)
-    return lambda weights: metric.values(first, weights) - metric.values(second, weights)
-
-
-def _bootstrap(values: Callable[[np.ndarray], np.ndarray], n: int, level: float, resamples: int, seed: int) -> Interval:
-    """BCa interval of ``values``, a function of weights (R, n) of images to (R,).
+def _bootstrap(
+    metric: Metric,
+    plus: Sequence[np.ndarray],
+    minus: Sequence[np.ndarray],
+    level: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """BCa interval of the metric over ``plus`` less that over ``minus``, all statistics (n, K) of the same images.
 
     B. Efron, JASA 82 (1987) 171-185; the acceleration by a jackknife over groups of images. Where so few
     resamples lie outside an interval of ``level`` that its ends cannot be told, those of the farthest that
-    can be told are moved out as a normal distribution's would be.
+    can be told are moved out as a normal distribution's would be. Of few images it is at least as wide as
+    Student's of the jackknife's pseudo-values, which for a linear metric are the images' own.
     """
+
+    terms = [*((1.0, x) for x in plus), *((-1.0, x) for x in minus)]
+    if metric.linear:
+        # One column of differences says it all, at half the work.
+        terms = [(1.0, np.sum([sign * x for sign, x in terms], axis=0))]
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        return np.sum([sign * metric.values(x, weights) for sign, x in terms], axis=0)
+
+    n = len(plus[0])
     value = float(values(np.ones((1, n)))[0])
+    if n < 2:
+        return Interval(value, -np.inf, np.inf, level)
     rows = max(1, _CHUNK // n)
     parts = [(start, min(rows, resamples - start)) for start in range(0, resamples, rows)]
     found = np.concatenate([values(bootstrap_counts(n, count, seed + start)) for start, count in parts])
     found = found[np.isfinite(found)]  # undefined where a resample lacks a class, say
-    if n < 2 or not found.size or found.max() == found.min():
-        return Interval(value, value, value, level)
+    if not found.size or np.ptp(found) <= _ROUNDING * abs(metric.scale) * max(np.abs(x).max() for x in (*plus, *minus)):
+        reach = _unseen(metric, (*plus, *minus), level)
+        return Interval(value, value - reach, value + reach, level)
     # Ties with the estimate count half: a difference that is mostly zero has many.
     below = np.mean(found < value) + 0.5 * np.mean(found == value)
     bias = norm.ppf(np.clip(below, 0.5 / resamples, 1.0 - 0.5 / resamples))
@@ -280,12 +301,32 @@ def _bootstrap(values: Callable[[np.ndarray], np.ndarray], n: int, level: float,
     z = bias + norm.ppf([(1.0 - told) / 2.0, (1.0 + told) / 2.0])
     low, high = np.quantile(found, norm.cdf(bias + z / (1.0 - acceleration * z)))
     farther = float(norm.isf((1.0 - level) / 2.0) / norm.isf((1.0 - told) / 2.0))
-    return Interval(value, value - farther * (value - float(low)), value + farther * (float(high) - value), level)
+    # Where leaving one out leaves the metric undefined, nothing is certain either.
+    reach = float(np.nan_to_num(_student_reach((n - 1) * away, level), nan=np.inf, posinf=np.inf)) if n < _FEW else 0.0
+    return Interval(
+        value,
+        value - max(farther * (value - float(low)), reach),
+        value + max(farther * (float(high) - value), reach),
+        level,
+    )
 
 
-def mcnemar_p(lost: int, gained: int) -> float:
-    """Exact two-sided p-value that images are lost and gained equally often (McNemar); 1 without any."""
-    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+def _unseen(metric: Metric, statistics: Sequence[np.ndarray], level: float) -> float:
+    """Half the width of an interval of what was the same on each of n images, which have ``statistics`` (n, K).
+
+    As :func:`paired_proportions` without a discordant pair, z^2 / (n + z^2): so large a share of images may be
+    another way, by as much as images' scores span. Scores that are many and all different would have shown any
+    change and leave no width, and neither do pixels counted over many images.
+    """
+    n = len(statistics[0])
+    if n >= _FEW and (not metric.linear or any(len(np.unique(x)) == n for x in statistics)):
+        return 0.0
+    alone = [metric.scale * x if metric.linear else metric.values(x, n * np.eye(n)) for x in statistics]
+    span = abs(float(max(x.max() for x in alone) - min(x.min() for x in alone)))
+    if not span > 0.0:
+        return float("inf") if n < _FEW else 0.0
+    z2 = float(norm.isf((1.0 - level) / 2.0)) ** 2
+    return span * z2 / (n + z2)
 
 
 def corrected_level(level: float, m: int) -> float:

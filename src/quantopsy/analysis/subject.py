@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from quantopsy.analysis.definition import definition
 from quantopsy.analysis.phases import Measuring, pieces
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.recipes import model_named, realised, recipe_named, unfused_of
@@ -33,7 +36,7 @@ from quantopsy.engine.memory import bytes_per_image, choose_tile, screen_bytes_p
 from quantopsy.engine.pool import LocalPool, Pool, parse_engine
 from quantopsy.engine.probes import Loss
 from quantopsy.engine.screen import Candidates
-from quantopsy.graph.capture import capture, load
+from quantopsy.graph.capture import capture, evaluating, load
 from quantopsy.graph.execute import Program, compile_network
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.outputs import output_tensors, squared_norms
@@ -162,6 +165,7 @@ class Subject:
             "calibration": self.calibration_images.fingerprint,
             "calibration samples": len(self.calibration_order),
             "metric": self.metric.name,
+            "metric code": definition(self.metric),
             "scheme": self.settings.scheme,
             "activation bits": self.settings.activation_bits,
             "plan": hashlib.sha256(json.dumps(self.full.to_json(), sort_keys=True).encode()).hexdigest(),
@@ -170,6 +174,17 @@ class Subject:
             grids = json.dumps([self.recipe.encodings, sorted(self.recipe.given)], sort_keys=True)
             found["grids"] = hashlib.sha256(grids.encode()).hexdigest()
         return found
+
+
+def provenance(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What made the measurements of ``identity``: versions and processor, and the identity itself."""
+    return {
+        "quantopsy": version("quantopsy"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": platform.processor() or platform.machine(),
+        **identity,
+    }
 
 
 def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
@@ -192,7 +207,7 @@ def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
     )
     metric = resolve_metric(given.metric, images.has_labels)
     loss = imported(given.loss, "loss") if isinstance(given.loss, str) else given.loss
-    device = _device(settings.device)
+    device = device_named(settings.device)
     example = images.batch([0, min(1, len(images) - 1)])
     module = None if isinstance(model, Network) else load(model)
     unfused = given.unfused or (() if recipe is None else unfused_of(recipe))
@@ -319,11 +334,11 @@ def reopen(folder: str | Path, progress: Progress, **instead: Any) -> Iterator[t
 def check_folded(module: nn.Module, program: Program, example: Batch, images: Images) -> None:
     """Folded float must equal float: relative l2 distance per image below ``FOLD_TOLERANCE``."""
     inputs = example.inputs
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(module):
         raw = module(**inputs) if isinstance(inputs, Mapping) else module(*inputs)
-        folded = program.network.unflatten(program.forward(program.place(inputs)))
-    float_outputs = output_tensors(torch.utils._pytree.tree_leaves(raw))
-    folded_outputs = [tensor.cpu() for tensor in output_tensors(torch.utils._pytree.tree_leaves(folded))]
+        folded = program.forward(program.place(inputs))
+    float_outputs = output_tensors(program.network.flatten(raw))
+    folded_outputs = [tensor.cpu() for tensor in output_tensors(folded)]
     check_finite(folded_outputs, example, images)
     distance = squared_norms(folded_outputs, float_outputs).sqrt()
     relative = float((distance / squared_norms(float_outputs).sqrt().clamp(min=1e-12)).max())
@@ -359,13 +374,18 @@ def _refuse_guesses(*given: Images) -> None:
             )
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device that a setting means; raises :class:`QuantopsyError` where torch does not have it."""
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise QuantopsyError(f"device {name!r}", "is unknown to torch", "give cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise QuantopsyError(f"device {name!r}", "torch sees no CUDA device", "give --device cpu")
+    try:
+        torch.zeros(1, device=device).cpu()  # there and back: some names stand for no device, and meta holds no values
+    except Exception:
+        raise QuantopsyError(f"device {name!r}", "torch cannot compute on it here", "give --device cpu") from None
     if device.type == "cuda":
         # Float means float: TensorFloat-32 would be noise of the size that is measured.
         torch.backends.cuda.matmul.allow_tf32 = False

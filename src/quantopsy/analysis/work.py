@@ -202,7 +202,7 @@ def tile_result(
     indices, labels = batch.indices, _to(batch.labels, device)
     if rows is not None:
         kept = torch.from_numpy(rows).to(device)
-        reference = tuple(value[kept] if isinstance(value, Tensor) else value for value in reference)
+        reference = tuple(value[kept] if isinstance(value, Tensor) and value.dim() else value for value in reference)
         indices, labels = indices[rows], None if labels is None else labels[kept]
     energy = squared_norms(outputs) if run == FLOAT else squared_norms(outputs, reference)
     whole, float_whole = network.unflatten(outputs), network.unflatten(reference)
@@ -220,7 +220,7 @@ def tile_result(
 def check_finite(outputs: tuple[Any, ...] | list[Any], batch: Batch, images: Images) -> None:
     """Raise :class:`QuantopsyError` naming the first image for which ``outputs`` are not all finite."""
     for tensor in output_tensors(outputs):
-        bad = ~torch.isfinite(tensor).flatten(1).all(1).cpu().numpy()
+        bad = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1).cpu().numpy()
         if bad.any():
             raise QuantopsyError(
                 f"float network's output for {images.name(int(batch.indices[bad][0]))}",

@@ -74,7 +74,7 @@ class Observer:
         """
         if x.numel() == 0:
             raise QuantopsyError("activation to calibrate", "it is empty", "calibrate on at least one image")
-        x = x.detach().reshape(x.shape or (1,))
+        x = x.detach().reshape(x.shape if x.ndim > 1 else (-1, 1))  # a number for each image is one channel
         low, high = self._extremes(x)
         histogram = None
         if self._values:

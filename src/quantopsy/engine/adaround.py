@@ -91,9 +91,8 @@ def _rounding(engine: ExactEngine, arrival: Arrival, spec: Spec, effort: Effort)
     """(up, shift) for one layer; None where rounding to the nearest is as good."""
     layer = arrival.layer
     assert layer.weight is not None
-    tensors = engine.program.network.tensors
-    qparams = engine.calibration.weight_qparams(layer, spec, tensors[layer.weight])
-    assert isinstance(qparams, UniformQParams)
+    tensors, device = engine.program.network.tensors, engine.program.device
+    qparams = weight_grid(engine, layer, spec)
     generator = torch.Generator().manual_seed(effort.seed)
     exact, on_grids = _patches(arrival, effort.patches, generator)
     with torch.enable_grad():
@@ -101,8 +100,8 @@ def _rounding(engine: ExactEngine, arrival: Arrival, spec: Spec, effort: Effort)
             step=arrival.step,
             constants=engine.program.constants,
             layer=layer,
-            weight=tensors[layer.weight].detach().float(),
-            bias=None if layer.bias is None else tensors[layer.bias].detach().float(),
+            weight=tensors[layer.weight].detach().float().to(device),
+            bias=None if layer.bias is None else tensors[layer.bias].detach().float().to(device),
             x=exact,
             x_hat=on_grids,
         )
@@ -110,6 +109,14 @@ def _rounding(engine: ExactEngine, arrival: Arrival, spec: Spec, effort: Effort)
         found, shift = problem.error(qparams.snap_by(problem.weight, up))
         nearest, _ = problem.error(qparams.snap(problem.weight))
     return (up, shift) if found < nearest else None
+
+
+def weight_grid(engine: ExactEngine, layer: Layer, spec: Spec) -> UniformQParams:
+    """The grid of the layer's weight, on the device where the layer runs."""
+    assert layer.weight is not None
+    grid = engine.calibration.weight_qparams(layer, spec, engine.program.network.tensors[layer.weight])
+    assert isinstance(grid, UniformQParams)
+    return grid.map_grids(lambda part: part.to(engine.program.device))
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from quantopsy.core import Plan, Site, Spec
-from quantopsy.engine.adaround import Effort, SoftRounding, can_round, rounding_asked_for
+from quantopsy.engine.adaround import Effort, SoftRounding, can_round, rounding_asked_for, weight_grid
 from quantopsy.engine.exact import ExactEngine, LayerQuantizers
 from quantopsy.graph.execute import Lookup, Overlay, Program, Step, Values
-from quantopsy.quant import UniformQParams
 from quantopsy.quant.qparams import fake_quantize_ste
 
 MOST = 4
@@ -170,10 +169,9 @@ class _Problem:
         layer, spec = step.layer, self._spec(step)
         assert layer is not None
         assert layer.weight is not None
-        weight = self.engine.program.network.tensors[layer.weight].detach().float()
-        qparams = self.engine.calibration.weight_qparams(layer, spec, weight)
-        assert isinstance(qparams, UniformQParams)
-        return SoftRounding.of(weight, qparams, self.engine.quantized_weight(layer, spec))
+        program = self.engine.program
+        weight = program.network.tensors[layer.weight].detach().float().to(program.device)
+        return SoftRounding.of(weight, weight_grid(self.engine, layer, spec), self.engine.quantized_weight(layer, spec))
 
     def _drawn(self, generator: torch.Generator) -> tuple[Lookup, Tensor]:
         """Some images of one tile: what the block reads, and what it should give."""

@@ -13,7 +13,8 @@ from torch import Tensor
 from quantopsy.calibrate import Observer, fit, observer, output_shift, quantized_weight, realise
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.graph.execute import Program, Step, Values
-from quantopsy.graph.network import Layer, Network
+from quantopsy.graph.network import GridSources, Layer, Network
+from quantopsy.graph.operators import WEIGHTED_SUMS
 from quantopsy.quant import QParams
 
 
@@ -43,36 +44,37 @@ class ChannelMean:
 class Wanted:
     """What plans need to know of activations.
 
-    ``statistics``: (value, kind of statistics), with a spec that needs it. ``means``: values whose mean per
-    channel is needed, with the channel's axis.
+    ``statistics``: (value, kind of statistics), with a spec that needs it. ``means``: (value, axis) whose mean per
+    channel is needed.
     """
 
     statistics: Mapping[tuple[str, Hashable], Spec] = field(default_factory=dict)
-    means: Mapping[str, int] = field(default_factory=dict)
+    means: frozenset[tuple[str, int]] = frozenset()
 
 
 @dataclass(eq=False)
 class Calibration:
     """What was seen of every value that a plan wants quantized; turns specs into qparams.
 
-    ``origins`` as of :attr:`Network.origins`: a value re-arranged is on the grid of the value it was.
+    ``sources`` as of :attr:`Network.grid_sources`: a value re-arranged is on the grid of the value it was.
     ``given``: what specs mean by ``given:HASH``, shifts (C,) and roundings (bool, of the weight's shape).
     ``encodings``: qparams that are known already, by value or weight and spec; they go before the statistics.
     Picklable: carries observers (statistics), no activations.
     """
 
     observers: dict[tuple[str, Hashable], Observer] = field(default_factory=dict)
-    means: dict[str, ChannelMean] = field(default_factory=dict)
-    origins: Mapping[str, str] = field(default_factory=dict)
+    means: dict[tuple[str, int], ChannelMean] = field(default_factory=dict)
+    sources: GridSources = field(default_factory=GridSources)
     images: int = 0
     given: dict[str, Tensor] = field(default_factory=dict)
     encodings: dict[tuple[str, Spec], QParams] = field(default_factory=dict, repr=False)
 
     def qparams(self, value: str, spec: Spec) -> QParams:
         """The qparams that ``spec`` means for ``value``: the same object for the same question."""
-        key = (self._origin(value), spec)
+        key = (self.sources.of(value, spec), spec)
         if key not in self.encodings:
-            self.encodings[key] = realise(spec, self.observers[key[0], observer(spec).key])
+            kind = observer(spec, self.sources.axis(key[0])).key
+            self.encodings[key] = realise(spec, self.observers[key[0], kind])
         return self.encodings[key]
 
     def give(self, tensor: Tensor) -> str:
@@ -109,24 +111,22 @@ class Calibration:
         """
         if spec.correction != "bias":
             return self._given(layer, spec.correction)
-        if layer.op not in ("conv1d", "conv2d", "conv3d", "linear"):
+        if layer.op not in WEIGHTED_SUMS:
             raise QuantopsyError(
                 f"weight of layer {layer.name!r}",
                 f"the correction of a bias does not know {layer.op}",
                 "leave its correction out in a --plan",
             )
-        return output_shift(change.cpu(), self.means[layer.inputs[0]].mean, layer.groups)
+        return output_shift(change.cpu(), self.means[layer.inputs[0], layer.channel_axis].mean, layer.groups)
 
     def range(self, value: str) -> tuple[float, float]:
         """Least and greatest number seen in ``value``."""
-        value = self._origin(value)
-        seen = next(statistics for (name, _), statistics in self.observers.items() if name == value)
-        return float(seen.low), float(seen.high)
+        seen = next(statistics for (name, _), statistics in self.observers.items() if name in self._names(value))
+        return float(seen.low.amin()), float(seen.high.amax())
 
     def has(self, value: str) -> bool:
         """Whether anything was observed of ``value``."""
-        value = self._origin(value)
-        return any(name == value for name, _ in self.observers)
+        return any(name in self._names(value) for name, _ in self.observers)
 
     def _given(self, layer: Layer, name: str) -> Tensor:
         if name not in self.given:
@@ -135,8 +135,9 @@ class Calibration:
             )
         return self.given[name]
 
-    def _origin(self, value: str) -> str:
-        return self.origins.get(value, value)
+    def _names(self, value: str) -> tuple[str, str]:
+        """The values that have the numbers of ``value``."""
+        return self.sources.whole.get(value, value), value
 
 
 def edges(layer: Layer, role: str) -> tuple[str, ...]:
@@ -144,12 +145,13 @@ def edges(layer: Layer, role: str) -> tuple[str, ...]:
     return layer.inputs if role == "input" else (layer.output,)
 
 
-def tensors_at(network: Network, site: Site) -> tuple[str, ...]:
-    """Names of the tensors that ``site`` means: the layer's weight, if it has one, or its values by their origins."""
+def tensors_at(network: Network, site: Site, spec: Spec) -> tuple[str, ...]:
+    """Names of the tensors that ``site`` means with ``spec``: the layer's weight, if it has one, or the values whose
+    grids its values have."""
     layer = network.layer(site.layer)
     if site.role == "weight":
         return () if layer.weight is None else (layer.weight,)
-    return tuple(network.origin(value) for value in edges(layer, site.role))
+    return tuple(network.grid_sources.of(value, spec) for value in edges(layer, site.role))
 
 
 def grids_of(network: Network, plan: Plan, calibration: Calibration) -> Iterator[tuple[Site, list[QParams]]]:
@@ -188,7 +190,7 @@ def ends_of(grid: QParams) -> list[list[float]]:
 def wanted_statistics(network: Network, plans: Iterable[Plan]) -> Wanted:
     """What the activations of ``plans`` need."""
     statistics: dict[tuple[str, Hashable], Spec] = {}
-    means: dict[str, int] = {}
+    means: set[tuple[str, int]] = set()
     sites: dict[Site, set[Spec]] = {}
     for plan in plans:
         for site, spec in plan.sites:
@@ -199,12 +201,12 @@ def wanted_statistics(network: Network, plans: Iterable[Plan]) -> Wanted:
         for spec in specs:
             if role == "weight":
                 if spec.correction == "bias":
-                    means[layer.inputs[0]] = layer.channel_axis
+                    means.add((layer.inputs[0], layer.channel_axis))
                 continue
-            key = observer(spec).key
             for value in edges(layer, role):
-                statistics.setdefault((network.origin(value), key), spec)
-    return Wanted(statistics, means)
+                source = network.grid_sources.of(value, spec)
+                statistics.setdefault((source, observer(spec, network.grid_sources.axis(source)).key), spec)
+    return Wanted(statistics, frozenset(means))
 
 
 def calibrate(
@@ -214,15 +216,16 @@ def calibrate(
     advance: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Observe ``wanted`` in one float pass over ``batches``."""
+    sources = program.network.grid_sources
     calibration = Calibration(
-        {key: observer(spec) for key, spec in wanted.statistics.items()},
-        {value: ChannelMean(axis) for value, axis in wanted.means.items()},
-        program.network.origins,
+        {(value, kind): observer(spec, sources.axis(value)) for (value, kind), spec in wanted.statistics.items()},
+        {(value, axis): ChannelMean(axis) for value, axis in sorted(wanted.means)},
+        sources,
     )
     by_value: dict[str, list[Observer | ChannelMean]] = {}
     for (value, _), statistics in calibration.observers.items():
         by_value.setdefault(value, []).append(statistics)
-    for value, mean in calibration.means.items():
+    for (value, _), mean in calibration.means.items():
         by_value.setdefault(value, []).append(mean)
 
     def look(name: str, tensor: Any) -> None:

@@ -22,25 +22,28 @@ def mean_curvature(
     F is the Gauss-Newton part of the cross-entropy's Hessian, and all of it where the network is sure. For labels
     drawn from what the network itself says, E ||dL/dW||^2 = tr(F); with labels drawn image by image, gradients of
     different images are uncorrelated, so that the squared norm of a batch's summed gradient is as good. Classes are
-    along dimension 1 of every floating output.
+    along dimension 1 of every floating output; other outputs count as normal variables of variance 1. A weight that
+    layers share counts for each of them as if it were that layer's own.
     """
     generator = torch.Generator().manual_seed(seed)
-    weights = {step.weight: step.layer.name for step in program.steps if step.layer and step.weight}
-    total = dict.fromkeys(weights.values(), 0.0)
+    weights = {step.layer.name: step.weight for step in program.steps if step.layer and step.weight}
+    total = dict.fromkeys(weights, 0.0)
     images = 0
     for batch in batches:
         values = program.place(batch)
         size = int(next(iter(values.values())).shape[0])
-        leaves = {weight: program.constants[weight].detach().requires_grad_() for weight in weights}
-        constants = {**program.constants, **leaves}
+        leaves = {name: program.constants[weight].detach().requires_grad_() for name, weight in weights.items()}
         with torch.enable_grad():
             for step in program.steps:
+                constants = program.constants
+                if step.layer and step.weight:
+                    constants = {**constants, step.weight: leaves[step.layer.name]}
                 raw = step.operation(Overlay(values, constants))
                 values[step.writes] = raw if step.activate is None else step.activate(constants, raw)
-            outputs = [x for x in output_tensors([values[name] for name in program.outputs]) if x.dim() > 1]
+            outputs = output_tensors([values[name] for name in program.outputs])
             loss = torch.stack([(output * _drawn(output, generator)).sum() for output in outputs]).sum()
             gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        for name, gradient in zip(weights.values(), gradients, strict=True):
+        for name, gradient in zip(leaves, gradients, strict=True):
             if gradient is not None:
                 total[name] += float(gradient.square().mean())
         images += size
@@ -50,7 +53,13 @@ def mean_curvature(
 
 
 def _drawn(output: Tensor, generator: torch.Generator) -> Tensor:
-    """softmax less a one-hot class drawn from it: the gradient of the cross-entropy at that label."""
+    """softmax less a one-hot class drawn from it: the gradient of the cross-entropy at that label.
+
+    Of numbers that are no scores of classes, the gradient of half the squared error at labels that are off by a
+    standard normal variable.
+    """
+    if output.dim() < 2 or output.shape[1] < 2:
+        return torch.randn(output.shape, generator=generator).to(output)
     share = output.detach().softmax(1).movedim(1, -1)
     label = torch.multinomial(share.reshape(-1, share.shape[-1]).cpu(), 1, generator=generator)
     hot = torch.zeros(len(label), share.shape[-1]).scatter_(1, label, 1.0).reshape(share.shape)

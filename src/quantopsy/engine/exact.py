@@ -22,6 +22,7 @@ from quantopsy.engine.allocator import keep_freed_memory
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.tensor_cache import WEIGHT_CACHE_BYTES, TensorCache
 from quantopsy.graph.execute import Lookup, Overlay, Program, Step, Values, channels_last
+from quantopsy.graph.images import image_axis
 from quantopsy.graph.network import Layer
 from quantopsy.quant import QParams, fake_quantize
 
@@ -219,10 +220,11 @@ class ExactEngine:
         if not counts:
             return lambda prepared, _: self._run(prepared, values, None)
         alone = {name: values[name][:1] for name in program.network.input_names}
+        images = len(values[program.network.input_names[0]])
         program.forward(alone, keep=True)
-        if not _by_image(values, alone):
+        if not _by_image(values, alone, images):
             return lambda prepared, kept: tuple(
-                value[torch.from_numpy(kept).to(value.device)] if isinstance(value, Tensor) else value
+                value[torch.from_numpy(kept).to(value.device)] if isinstance(value, Tensor) and value.dim() else value
                 for value in self._run(prepared, values, None)
             )
         numbers = {count: _numbers(program, values, alone, count) for count in counts}
@@ -306,8 +308,8 @@ def by_channel(x: Tensor, layer: Layer) -> Tensor:
 class _Rows:
     """Look-up of some of a tile's images, each value taken out once; what is not by image stays whole.
 
-    ``alone`` are the values of a tile of one image: what has another length there is by image.
-    ``numbers`` are the values that are no tensors, for so many images.
+    ``alone`` are the values of a tile of one image: what has another length there is by image, and has as many rows
+    of every image as of that one. ``numbers`` are the values that are no tensors, for so many images.
     """
 
     def __init__(self, values: Values, alone: Values, rows: Tensor, numbers: Values) -> None:
@@ -320,19 +322,23 @@ class _Rows:
         return self._taken[name]
 
     def _take(self, value: Any, alone: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() and len(value) != len(alone):
-            return channels_last(value.index_select(0, self._rows))
-        return value
+        if not isinstance(value, Tensor) or not value.dim() or len(value) == len(alone):
+            return value
+        rows = self._rows
+        if len(alone) > 1:
+            rows = (rows[:, None] * len(alone) + torch.arange(len(alone), device=rows.device)).flatten()
+        return channels_last(value.index_select(0, rows))
 
 
-def _by_image(values: Values, alone: Values) -> bool:
+def _by_image(values: Values, alone: Values, images: int) -> bool:
     """Whether every value that depends on the number of images has them outermost."""
     pairs = [
         pair
         for name, one in alone.items()
         for pair in zip(pytree.tree_leaves(values[name]), pytree.tree_leaves(one), strict=True)
     ]
-    return all(many.shape[1:] == one.shape[1:] for many, one in pairs if isinstance(many, Tensor))
+    axes = [image_axis(many, one, images) for many, one in pairs if isinstance(many, Tensor)]
+    return all(axis is not None and axis.dim == 0 and not axis.apart for axis in axes)
 
 
 def _numbers(program: Program, values: Values, alone: Values, count: int) -> Values:

@@ -20,7 +20,7 @@ from quantopsy.data import Batch
 from quantopsy.engine.calibration import Calibration, Wanted, look_at_values
 from quantopsy.engine.memory import GIB
 from quantopsy.graph.execute import Program
-from quantopsy.graph.network import Network
+from quantopsy.graph.network import GridSources, Network
 from quantopsy.quant import QParams
 
 
@@ -107,7 +107,7 @@ class ImageStatistics:
     activations: tuple[Activation, ...]
     moments: Moments
     parts: tuple[ByImage, ...]
-    origins: dict[str, str]
+    sources: GridSources
     clipped: Clipped | None = None
 
     def __len__(self) -> int:
@@ -119,18 +119,13 @@ class ImageStatistics:
         taken = torch.from_numpy(rows)
         observers = {}
         for activation, part in zip(self.activations, self.parts, strict=True):
-            empty = observer(activation.spec)
+            empty = observer(activation.spec, self.sources.axis(activation.value))
             observers[activation.value, empty.key] = empty.after(part.take(taken))
-        return Calibration(observers=observers, origins=self.origins, images=len(rows))
+        return Calibration(observers=observers, sources=self.sources, images=len(rows))
 
     def ranges(self, calibration: Calibration) -> np.ndarray:
         """(V, 2): the ends of every activation's grid; of several grids the outermost."""
-        return np.array(
-            [
-                _ends(calibration.qparams(item.value, item.spec), part.low.shape[1])
-                for item, part in zip(self.activations, self.parts, strict=True)
-            ]
-        )
+        return np.array([_ends(calibration.qparams(item.value, item.spec)) for item in self.activations])
 
 
 def image_statistics(
@@ -154,7 +149,7 @@ def image_statistics(
     places: dict[str, list[int]] = {}
     for place, activation in enumerate(activations):
         places.setdefault(activation.value, []).append(place)
-    empty = [observer(activation.spec) for activation in activations]
+    empty = [observer(item.spec, network.grid_sources.axis(item.value)) for item in activations]
     grids = [None if ranges is None else ranges.qparams(item.value, item.spec) for item in activations]
     seen: list[_Tile] = []
 
@@ -192,7 +187,7 @@ def image_statistics(
         activations=activations,
         moments=Moments.below([Moments.beside([tile.moments[place] for place in order]) for tile in seen]),
         parts=tuple(ByImage.joined([tile.parts.pop(place) for tile in seen]) for place in order),
-        origins=dict(network.origins),
+        sources=network.grid_sources,
         clipped=clipped,
     )
 
@@ -219,9 +214,9 @@ def _digests(batch: Batch) -> list[str]:
     ]
 
 
-def _ends(qparams: QParams, grids: int) -> tuple[float, float]:
-    """The least and the greatest number on the grid; of several ``grids`` the outermost."""
-    low, high = qparams.snap(torch.tensor([[-torch.inf], [torch.inf]]).repeat(1, grids))
+def _ends(qparams: QParams) -> tuple[float, float]:
+    """The least and the greatest number on the grid; of several grids the outermost."""
+    low, high = qparams.ends
     return float(low.min()), float(high.max())
 
 
@@ -232,9 +227,9 @@ def _clipped(x: Tensor, grid: QParams, part: ByImage) -> np.ndarray:
     if grid.covers(torch.cat((part.low, part.high))).all():
         return found.numpy()
     outside = ~grid.covers(x)
-    low, high = _ends(grid, part.low.shape[1])
-    found[:, 0] = outside.flatten(1).float().mean(1)
-    found[:, 1] = (x - grid.snap(x)).abs().where(outside, 0).flatten(1).amax(1) / (high - low)
+    low, high = _ends(grid)
+    found[:, 0] = outside.reshape(len(x), -1).float().mean(1)
+    found[:, 1] = (x - grid.snap(x)).abs().where(outside, 0).reshape(len(x), -1).amax(1) / (high - low)
     return found.numpy()
 
 

@@ -113,7 +113,7 @@ class _SeenEdge:
         self.beyond += int((~self.qparams.covers(x)).sum())
         self.negative += int((x < 0).sum())
         size = x.abs()
-        self.reach = torch.maximum(self.reach.to(size), size.movedim(self.axis, 0).flatten(1).amax(1))
+        self.reach = torch.maximum(self.reach.to(size), _by_channel(size, self.axis).amax(1))
         # An odd stride: an even one would keep to some columns of a map, whose rows are even mostly.
         some = size.flatten()[:: (x.numel() // _SAMPLED) | 1]
         self.bodies.append(float(some.kthvalue(max(1, round(TAIL * len(some)))).values))
@@ -180,17 +180,17 @@ class _Seen:
         if self.leaving is not None:
             self.leaving.add(y)
         d = self.engine.quantized(self.step, self.quantizers, {}, values) - y
+        rows, moved = _by_channel(y, self.axis), _by_channel(d, self.axis)
         self.images += len(y)
-        self.places += y.numel() // y.shape[self.axis]
+        self.places += rows.shape[1]
         self.signal += _energy(y)
         self.noise += _energy(d)
         for role, only in self.alone.items():
             self.roles[role] += _energy(self.engine.quantized(self.step, only, {}, values) - y)
-        x = values[self.first].movedim(self.axis, 0).flatten(1)
+        x = _by_channel(values[self.first], self.axis)
         self.heard.append(x.square().mean(1, dtype=torch.float64) * len(y))
-        rest = [dim for dim in range(y.dim()) if dim != self.axis % y.dim()]
-        exact = y.double()
-        new = [d.sum(rest, dtype=torch.float64), exact.sum(rest), exact.square().sum(rest), y.amin(rest), y.amax(rest)]
+        exact = rows.double()
+        new = [moved.sum(1, dtype=torch.float64), exact.sum(1), exact.square().sum(1), rows.amin(1), rows.amax(1)]
         if self.sums:
             old = self.sums
             sums = [a + b for a, b in zip(old[:3], new[:3], strict=True)]
@@ -216,6 +216,11 @@ class _Seen:
             inputs=tuple(edge.edge() for edge in self.edges),
             output=None if self.leaving is None else self.leaving.edge(),
         )
+
+
+def _by_channel(x: Tensor, axis: int) -> Tensor:
+    """(C, N): the values of every channel; a number for each image, (B,), is one channel."""
+    return x[None] if x.dim() == 1 else x.movedim(axis, 0).flatten(1)
 
 
 def _energy(x: Tensor) -> float:

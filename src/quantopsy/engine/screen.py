@@ -11,6 +11,7 @@ B images of a tile, P probes, K specs at a site, S columns of scores.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -27,8 +28,10 @@ from quantopsy.engine.probes import Kind, Loss, decision_probe, loss_probe, rand
 from quantopsy.engine.tensor_cache import WEIGHT_CACHE_BYTES, TensorCache
 from quantopsy.engine.weight_gradients import per_sample_gradients, supported
 from quantopsy.graph.execute import Overlay, Program, Step, Values
+from quantopsy.graph.images import ImageAxis, image_axis
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, SIZES, STEPWISE, Clip, pads_with
+from quantopsy.graph.outputs import is_measured
 
 Candidates = Mapping[Site, Sequence[Spec]]
 """What is scored at each site. Where a layer without weights has as many specs at its input as at its output,
@@ -55,7 +58,7 @@ _ROLES: tuple[Role, ...] = ("input", "weight", "output")
 class Column(NamedTuple):
     """What a column of scores is of: one value put on its grid at one site.
 
-    ``value`` is the weight's tensor, or the activation (by its origin, see :attr:`Network.origins`).
+    ``value`` is the weight's tensor, or the activation (see :attr:`Network.grid_sources`).
     A layer with two inputs has two columns a spec. Columns of equal spec and value are the very same
     perturbation, once leaving its producer and once entering a reader.
 
@@ -76,7 +79,7 @@ class Screened:
 
     ``e`` (S, B, P) float32: by column, the change of what every probe looks at; the first probes are
     random, the last is the decision's where ``margins`` has columns. NaN in columns of layers that
-    ``hidden`` names, with the operator that lets no gradient through to them.
+    ``hidden`` names, with the operator that lets no gradient through to them, or mixes images.
     ``margins`` (B, M) float64: see :class:`quantopsy.engine.probes.DecisionProbe`.
     """
 
@@ -109,6 +112,7 @@ class _Walk:
     candidates: Candidates
     gradients: dict[str, Gradients]
     probes: int
+    images: int
     reached: set[str]  # the outputs, and what they are computed from
     blocked: dict[str, str] = field(default_factory=dict)  # the operator behind it that has no gradient
     owned: set[str] = field(default_factory=set)  # its gradients may be overwritten
@@ -120,12 +124,17 @@ class _Walk:
     readers: dict[tuple[str, Spec], set[int]] = field(default_factory=dict)
 
     def add(self, column: Column, e: Tensor) -> None:
+        e = self._of_images(e)
         self.scores[column] = self.scores[column] + e if column in self.scores else e
 
     def pass_on(self, name: str, spec: Spec, e: Tensor, reader: int) -> None:
-        key = name, spec
+        key, e = (name, spec), self._of_images(e)
         self.passed[key] = self.passed[key] + e if key in self.passed else e
         self.readers.setdefault(key, set()).add(reader)
+
+    def _of_images(self, e: Tensor) -> Tensor:
+        """(B, P), where an image has several rows in a value."""
+        return e if len(e) == self.images else e.unflatten(0, (self.images, -1)).sum(1)
 
 
 def columns(network: Network, candidates: Candidates) -> tuple[Column, ...]:
@@ -135,7 +144,7 @@ def columns(network: Network, candidates: Candidates) -> tuple[Column, ...]:
         for role in _ROLES:
             site = Site(layer.name, role)
             for spec in candidates.get(site, ()):
-                for value in tensors_at(network, site):
+                for value in tensors_at(network, site, spec):
                     found[Column(site, spec, value)] = None
         for spec, given in _pairs(layer, candidates):
             found[Column(Site(layer.name, "output"), spec, layer.output, given)] = None
@@ -175,6 +184,7 @@ class ScreenEngine:
         self.loss = loss
         self.seed = seed
         self._weights = TensorCache[tuple[Site, tuple[Spec, ...]]](WEIGHT_CACHE_BYTES)
+        self._axes: dict[str, ImageAxis | None] = {}
         self._readers: dict[str, set[int]] = {}
         for step in program.steps:
             for name in step.reads:
@@ -184,7 +194,10 @@ class ScreenEngine:
         self, inputs: Any, images: np.ndarray, candidates: Candidates, labels: Tensor | None = None
     ) -> Screened:
         """Score every spec of ``candidates`` on one tile; ``images`` (B,) seed their own probes."""
-        trace, outputs = self._forward(self.program.place(inputs))
+        placed = self.program.place(inputs)
+        alone = {name: value[:1] for name, value in placed.items()}
+        trace, outputs = self._forward(placed)
+        self._axes = self._axes if len(self._axes) and len(images) > 1 else self._find_images(trace, alone, len(images))
         walk, margins, kind = self._start(outputs, images, labels, candidates)
         with torch.no_grad():
             while trace:
@@ -198,11 +211,17 @@ class ScreenEngine:
         return Screened(wanted, e, margins.double().cpu().numpy(), kind, tuple(outputs), walk.hidden)
 
     def _forward(self, values: Values) -> tuple[list[_Local], list[Any]]:
-        """Every step on detached inputs, so that each can be differentiated on its own."""
+        """Every step on detached inputs, so that each can be differentiated on its own.
+
+        But for the parts of what an operator gives several of, such as a split: they are differentiated through it.
+        """
         trace: list[_Local] = []
+        behind: dict[str, Values] = {}  # by a tuple's name what it is computed from: its elements keep their tape
         with torch.enable_grad():
             for step in self.program.steps:
                 inputs = {name: _leaf(values[name]) for name in step.reads}
+                for name in step.reads:
+                    inputs |= behind.get(name, {})
                 raw = step.operation(Overlay(inputs, self.program.constants))
                 clip = _clip(step)
                 if clip is not None:
@@ -211,10 +230,22 @@ class ScreenEngine:
                     result = raw if step.activate is None else step.activate(self.program.constants, raw)
                 trace.append(_Local(step, inputs, raw, result, clip))
                 values[step.writes] = result.detach() if isinstance(result, Tensor) else result
+                if isinstance(result, tuple | list):
+                    behind[step.writes] = inputs
                 for name in step.reads:
                     if self.program.last_reader[name] == step.index:
                         del values[name]
         return trace, [values[name] for name in self.program.outputs]
+
+    def _find_images(self, trace: Sequence[_Local], alone: Values, images: int) -> dict[str, ImageAxis | None]:
+        """Where every value holds its images: see :func:`quantopsy.graph.images.image_axis`."""
+        with torch.no_grad():
+            self.program.forward(alone, keep=True)
+        values = {name: value for local in trace for name, value in local.inputs.items()}
+        values |= {local.step.writes: local.result for local in trace}
+        return {
+            name: image_axis(value, alone[name], images) for name, value in values.items() if isinstance(value, Tensor)
+        }
 
     def _start(
         self, outputs: Sequence[Any], images: np.ndarray, labels: Tensor | None, candidates: Candidates
@@ -233,13 +264,13 @@ class ScreenEngine:
             kind, last, margins = found.kind, found.gradients, found.margins
         started: dict[str, Gradients] = {}
         for position, (name, output) in enumerate(zip(self.program.outputs, outputs, strict=True)):
-            if isinstance(output, Tensor) and output.is_floating_point():
+            if is_measured(output):
                 probes: Gradients = [
                     random_signs(output, images, self.seed + _PRIME * (probe + 101 * position))
                     for probe in range(self.noise_probes)
                 ]
                 started[name] = _added(started.get(name), probes + ([] if kind == "none" else [last[position]]))
-        walk = _Walk(candidates, started, self.noise_probes + (kind != "none"), set(started))
+        walk = _Walk(candidates, started, self.noise_probes + (kind != "none"), len(images), set(started))
         return walk, margins, kind
 
     def _back(self, local: _Local, walk: _Walk) -> None:
@@ -253,8 +284,8 @@ class ScreenEngine:
         moving = [name for name, value in local.inputs.items() if isinstance(value, Tensor) and value.requires_grad]
         hides = moving and (not differentiable or step.target in STEPWISE) and step.target not in SIZES
         if blocked is None and hides and isinstance(local.result, Tensor):
-            blocked = str(step.target).removeprefix("aten.").partition(".")[0]
-        walk.reached.update(step.reads)
+            blocked = self._operator(step)
+        walk.reached.update(local.inputs)
         if blocked is not None:
             walk.blocked.update(dict.fromkeys(step.reads, blocked))
             if layer is not None:
@@ -262,14 +293,17 @@ class ScreenEngine:
             return
         if arriving is None or not differentiable:
             return
-        if layer is not None:
-            self._score_output(local, arriving, walk)
-        else:
+        if layer is None:
             self._pass_through(step, walk)
+        elif any(self._mixed(name) for name in (step.writes, *layer.inputs)):
+            walk.hidden[layer.name] = self._operator(step)
+            layer = None
+        else:
+            self._score_output(local, arriving, walk)
         behind = _behind_activation(local, arriving, step.writes in walk.owned)
         if layer is not None and layer.weight is not None:
             self._score_weight(local, layer, behind, walk)
-        through = self._through(local, moving, behind, walk)
+        through = self._through(local, layer, moving, behind, walk)
         for name, gradients in through.items():
             if layer is not None and name in layer.inputs:
                 self._score_input(local, layer, name, gradients, walk)
@@ -278,6 +312,27 @@ class ScreenEngine:
             new = step.target in _LINEAR if there is None else None not in (*there, *gradients)
             (walk.owned.add if new else walk.owned.discard)(name)
             walk.gradients[name] = _added(there, gradients)
+
+    def _mixed(self, name: str) -> bool:
+        """Whether images cannot be told apart in a value, so that nothing can be said by image."""
+        axis = self._axes[name]
+        return axis is None or axis.rows == 0
+
+    def _outermost(self, name: str) -> bool:
+        """Whether a value holds its images outermost, the rows of each together."""
+        axis = self._axes[name]
+        return axis is not None and axis.dim == 0 and not axis.apart
+
+    def _images_first(self, t: Tensor, name: str) -> Tensor:
+        axis = self._axes[name]
+        assert axis is not None
+        return axis.first(t)
+
+    def _operator(self, step: Step) -> str:
+        """The operator's name; of a tuple's element that of the operator that gives the tuple."""
+        if step.target is operator.getitem:
+            step = self.program.steps[self.program.producer[step.reads[0]]]
+        return str(step.target).removeprefix("aten.").partition(".")[0]
 
     def _score_output(self, local: _Local, arriving: Gradients, walk: _Walk) -> None:
         layer = local.step.layer
@@ -295,7 +350,7 @@ class ScreenEngine:
         site = Site(layer.name, "input")
         for spec in walk.candidates.get(site, ()):
             e = self._on_grid(local.inputs[name].detach(), name, spec, gradients)
-            walk.add(Column(site, spec, self.program.network.origin(name)), e)
+            walk.add(Column(site, spec, self._source(name, spec)), e)
             walk.pass_on(name, spec, e, local.step.index)
 
     def _pass_through(self, step: Step, walk: _Walk) -> None:
@@ -304,8 +359,12 @@ class ScreenEngine:
             return
         for name, spec in [key for key in walk.passed if key[0] == step.writes]:
             e = self._known(name, spec, walk)
-            if e is not None:
+            if e is not None and self._source(name, spec) == self._source(step.reads[0], spec):
                 walk.pass_on(step.reads[0], spec, e, step.index)
+
+    def _source(self, name: str, spec: Spec) -> str:
+        """The value whose grid ``name`` has with ``spec``."""
+        return self.program.network.grid_sources.of(name, spec)
 
     def _known(self, name: str, spec: Spec, walk: _Walk) -> Tensor | None:
         """e of a value on a grid where every way it takes has been scored already."""
@@ -320,9 +379,14 @@ class ScreenEngine:
         writes = self.program.steps[index].writes
         return writes in walk.reached and self.program.steps[index].target not in SIZES
 
-    def _through(self, local: _Local, moving: Sequence[str], behind: Gradients, walk: _Walk) -> dict[str, Gradients]:
-        """Gradients at the step's inputs. Those that nothing precedes are passed only where a forward is dearer."""
-        step, layer, network = local.step, local.step.layer, self.program.network
+    def _through(
+        self, local: _Local, layer: Layer | None, moving: Sequence[str], behind: Gradients, walk: _Walk
+    ) -> dict[str, Gradients]:
+        """Gradients at the step's inputs. Those that nothing precedes are passed only where a forward is dearer.
+
+        ``layer`` is the one to be scored, if any.
+        """
+        step, network = local.step, self.program.network
         names = [name for name in moving if network.origin(name) not in network.input_names]
         for name in moving:
             if name not in names and layer is not None and name in layer.inputs:
@@ -343,7 +407,8 @@ class ScreenEngine:
                     local.raw,
                     [local.inputs[name] for name in names],
                     gradient,
-                    retain_graph=position < len(behind) - 1,
+                    # Other parts may have been made by the same operator.
+                    retain_graph=position < len(behind) - 1 or step.target is operator.getitem,
                     allow_unused=True,
                 )
             for name, value in zip(names, found, strict=True):
@@ -359,8 +424,8 @@ class ScreenEngine:
         for spec in specs:
             moved = self.calibration.qparams(name, spec).snap(x).sub_(x)
             over = Overlay({name: moved}, Overlay(local.inputs, self.program.constants))
-            e = _inner(behind, self._linear(local.step, layer, over))
-            walk.add(Column(site, spec, self.program.network.origin(name)), e)
+            e = self._products(behind, self._linear(local.step, layer, over), local.step.writes)
+            walk.add(Column(site, spec, self._source(name, spec)), e)
 
     def _score_weight(self, local: _Local, layer: Layer, gradients: Gradients, walk: _Walk) -> None:
         step = local.step
@@ -373,14 +438,17 @@ class ScreenEngine:
         assert layer.weight is not None
         over = Overlay(local.inputs, self.program.constants)
         arguments = step.arguments(over)
-        images = local.raw.shape[0]
+        if step.target in LINEARS:
+            arguments = [self._images_first(arguments[0], layer.inputs[0]), *arguments[1:]]
+        first = [self._images_first(gradient, step.writes) for gradient in present]
+        images = len(first[0])
         pixels = layer.macs / prod(layer.weight_shape or ())
         gradient_cost = len(present) * (GRADIENT_FORWARDS * pixels + DOT_PRODUCTS * len(specs))
         by_gradient = supported(step.target, arguments, images) and gradient_cost <= CANDIDATE_FORWARDS * pixels * len(
             specs
         )
         flat = (
-            [gradient.flatten(1) for gradient in per_sample_gradients(step.target, arguments, present)]
+            [gradient.flatten(1) for gradient in per_sample_gradients(step.target, arguments, first)]
             if by_gradient
             else []
         )
@@ -390,7 +458,9 @@ class ScreenEngine:
                 found = torch.stack([gradient @ change.flatten(1).T for gradient in flat], 2)
             else:
                 moved = [
-                    _inner(present, self._linear(step, layer, Overlay({step.weight: change[k]}, over)))
+                    self._products(
+                        present, self._linear(step, layer, Overlay({step.weight: change[k]}, over)), step.writes
+                    )
                     for k in range(len(some))
                 ]
                 found = torch.stack(moved, 1)
@@ -407,7 +477,7 @@ class ScreenEngine:
         shift = self.calibration.shift(layer, spec, change).to(change.device)
         places = next(g for g in gradients if g is not None)
         everywhere = shift.reshape(-1, *(1,) * (places.dim() - 1 - layer.channel_axis % places.dim()))
-        return _inner(gradients, everywhere.expand_as(places))
+        return self._products(gradients, everywhere.expand_as(places), layer.output)
 
     @staticmethod
     def _linear(step: Step, layer: Layer, values: Overlay) -> Tensor:
@@ -435,6 +505,8 @@ class ScreenEngine:
     def _on_grid(self, x: Tensor, name: str, spec: Spec, gradients: Gradients) -> Tensor:
         """(B, P): <g, Q(x) - x>."""
         qparams = self.calibration.qparams(name, spec)
+        if not self._outermost(name):
+            return self._products(gradients, qparams.snap(x).sub_(x), name)
         return _in_pieces(lambda part: qparams.snap(x[part]).sub_(x[part]), gradients, x.numel())
 
     def _on_grid_again(self, local: _Local, layer: Layer, spec: Spec, given: Spec, gradients: Gradients) -> Tensor:
@@ -448,10 +520,17 @@ class ScreenEngine:
             return leaving.snap(y).sub_(y)
 
         by_image = set(local.step.reads) == set(layer.inputs) and all(
-            len(local.inputs[name]) == len(local.result) for name in layer.inputs
+            len(local.inputs[name]) == len(local.result) and self._outermost(name) for name in layer.inputs
         )
+        if not by_image:
+            return self._products(gradients, change(slice(None)), layer.output)
         size = sum(local.inputs[name].numel() for name in layer.inputs)
-        return _in_pieces(change, gradients, max(size, local.result.numel()), whole=not by_image)
+        return _in_pieces(change, gradients, max(size, local.result.numel()))
+
+    def _products(self, gradients: Sequence[Tensor | None], change: Tensor, name: str) -> Tensor:
+        """(B k, P): <g, change> of the value ``name``, whichever dimension its images are in."""
+        first = [None if gradient is None else self._images_first(gradient, name) for gradient in gradients]
+        return _inner(first, self._images_first(change, name))
 
 
 def _leaf(value: Any) -> Any:
@@ -485,7 +564,7 @@ def _unpadded(t: Tensor, pad: Sequence[int]) -> Tensor:
 
 
 def _inner(gradients: Sequence[Tensor | None], change: Tensor) -> Tensor:
-    """(B, P): <g, change> of every image for every probe."""
+    """(B, P): <g, change> of every image for every probe, or of every row of an image."""
     flat = _flat(change)
     found = []
     for gradient in gradients:
@@ -498,20 +577,18 @@ def _inner(gradients: Sequence[Tensor | None], change: Tensor) -> Tensor:
     return torch.stack(found, 1)
 
 
-def _in_pieces(
-    change: Callable[[slice], Tensor], gradients: Gradients, elements: int, *, whole: bool = False
-) -> Tensor:
+def _in_pieces(change: Callable[[slice], Tensor], gradients: Gradients, elements: int) -> Tensor:
     """(B, P): <g, change>, of so many images at a time that their share of ``elements`` stays in cache."""
     first = next(gradient for gradient in gradients if gradient is not None)
     images = len(first)
-    size = images if whole or first.device.type != "cpu" else max(1, _CACHED * images // elements)
+    size = images if first.device.type != "cpu" else max(1, _CACHED * images // elements)
     parts = [slice(start, start + size) for start in range(0, images, size)]
     return torch.cat([_inner([None if g is None else g[part] for g in gradients], change(part)) for part in parts])
 
 
 def _flat(t: Tensor) -> Tensor:
     """(B, N) in channels-last order, a view where the tensor lies so."""
-    return t.movedim(1, -1).flatten(1) if t.dim() > 2 else t.flatten(1)
+    return t.movedim(1, -1).flatten(1) if t.dim() > 2 else t.reshape(len(t), -1)
 
 
 def _added(into: Gradients | None, passed: Gradients) -> Gradients:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from quantopsy.core import QuantopsyError, names
 from quantopsy.core.imports import called
 from quantopsy.graph.fold import fold_batch_norms
-from quantopsy.graph.network import Layer, Network, Unquantized
+from quantopsy.graph.network import Layer, Network, Unquantized, is_computed
 from quantopsy.graph.onnx import OnnxModule, load_onnx
 from quantopsy.graph.operators import (
     ACTIVATION_NAMES,
@@ -32,7 +33,6 @@ from quantopsy.graph.operators import (
     activation_name,
     aten,
 )
-from quantopsy.graph.outputs import output_tensors
 from quantopsy.graph.recompose import recompose
 
 Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -121,12 +121,14 @@ def capture(model: nn.Module, example: Inputs, *, unfused: Collection[str] = ())
     tensors = {name: tensor for name, tensor in tensors.items() if name in used}
     _check_finite(tensors)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    inputs = [example[node.name] for node in placeholders] if isinstance(example, Mapping) else list(example)
+    images = inputs[0].shape[0]
     with FlopCounterMode(display=False) as counter:
-        shapes, images, outputs = _run(graph, tensors, example, [node.name for node in placeholders])
-    # Only of a file: there the number of images may have been fixed and freed.
-    together = outputs if isinstance(model, OnnxModule) else None
-    _check_batch_is_free(graph, tensors, example, [node.name for node in placeholders], together)
-    layers, unquantized = _layers(graph, tensors, shapes, unfused)
+        values, together = _run(graph, tensors, inputs)
+    single, alone = _run_alone(graph, tensors, [x[-1:] for x in inputs])
+    _fold_outputs(graph, tensors, together)
+    _check_images_apart(graph, alone, together, images)
+    layers, unquantized = _layers(graph, tensors, values, single, unfused)
     if not layers:
         found = sorted({str(node.target) for node in graph.nodes if node.op == "call_function"})
         raise QuantopsyError(
@@ -134,17 +136,13 @@ def capture(model: nn.Module, example: Inputs, *, unfused: Collection[str] = ())
             f"has no layer that can be quantized (operators: {', '.join(found[:6]) or 'none'})",
             "quantopsy knows convolutions, linear layers, products, pooling, additions, concatenations",
         )
-    output = next(node for node in graph.nodes if node.op == "output")
-    flat = pytree.tree_leaves(output.args[0])
-    if not any(isinstance(value, fx.Node) for value in flat):
-        raise QuantopsyError("network", "returns no tensor", "return the tensor that the metric is computed from")
     return Network(
         graph=graph,
         tensors=tensors,
         layers=layers,
         unquantized=unquantized,
         input_names=tuple(node.name for node in placeholders),
-        input_shapes=tuple(shapes[node.name] for node in placeholders),
+        input_shapes=tuple(tuple(x.shape[1:]) for x in inputs),
         output_tree=program.call_spec.out_spec,
         total_macs=max(counter.get_total_flops() // (2 * images), sum(layer.macs for layer in layers)),
         unfused=tuple(unfused),
@@ -158,14 +156,20 @@ def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
     shapes: Any = torch.export.ShapesCollection()  # by tensor: also where ``forward`` takes any number of them
     for x in (*args, *kwargs.values()):
         shapes[x] = {0: torch.export.Dim.AUTO}
-    if _can_evaluate(model):
-        model.eval()
+    with evaluating(model):
+        return _exported(model, args, kwargs, shapes)
+
+
+def _exported(
+    model: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], shapes: Any
+) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad():
             outputs = model(*args, **kwargs)
     except QuantopsyError:
         raise
     except Exception as error:
+        _check_float32_on_cpu(model)
         where = _user_frame(error)
         raise QuantopsyError(
             "model",
@@ -186,6 +190,37 @@ def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
             f"torch.export fails ({_first_line(error)}{_user_frame(error)})",
             "avoid control flow that depends on values, or export it yourself and give the .pt2 file",
         ) from error
+
+
+def _check_float32_on_cpu(model: nn.Module) -> None:
+    """Raise for weights that data, which come in float32 and on the CPU, cannot be put through."""
+    for name, weight in model.named_parameters():
+        found = []
+        if weight.is_floating_point() and weight.dtype != torch.float32:
+            found.append(str(weight.dtype).removeprefix("torch."))
+        if weight.device.type != "cpu":
+            found.append(f"on {weight.device}")
+        if found:
+            raise QuantopsyError(
+                "model",
+                f"its weights are {' '.join(found)} ({name!r})",
+                "give it in float32 on the CPU; --device moves it",
+            )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in evaluation mode; behind it each of its modules is in its own mode again."""
+    if not _can_evaluate(model):
+        yield
+        return
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
 
 
 def _can_evaluate(model: nn.Module) -> bool:
@@ -230,29 +265,57 @@ def _normalise(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _check_batch_is_free(
-    graph: fx.Graph,
-    tensors: Mapping[str, Tensor],
-    example: Inputs,
-    placeholders: Sequence[str],
-    together: Sequence[Any] | None,
-) -> None:
-    """One image must pass where the example's batch did, and give what it gave there (``together``)."""
-    single = {name: x[:1] for name, x in example.items()} if isinstance(example, Mapping) else [x[:1] for x in example]
+def _run_alone(
+    graph: fx.Graph, tensors: Mapping[str, Tensor], inputs: Sequence[Tensor]
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """:func:`_run` on one image, which must pass where a batch did."""
     try:
-        _, _, alone = _run(graph, tensors, single, placeholders)  # type: ignore[arg-type]
+        return _run(graph, tensors, inputs)
     except Exception as error:
         raise QuantopsyError(
             "model",
             f"its batch size is fixed in the graph ({_first_line(error)})",
             "write shapes with -1 or x.shape[0], or export with a dynamic first dimension",
         ) from error
-    if together is None:
-        return
-    for one, many in zip(output_tensors(alone), output_tensors(together), strict=True):
-        if one.shape[:1] != (1,) or one.shape[1:] != many.shape[1:]:
+
+
+def _fold_outputs(graph: fx.Graph, tensors: MutableMapping[str, Tensor], outputs: Sequence[Any]) -> None:
+    """Outputs that no image has a part in, such as anchors, become constants: nobody measures noise on them."""
+    last = next(iter(reversed(graph.nodes)))
+    seen: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not seen.isdisjoint(node.all_input_nodes):
+            seen.add(node)
+    for leaf, value in zip(pytree.tree_leaves(last.args[0]), outputs, strict=True):
+        if is_computed(leaf) and leaf not in seen and isinstance(value, Tensor):
+            name = f"constant.{leaf.name}"
+            tensors[name] = value
+            with graph.inserting_before(last):
+                last.replace_input_with(leaf, graph.get_attr(name))
+    graph.eliminate_dead_code()
+
+
+def _check_images_apart(graph: fx.Graph, alone: Sequence[Any], together: Sequence[Any], images: int) -> None:
+    """The last of ``images`` must give ``alone`` what it gave ``together`` with the others, in outputs (B, ...).
+
+    One number for all images, such as a loss, may be returned beside the output that the metric is taken from.
+    """
+    leaves = pytree.tree_leaves(next(iter(reversed(graph.nodes))).args[0])
+    tensors = [row for row in zip(leaves, alone, together, strict=True) if isinstance(row[1], Tensor)]
+    if not tensors:
+        raise QuantopsyError("network", "returns no tensor", "return the tensor that the metric is computed from")
+    for leaf, one, many in tensors:
+        if leaf is not tensors[0][0] and (not is_computed(leaf) or many.dim() == 0):
             continue
-        distance, length = (float(x.float().norm()) for x in (one - many[:1], one))
+        if not is_computed(leaf) or one.shape[:1] != (1,) or many.shape != (images, *one.shape[1:]):
+            raise QuantopsyError(
+                "model",
+                f"an output of it is {tuple(many.shape)} for {images} images and {tuple(one.shape)} for one",
+                "outputs must have images first, and the first be the one that the metric is computed from",
+            )
+        if not one.is_floating_point():
+            continue
+        distance, length = (float(x.float().norm()) for x in (one - many[-1:], one))
         if distance > SAME_ALONE * max(length, 1e-12):
             raise QuantopsyError(
                 "model",
@@ -292,17 +355,16 @@ def _check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _run(
-    graph: fx.Graph, tensors: Mapping[str, Tensor], example: Inputs, placeholders: Sequence[str]
-) -> tuple[dict[str, tuple[int, ...]], int, list[Any]]:
-    """Shape of every value without its batch dimension, by running the example; its images; the flat outputs."""
-    flat = [example[name] for name in placeholders] if isinstance(example, Mapping) else list(example)
-    values = iter(flat)
+    graph: fx.Graph, tensors: Mapping[str, Tensor], inputs: Sequence[Tensor]
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """What every tensor is like, without its memory, where the graph runs on ``inputs``; and the flat outputs."""
+    given = iter(inputs)
     env: dict[fx.Node, Any] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    values: dict[str, Tensor] = {}
     with torch.no_grad():
         for node in graph.nodes:
             if node.op == "placeholder":
-                env[node] = next(values)
+                env[node] = next(given)
             elif node.op == "get_attr":
                 env[node] = tensors[str(node.target)]
             elif node.op == "call_function":
@@ -310,16 +372,16 @@ def _run(
                     *fx.map_arg(node.args, env.__getitem__), **fx.map_arg(node.kwargs, env.__getitem__)
                 )
             if isinstance(env.get(node), Tensor):
-                shapes[node.name] = tuple(env[node].shape[1:]) if node.op != "get_attr" else tuple(env[node].shape)
-    last = next(node for node in graph.nodes if node.op == "output")
-    outputs = [env.get(leaf) for leaf in pytree.tree_leaves(last.args[0]) if isinstance(leaf, fx.Node)]
-    return shapes, flat[0].shape[0], outputs
+                values[node.name] = torch.empty_like(env[node], device="meta")
+    leaves = pytree.tree_leaves(next(iter(reversed(graph.nodes))).args[0])
+    return values, [env[leaf] if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
 
 
 def _layers(
     graph: fx.Graph,
     tensors: Mapping[str, Tensor],
-    shapes: Mapping[str, tuple[int, ...]],
+    values: Mapping[str, Tensor],
+    single: Mapping[str, Tensor],
     unfused: Collection[str],
 ) -> tuple[tuple[Layer, ...], tuple[Unquantized, ...]]:
     layers: list[Layer] = []
@@ -329,12 +391,12 @@ def _layers(
     for node in graph.nodes:
         if node.op != "call_function" or node in fused or node.target in MOVEMENTS:
             continue
-        if node.name not in shapes:  # sizes and other plain numbers
-            continue
+        if node.name not in values and not isinstance(node.meta.get("val"), tuple | list):
+            continue  # sizes and other plain numbers
         operation = OPERATIONS.get(node.target)
         if operation is None and node.target in ACTIVATIONS:
             operation = Operation(activation_name(node.target, node.args))
-        if operation is None or not _floating(node):
+        if operation is None or not _quantizable(node, operation, values):
             path = _module_path(node)
             unquantized.append(Unquantized(path or node.name, str(node.target), _source(node)))
             continue
@@ -343,13 +405,31 @@ def _layers(
             activation = None
         if activation is not None:
             fused.add(activation)
-        layers.append(_layer(len(layers), node, activation, operation, tensors, shapes, taken))
+        layers.append(_layer(len(layers), node, activation, operation, tensors, values, single, taken))
     return tuple(layers), tuple(unquantized)
 
 
-def _floating(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return not isinstance(value, Tensor) or value.is_floating_point()
+def _on_grid(node: fx.Node, values: Mapping[str, Tensor]) -> bool:
+    """Whether what the node gives can be quantized: floating, and not one number for all images."""
+    value = values.get(node.name)
+    return value is not None and value.is_floating_point() and value.dim() > 0
+
+
+def _quantizable(node: fx.Node, operation: Operation, values: Mapping[str, Tensor]) -> bool:
+    # A constant in front of a product, W @ x, has its channels elsewhere than every layer with a weight.
+    constant_first = operation.weight is not None and not is_computed(node.args[0])
+    return _on_grid(node, values) and bool(_inputs(node, operation, values)) and not constant_first
+
+
+def _inputs(node: fx.Node, operation: Operation, values: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The activations that the operation reads; masks and other whole numbers need no grid."""
+    operands = (
+        operand
+        for position in operation.activations
+        if position < len(node.args)
+        for operand in pytree.tree_leaves(node.args[position])
+    )
+    return tuple(dict.fromkeys(a.name for a in operands if is_computed(a) and _on_grid(a, values)))
 
 
 def _fusable_activation(node: fx.Node) -> fx.Node | None:
@@ -369,7 +449,8 @@ def _layer(
     activation: fx.Node | None,
     operation: Operation,
     tensors: Mapping[str, Tensor],
-    shapes: Mapping[str, tuple[int, ...]],
+    values: Mapping[str, Tensor],
+    single: Mapping[str, Tensor],
     taken: set[str],
 ) -> Layer:
     def constant(position: int | None) -> str | None:
@@ -379,15 +460,7 @@ def _layer(
         return str(argument.target) if isinstance(argument, fx.Node) and argument.op == "get_attr" else None
 
     weight, bias = constant(operation.weight), constant(operation.bias)
-    inputs = [
-        operand.name
-        for position in operation.activations
-        if position < len(node.args)
-        for operand in pytree.tree_leaves(node.args[position])
-        if isinstance(operand, fx.Node) and operand.op != "get_attr" and operand.name in shapes
-    ]
     output = activation or node
-    shape = shapes[output.name]
     weight_shape = tuple(tensors[weight].shape) if weight else None
     axis = operation.axis % len(weight_shape) if weight_shape else 0
     constants = {str(a.target) for n in (node, activation) if n for a in n.all_input_nodes if a.op == "get_attr"}
@@ -400,14 +473,14 @@ def _layer(
         onnx_node=node.meta.get("onnx_node"),
         node=node.name,
         output=output.name,
-        inputs=tuple(dict.fromkeys(inputs)),
+        inputs=_inputs(node, operation, values),
         weight=weight,
         bias=bias,
         weight_axis=axis,
         groups=_groups(node),
         weight_shape=weight_shape,
-        output_shape=shape,
-        macs=_macs(node, weight_shape, shapes),
+        output_shape=tuple(values[output.name].shape[1:]),
+        macs=_macs(node, weight_shape, single),
         parameters=sum(tensors[name].numel() for name in constants),
     )
 
@@ -417,20 +490,19 @@ def _groups(node: fx.Node) -> int:
     return int(node.args[position]) if position and len(node.args) > position else 1  # type: ignore[arg-type]
 
 
-def _macs(node: fx.Node, weight: tuple[int, ...] | None, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Multiply-accumulates per image."""
+def _macs(node: fx.Node, weight: tuple[int, ...] | None, single: Mapping[str, Tensor]) -> int:
+    """Multiply-accumulates of an image, whose values are ``single``: it may have several rows in them, say windows."""
     if node.target not in OPERATIONS or not isinstance(node.args[0], fx.Node):
         return 0
-    out = shapes[node.name]
-    first = node.args[0]
+    out, into = single[node.name].shape, single[node.args[0].name].shape
     if node.target in CONVOLUTIONS and weight:
-        return prod(out[1:]) * prod(weight)
+        return out[0] * prod(out[2:]) * prod(weight)
     if node.target in TRANSPOSED and weight:
-        return prod(shapes[first.name][1:]) * prod(weight)
+        return into[0] * prod(into[2:]) * prod(weight)
     if node.target in LINEARS and weight:
         return prod(out[:-1]) * prod(weight)
     if OPERATIONS[node.target].name == "matmul":
-        return prod(out) * shapes[first.name][-1]
+        return prod(out) * into[-1]
     return 0
 
 

@@ -57,8 +57,8 @@ class Program:
     """A network compiled for one device.
 
     ``constants`` are its tensors, on the device and in the memory format that convolutions like.
-    ``last_reader`` is the index of the last step that reads a value; outputs of the network are read
-    by the end, ``len(steps)``.
+    ``outputs`` are those that are computed. ``last_reader`` is the index of the last step that reads a
+    value; outputs of the network are read by the end, ``len(steps)``.
     """
 
     network: Network
@@ -83,7 +83,7 @@ class Program:
         observe: Callable[[Step, Values], None] | None = None,
         keep: bool = False,
     ) -> tuple[Any, ...]:
-        """The flat outputs of the float network.
+        """The flat outputs of the float network, as :meth:`Network.unflatten` takes them.
 
         ``values`` holds the inputs and is used up: a value is released behind its last reader, or
         with ``keep`` stays for whoever runs parts of the network again. ``observe`` sees every step
@@ -156,8 +156,7 @@ def compile_network(network: Network, device: torch.device | str = "cpu") -> Pro
         arguments = _resolver(tuple(node.args))
         place = len(steps), writes, reads
         steps.append(Step(*place, compute, operation, activate, node.target, arguments, layer, weight, bias, clip))
-    output = next(node for node in network.graph.nodes if node.op == "output")
-    outputs = tuple(leaf.name for leaf in pytree.tree_leaves(output.args[0]) if isinstance(leaf, fx.Node))
+    outputs = network.output_names
     last_reader = {name: step.index for step in steps for name in step.reads}
     last_reader.update({name: len(steps) for name in outputs})
     producer = {step.writes: step.index for step in steps}

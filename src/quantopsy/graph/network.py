@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -15,8 +15,8 @@ from torch._ops import OpOverload
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
-from quantopsy.core import QuantopsyError, names
-from quantopsy.graph.operators import moved_value
+from quantopsy.core import QuantopsyError, Spec, names
+from quantopsy.graph.operators import keeps_channels, moved_value
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,32 @@ class Network:
         graph.output(graph.graph_copy(self.graph, {}))
         return fx.GraphModule(dict(self.tensors), graph).eval()
 
+    @property
+    def output_leaves(self) -> tuple[Any, ...]:
+        """The flat output: nodes of values that are computed, ``get_attr`` nodes of tensors, plain constants."""
+        return tuple(pytree.tree_leaves(next(iter(reversed(self.graph.nodes))).args[0]))
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs that are computed, in order; what is a constant needs no run."""
+        return tuple(leaf.name for leaf in self.output_leaves if is_computed(leaf))
+
     def unflatten(self, outputs: Sequence[Any]) -> Any:
-        """The module's output structure from the graph's flat outputs."""
-        return pytree.tree_unflatten(list(outputs), self.output_tree)
+        """The module's output structure from the outputs that are computed; constants are on their device."""
+        computed = iter(outputs)
+        device = next((value.device for value in outputs if isinstance(value, Tensor)), None)
+
+        def value(leaf: Any) -> Any:
+            if is_computed(leaf):
+                return next(computed)
+            return self.tensors[str(leaf.target)].to(device) if isinstance(leaf, fx.Node) else leaf
+
+        return pytree.tree_unflatten([value(leaf) for leaf in self.output_leaves], self.output_tree)
+
+    def flatten(self, outputs: Any) -> tuple[Any, ...]:
+        """The outputs that are computed, in order, of what the module returned: the inverse of :meth:`unflatten`."""
+        pairs = zip(pytree.tree_leaves(outputs), self.output_leaves, strict=True)
+        return tuple(value for value, leaf in pairs if is_computed(leaf))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -135,6 +158,23 @@ class Network:
             if source is not None:
                 found[node.name] = found.get(source.name, source.name)
         return found
+
+    @cached_property
+    def grid_sources(self) -> GridSources:
+        """Which value's grid every value lies on."""
+        axes = {layer.output: layer.channel_axis for layer in self.layers}
+        reading = {value: layer.channel_axis for layer in reversed(self.layers) for value in layer.inputs}
+        by_channel = {name: (name, 1) for name in self.input_names} | {
+            name: (name, axis) for name, axis in axes.items()
+        }
+        for node in self.graph.nodes:
+            if node.name in self.origins and node.name not in by_channel:
+                source = moved_value(node)
+                assert source is not None
+                known = by_channel.get(source.name, (source.name, 1))
+                kept = keeps_channels(node, source, known[1])
+                by_channel[node.name] = known if kept else (node.name, reading.get(node.name, 1))
+        return GridSources(self.origins, by_channel)
 
     def origin(self, value: str) -> str:
         """The value that ``value`` is re-arranged from; itself where it is none such."""
@@ -182,7 +222,9 @@ class Network:
     def __getstate__(self) -> dict[str, Any]:
         # Operators, and so graphs, refuse to be pickled: their names travel. Nodes' meta data stays behind.
         graph = [_portable((node.op, node.target, node.args, node.kwargs, node.name)) for node in self.graph.nodes]
-        return vars(self) | {"graph": graph, "output_tree": self.unflatten(range(self.output_tree.num_leaves))}
+        sources = {"grid_sources": self.grid_sources}  # it needs the meta data
+        tree = pytree.tree_unflatten(range(self.output_tree.num_leaves), self.output_tree)
+        return vars(self) | sources | {"graph": graph, "output_tree": tree}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         graph, nodes = fx.Graph(), dict[str, fx.Node]()
@@ -190,6 +232,33 @@ class Network:
             node = graph.create_node(*map_aggregate(portable, lambda a: a.find(nodes) if isinstance(a, _Named) else a))
             nodes[node.name] = node
         vars(self).update(state | {"graph": graph, "output_tree": pytree.tree_structure(state["output_tree"])})
+
+
+def is_computed(leaf: Any) -> bool:
+    """Whether a leaf of the output is a value that running the graph gives."""
+    return isinstance(leaf, fx.Node) and leaf.op != "get_attr"
+
+
+@dataclass(frozen=True)
+class GridSources:
+    """Which value's grid a value lies on: one re-arranged has that of the value it was.
+
+    ``whole``: for values that others are re-arranged from, as :attr:`Network.origins`. ``by_channel``: for every value
+    the one whose grids by channel it has and the axis of its channels; itself where re-arranging moved the channels.
+    """
+
+    whole: Mapping[str, str] = field(default_factory=dict)
+    by_channel: Mapping[str, tuple[str, int]] = field(default_factory=dict)
+
+    def of(self, value: str, spec: Spec) -> str:
+        """The value whose grid ``value`` has with ``spec``."""
+        if spec.granularity == "per_channel":
+            return self.by_channel.get(value, (value, 1))[0]
+        return self.whole.get(value, value)
+
+    def axis(self, value: str) -> int:
+        """Where the channels of a value are."""
+        return self.by_channel.get(value, (value, 1))[1]
 
 
 @dataclass(frozen=True)

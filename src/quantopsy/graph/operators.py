@@ -44,6 +44,9 @@ TRANSPOSED = _each(
 )
 LINEARS = _each("linear", lambda name: Operation(name, weight=1, bias=2))
 
+WEIGHTED_SUMS = frozenset(operation.name for operation in (*CONVOLUTIONS.values(), *LINEARS.values()))
+"""Layers that add up their inputs times a weight with the output channels first, and a bias."""
+
 OPERATIONS: dict[Any, Operation] = {
     **CONVOLUTIONS,
     **TRANSPOSED,
@@ -122,6 +125,9 @@ MOVEMENTS = {
     *(target for name in _MOVEMENTS.split() if hasattr(aten, name) for target in _overloads(name)),
 }
 
+# What gives several values, each a part of the one that it divides.
+_DIVISIONS = {target for name in ("split", "split_with_sizes", "chunk", "unbind") for target in _overloads(name)}
+
 # What looks only at a tensor's shape.
 _SIZES = """
 sym_size sym_numel sym_stride zeros_like ones_like full_like empty_like rand_like randn_like new_zeros new_ones new_full
@@ -148,9 +154,29 @@ def pads_with(target: Any, arguments: Sequence[Any]) -> float | None:
 def moved_value(node: fx.Node) -> fx.Node | None:
     """The one value that the node re-arranges, with nothing but zeros added; None where it does anything else."""
     operands = [a for a in node.all_input_nodes if a.op != "get_attr" and a.target not in SIZES]
-    if node.target in MOVEMENTS and len(operands) == 1 and not pads_with(node.target, node.args):
-        return operands[0]
-    return None
+    if node.target not in MOVEMENTS or len(operands) != 1 or pads_with(node.target, node.args):
+        return None
+    if node.target is operator.getitem and operands[0].target not in _DIVISIONS:
+        return None  # one of several results (a maximum and its place), which are no tensor together
+    return operands[0]
+
+
+_KEEPING = {
+    target
+    for name in (
+        *("slice", "pad", "constant_pad_nd", "clone", "contiguous", "detach", "alias", "dropout", "feature_dropout"),
+        *(f"{kind}_pad{dims}d" for kind in ("reflection", "replication") for dims in (1, 2, 3)),
+    )
+    for target in _overloads(name)
+}
+
+
+def keeps_channels(node: fx.Node, source: fx.Node, axis: int) -> bool:
+    """Whether ``node``, which re-arranges ``source``, leaves the channels along ``axis`` as they are."""
+    after, before = node.meta.get("val"), source.meta.get("val")
+    if node.target not in _KEEPING or not isinstance(after, Tensor) or not isinstance(before, Tensor):
+        return False
+    return after.dim() == before.dim() and after.shape[axis] == before.shape[axis]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 
+def is_measured(output: Any) -> bool:
+    """Whether noise is measured on an output (B, ...): it is floating, and no number for all images such as a loss."""
+    return isinstance(output, Tensor) and output.is_floating_point() and output.dim() > 0
+
+
 def output_tensors(outputs: Sequence[Any]) -> list[Tensor]:
-    """The floating outputs: those that noise is measured on."""
-    return [value for value in outputs if isinstance(value, Tensor) and value.is_floating_point()]
+    """The outputs that noise is measured on."""
+    return [value for value in outputs if is_measured(value)]
 
 
 def squared_norms(outputs: Sequence[Any], reference: Sequence[Any] | None = None) -> Tensor:
@@ -23,7 +28,7 @@ def squared_norms(outputs: Sequence[Any], reference: Sequence[Any] | None = None
     total: Tensor | None = None
     others = output_tensors(reference) if reference is not None else [None] * len(output_tensors(outputs))
     for tensor, other in zip(output_tensors(outputs), others, strict=True):
-        difference = (tensor if other is None else tensor - other).flatten(1)
+        difference = (tensor if other is None else tensor - other).reshape(len(tensor), -1)
         part = difference.float().square().sum(1, dtype=torch.float64)
         total = part if total is None else total + part
     assert total is not None

@@ -239,8 +239,11 @@ class Multiplied(Kernel):
 class MatrixProduct(Multiplied):
     """Matrix products of two values."""
 
+    _terms = 1
+
     def sums(self, operands: Operands) -> Sums:
         left, right = self.factors
+        self._terms = operands[left].shape[-1]
         if left == right:
             values = self.call({left: operands[left].double()}).round().long()  # two codes of 16 bits and 2^20 terms
         else:
@@ -251,11 +254,12 @@ class MatrixProduct(Multiplied):
         return self.sums({name: values.abs() for name, values in operands.items()}).real
 
     def operations(self) -> int:
-        return self.layer.macs // max(1, prod(self.layer.output_shape)) + 4
+        return self._terms + 4
 
     def reach(self) -> float:
         left, right = self.factors
-        return self.furthest(left) * self.furthest(right) * self.operations()
+        terms = self.layer.macs // max(1, prod(self.layer.output_shape))  # or more, of an image with several rows
+        return self.furthest(left) * self.furthest(right) * (terms + 4)
 
 
 class Averaged(Kernel):

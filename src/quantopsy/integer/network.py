@@ -300,6 +300,8 @@ class IntegerNetwork:
         wanted = dict(quantizers.inputs)
         if not layer.inputs:
             return "it reads no activation"
+        if not set(step.reads) <= set(layer.inputs):
+            return "it reads a value that has no grid, such as a mask"
         for value in layer.inputs:
             grid = wanted.get(value, coded.get(value))
             if grid is None:

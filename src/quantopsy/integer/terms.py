@@ -87,11 +87,6 @@ def decoded(parts: Sequence[Term], axis: int) -> Tensor:
     return reduce(add, (part.weight * aligned(part.multiplier, part.weight, _axis(part, axis), None) for part in parts))
 
 
-def inner_products(product: Product, x: Tensor, parts: Sequence[Term]) -> tuple[Tensor, ...]:
-    """``<X_q, W_t>`` for every term: the accumulators, int64. ``product(x, weight)`` is bilinear and exact."""
-    return tuple(product(x, part.weight) for part in parts)
-
-
 def constant(product: Product, ones: Tensor, parts: Sequence[Term], zero_point: int) -> tuple[Tensor, ...]:
     """``-z_x <I, W_t>``: what is known before any input, C_0, C_1 and C_2 of PWLQ (13) to (15) in units of s_x m_t.
 

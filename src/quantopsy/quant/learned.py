@@ -1,6 +1,6 @@
 """Free levels, and gates that set the bit-width: the forward part of DDQ (sections 2.2 and 2.3).
 
-b bits at most, s = sum of gates bits in effect; q (..., 2^b) levels, ascending; U (2^b, 2^b).
+b bits at most, s = sum of gates bits in effect; q (..., 2^b) levels, ascending; U (2^b, 2^b) of the gates.
 """
 
 from __future__ import annotations
@@ -17,53 +17,17 @@ from quantopsy.quant.sample import Sample
 from quantopsy.quant.uniform import UniformQParams
 
 
-def open_gates(logits: Tensor) -> Tensor:
-    """Heaviside: gates (b,) of 1 where the trained variable is at least 0, else 0, in descending order.
-
-    Unsorted, the Kronecker product would not be block-diagonal (DDQ 2.3, "permutation").
-    """
-    return (logits >= 0).to(logits.dtype).sort(descending=True).values
-
-
-def kronecker(gates: Tensor) -> Tensor:
-    """``U = U_1 (x) ... (x) U_b`` with ``U_i = g_i I + (1 - g_i) 1``, (2^b, 2^b): 2^s all-one blocks."""
-    identity, ones = torch.eye(2, dtype=gates.dtype, device=gates.device), gates.new_ones(2, 2)
-    U = gates.new_ones(1, 1)
-    for gate in gates:
-        U = torch.kron(U, gate * identity + (1 - gate) * ones)
-    return U
-
-
 def compose(q: Tensor, gates: Tensor) -> Tensor:
     """``U^T q / Z_U`` (DDQ equation (3)), the same shape as ``q``: runs of 2^(b-s) levels become their mean.
 
-    Computed factor by factor, b 2^b operations, without the matrix; differentiable in ``q`` and ``gates``.
+    ``U = U_1 (x) ... (x) U_b`` with ``U_i = g_i I + (1 - g_i) 1``, of ``gates`` (b,) in descending order. Computed
+    factor by factor, b 2^b operations, without the matrix; differentiable in ``q`` and ``gates``.
     ``Z_U = 2^(b-s)``, the size of a block: the paper's text prints its inverse.
     """
     for i, gate in enumerate(gates):
         pairs = q.unflatten(-1, (2**i, 2, -1))
         q = (gate * pairs + (1 - gate) * pairs.sum(-2, keepdim=True)).flatten(-3)
     return q / 2 ** (1 - gates).sum()
-
-
-def uniform_levels(bits: int, low: Tensor, high: Tensor) -> Tensor:
-    """``k (high - low) / (2^b - 1) + low`` (DDQ equation (4) at its start), the shape of ``low`` and 2^b."""
-    steps = torch.arange(2**bits, dtype=torch.float64, device=low.device) / (2**bits - 1)
-    return (low.double()[..., None] + steps * (high - low).double()[..., None]).float()
-
-
-def symmetric_levels(bits: int, clip: Tensor) -> Tensor:
-    """[-1, ..., -1 / (2^(b-1) - 1), -0, +0, ..., 1] c (DDQ equation (1)), (..., 2^b)."""
-    half = torch.arange(2 ** (bits - 1), dtype=torch.float64, device=clip.device) / (2 ** (bits - 1) - 1)
-    return (torch.cat((-half.flip(0), half)) * clip.double()[..., None]).float()
-
-
-def stored_levels(q: Tensor, bits: int, low: Tensor, high: Tensor) -> Tensor:
-    """``R()`` of DDQ equation (4): levels ``q`` (..., L) as they are stored with b_q = ``bits``, on a uniform
-    grid from ``low`` to ``high`` (...,). With b_q below b some of them merge."""
-    step = (high - low)[..., None] / (2**bits - 1)
-    low = low[..., None]
-    return ((q - low) / step).round().clamp(0, 2**bits - 1) * step + low
 
 
 def of_uniform(grid: UniformQParams, bits: int) -> LevelsQParams:
@@ -107,6 +71,5 @@ QUANTIZER = Quantizer(
     summary="levels that training moves, and gates that set how many (DDQ); starts from a known grid",
     fit=_fit,
     options={"start": ("uniform", "power_of_two"), "open_gates": (0, 1, 2, 3, 4, 5, 6, 7, 8)},
-    zero_exact=False,
     max_bits=8,
 )

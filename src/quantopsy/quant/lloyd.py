@@ -80,7 +80,6 @@ K_MEANS = Quantizer(
     summary="levels at the means of clusters, started with as many values in each",
     fit=_fit_k_means,
     needs_values=True,
-    zero_exact=False,
     max_bits=8,
 )
 LLOYD_MAX = Quantizer(
@@ -88,6 +87,5 @@ LLOYD_MAX = Quantizer(
     summary="levels of least squared error by Lloyd and Max, started evenly over the range",
     fit=_fit_lloyd_max,
     needs_values=True,
-    zero_exact=False,
     max_bits=8,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,12 @@ def bits_per_piece(spec: Spec) -> int:
     return bits
 
 
+def stored_bits(spec: Spec) -> int:
+    """b, a bit for the piece and one for the sign; values of unknown sign are taken to have one."""
+    signed = spec.signed is not False
+    return bits_per_piece(replace(spec, signed=signed)) + 1 + signed
+
+
 def _fit(spec: Spec, sample: Sample, low: Tensor, high: Tensor) -> piecewise.PiecewiseQParams:
     bits, signed = bits_per_piece(spec), bool(spec.signed)
     maximum = torch.maximum(-low, high).clamp(min=0)
@@ -44,4 +52,5 @@ QUANTIZER = Quantizer(
         "convention": ("per_piece", "pw_comp", "pw_stor"),
     },
     needs_values=True,
+    stored_bits=stored_bits,
 )

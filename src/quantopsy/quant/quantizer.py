@@ -26,10 +26,8 @@ class Quantizer:
         the kind's own options, name -> allowed values, the default first.
     ``needs_values``
         the fit looks at the distribution, not only at the range.
-    ``zero_exact``
-        zero is always among the levels.
-    ``refuses``
-        why a spec cannot be realised, as (thing, reason, remedy), or ``None``.
+    ``stored_bits``
+        what a spec takes for each value, where that is not its bits.
     """
 
     name: str
@@ -37,17 +35,16 @@ class Quantizer:
     fit: Fit
     options: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
     needs_values: bool = False
-    zero_exact: bool = True
-    min_bits: int = MIN_BITS
     max_bits: int = MAX_BITS
+    stored_bits: Callable[[Spec], int] = lambda spec: spec.bits
 
     def check(self, spec: Spec) -> None:
         """Raise :class:`QuantopsyError` for bits or options that this kind does not know."""
-        if not self.min_bits <= spec.bits <= self.max_bits:
+        if spec.bits > self.max_bits:
             raise QuantopsyError(
                 f"{self.name} with {spec.bits} bits",
                 "not a width of this kind",
-                f"give {self.min_bits} to {self.max_bits}",
+                f"give {MIN_BITS} to {self.max_bits}",
             )
         for option, value in spec.options:
             if option not in self.options:

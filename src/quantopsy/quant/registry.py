@@ -25,6 +25,11 @@ def quantizer(kind: str) -> Quantizer:
     return QUANTIZERS[kind]
 
 
+def stored_bits(spec: Spec) -> int:
+    """Bits that each value of a tensor on this grid takes, all its ``tensors`` together; scales are not counted."""
+    return quantizer(spec.kind).stored_bits(spec) * spec.tensors
+
+
 def check(spec: Spec) -> None:
     """Raise :class:`QuantopsyError` where ``spec`` names a kind, width or option that there is not."""
     quantizer(spec.kind).check(spec)

@@ -32,6 +32,7 @@ from quantopsy.engine.screen import Candidates
 from quantopsy.engine.sequential import bias_can_move, correct_biases
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
+from quantopsy.graph.operators import WEIGHTED_SUMS
 from quantopsy.study import FLOAT, RunResult, Store
 from quantopsy.transforms.transform import Transform, apply_checked
 
@@ -160,7 +161,7 @@ class Clinic:
 
     def corrected(self, plan: Plan) -> Plan:
         """``plan`` with every bias corrected in closed form, where the layer's algebra is known."""
-        able = {x.name for x in self.subject.network.layers if x.op in ("conv1d", "conv2d", "conv3d", "linear")}
+        able = {x.name for x in self.subject.network.layers if x.op in WEIGHTED_SUMS}
         return Plan.of(
             {
                 site: replace(spec, correction="bias")

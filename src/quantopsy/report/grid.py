@@ -9,7 +9,7 @@ import numpy as np
 
 from quantopsy.analysis.results import Results
 from quantopsy.report.tables import with_marks
-from quantopsy.report.wording import fixed
+from quantopsy.report.wording import INFINITY, fixed
 
 POINTS_LIMIT = 5.0
 """Degradation at which colour saturates when the metric is in points (Figure 3 of the layer-wise paper)."""
@@ -104,4 +104,4 @@ def sqnr_text(value: float) -> str:
     """An SQNR in whole dB for a cell; infinite where there is no noise."""
     if math.isnan(value):
         return ""
-    return "\N{INFINITY}" if math.isinf(value) else fixed(value, 0)
+    return INFINITY if math.isinf(value) else fixed(value, 0)

@@ -15,6 +15,7 @@ from quantopsy.analysis.results import Results
 
 MINUS = "\N{MINUS SIGN}"
 MISSING = "\N{EM DASH}"
+INFINITY = "\N{INFINITY}"
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 SCREENED = "screened (predicted)"
 BEYOND_LINEAR = "beyond the linear regime: noise prediction is rough"
@@ -148,10 +149,11 @@ def degradation_unit(results: Results) -> str:
 
 
 def interval(low: float, high: float, decimals: int) -> str:
-    """``a to b``; empty where there is none."""
-    if not (math.isfinite(low) and math.isfinite(high)):
+    """``a to b``; empty where there is none. Nothing at all is known where the ends are infinite, as of one image."""
+    if math.isnan(low) or math.isnan(high) or (math.isinf(low) and low == high):
         return ""
-    return f"{fixed(low, decimals)} to {fixed(high, decimals)}"
+    infinite = {-math.inf: f"{MINUS}{INFINITY}", math.inf: INFINITY}
+    return " to ".join(infinite.get(end) or fixed(end, decimals) for end in (low, high))
 
 
 def with_interval(value: float, low: float, high: float, decimals: int) -> str:

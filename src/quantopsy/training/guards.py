@@ -98,6 +98,7 @@ class OscillationGuard:
                 "often": none.clone(),
                 "frozen": none.bool(),
                 "held": none.clone(),
+                "ever": none.bool() if seen is None else seen["ever"],
             }
             return
         way = torch.sign(codes - seen["codes"]).to(torch.int8)
@@ -108,16 +109,17 @@ class OscillationGuard:
         seen["codes"] = codes
         newly = ~seen["frozen"] & (seen["often"] > OFTEN)
         if bool(newly.any()):
-            value = quantizer.latent(grid.decode(seen["mean"].round().to(torch.int32)))
-            seen["held"] = torch.where(newly, value, seen["held"])
+            seen["held"] = torch.where(newly, grid.decode(seen["mean"].round().to(torch.int32)), seen["held"])
             seen["frozen"] |= newly
+            seen["ever"] |= newly
         if bool(seen["frozen"].any()):
-            weight.copy_(torch.where(seen["frozen"], seen["held"], weight))
+            held = quantizer.latent(seen["held"], among=weight)
+            weight.copy_(torch.where(seen["frozen"], held, weight))
 
     @property
     def frozen(self) -> int:
-        """Weights that were frozen so far."""
-        return sum(int(seen["frozen"].sum()) for seen in self._seen.values())
+        """Weights that were frozen so far, each once; those that other bits have set free again too."""
+        return sum(int(seen["ever"].sum()) for seen in self._seen.values())
 
     def state(self) -> dict[int, dict[str, Tensor]]:
         """For a checkpoint."""

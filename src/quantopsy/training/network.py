@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantopsy.calibrate import fixed
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine.calibration import Calibration, grids_of, tensors_at
 from quantopsy.engine.exact import ExactEngine
@@ -92,7 +94,7 @@ class QuantizedLayer(nn.Module):
     def forward(self, values: Lookup) -> Tensor:
         """The layer's result on its grids, behind its activation function."""
         step = self.step
-        norm = self.norm if self.training else None
+        norm = self.norm if self._normalises else None
         over: Values = {name: quantizer(values[name]) for name, quantizer in self.input_quantizers.items()}
         if step.weight is not None:
             over[step.weight] = self.quantized_weight()
@@ -118,11 +120,16 @@ class QuantizedLayer(nn.Module):
     def quantized_weight(self) -> Tensor:
         """The weight on its grid; in evaluation with a kept batch norm in it."""
         weight, quantizer = self.latent_weight(), self.weight_quantizer
-        if self.norm is None or self.training:
+        if self.norm is None or self._normalises:
             return weight if quantizer is None else quantizer(weight)
         if quantizer is None:
             return weight * self.norm.ratio.reshape(-1, *(1,) * (weight.dim() - 1))
         return self.grid.decode(quantizer.qparams.encode(weight))
+
+    @property
+    def _normalises(self) -> bool:
+        """Whether a kept batch norm takes its moments from the batch."""
+        return self.norm is not None and self.norm.training
 
     @property
     def takes_norm(self) -> bool:
@@ -168,11 +175,12 @@ class TrainableNetwork(nn.Module):
         self.layers = nn.ModuleDict()
         self.sites: dict[Site, list[FakeQuantizer]] = {}
         network, specs = program.network, dict(plan.sites)
+        encodings = dict(calibration.encodings)
         for layer in network.layers:  # layers that share a weight and a spec share the very grid
             spec = specs.get(Site(layer.name, "weight"))
-            if spec is not None and layer.weight is not None:
-                grid = calibration.weight_qparams(layer, spec, network.tensors[layer.weight])
-                calibration.encodings[layer.weight, spec] = grid
+            if spec is not None and layer.weight is not None and (layer.weight, spec) not in encodings:
+                encodings[layer.weight, spec] = calibration.weight_qparams(layer, spec, network.tensors[layer.weight])
+        calibration = replace(calibration, encodings=encodings)
         by_grid: dict[int, FakeQuantizer] = {}
         on_grids = list(grids_of(network, plan, calibration))
         multiplied = {
@@ -210,7 +218,7 @@ class TrainableNetwork(nn.Module):
                 learning.norm = KeptNorm(*moments[step.layer.name])
             self.layers[step.layer.name.replace(".", "/")] = learning
         for name, quantizer in started.items():
-            made[name].data = quantizer.latent(made[name].data)
+            made[name].data = quantizer.begin(made[name].data)
         self._by_step = {learning.step.index: learning for learning in self.quantized_layers}
         self.to(program.device)
 
@@ -240,6 +248,16 @@ class TrainableNetwork(nn.Module):
             for site, found in self.sites.items()
             if site.role == "input" and self.program.network.layer(site.layer).weight is not None
         }
+
+    def check_batches(self, images: int) -> None:
+        """Raise :class:`QuantopsyError` where kept batch norms find no variance in a batch of so many ``images``."""
+        for layer in self.quantized_layers:
+            if layer.norm is not None and images * math.prod(layer.layer.output_shape[1:]) < 2:
+                raise QuantopsyError(
+                    f"batch norm of layer {layer.layer.name!r}",
+                    "one image is one value for every channel, and has no variance",
+                    "give each process two images a --batch at least, or --norms folded",
+                )
 
     def forward(self, *inputs: Tensor) -> Any:
         """The outputs, in the structure of the float module's."""
@@ -280,24 +298,34 @@ class TrainableNetwork(nn.Module):
                 tensors[layer.weight] = _plain(quantized.quantized_weight() if kept else quantized.latent_weight())
             if quantized.bias is not None and layer.bias is not None:
                 tensors[layer.bias] = _plain(quantized.quantized_bias())
-        calibration = Calibration(origins=network.origins, given=dict(self.given))
+        calibration = Calibration(sources=network.grid_sources, given=dict(self.given))
         specs: dict[Site, Spec] = {}
+        stated: dict[tuple[str, Spec], FakeQuantizer] = {}
         for site, quantizers in self.sites.items():
             layer = network.layer(site.layer)
             spec = quantizers[0].fitted(self.plan[site])
             if site.role == "weight":
-                found = [(str(layer.weight), self._by_name(site.layer).grid)]
+                quantized = self._by_name(site.layer)
+                found = [(str(layer.weight), quantized.grid)]
+                if quantized.shift is not None:  # it was trained with, whatever bits there are now
+                    spec = replace(spec, correction=calibration.give(quantized.shift.flatten()))
                 if found[0][1].axis is not None and spec.granularity == "per_tensor":
                     spec = replace(spec, granularity="per_channel")
             else:
-                pairs = zip(tensors_at(network, site), quantizers, strict=True)
+                pairs = zip(tensors_at(network, site, spec), quantizers, strict=True)
                 found = [(value, quantizer.qparams) for value, quantizer in pairs]
             evenly = [even(grid, spec) if isinstance(grid, LevelsQParams) else None for _, grid in found]
             if spec.kind == "learned" and None not in evenly:
                 spec = replace(spec, kind="uniform", options=())
                 found = [(value, grid) for (value, _), grid in zip(found, evenly, strict=True) if grid is not None]
+            for (value, grid), quantizer in zip(found, quantizers, strict=True):
+                # Two grids of a value that began with other bits may end with as many: their ranges tell them apart.
+                if stated.get((value, spec), quantizer) is not quantizer:
+                    low, high = grid.ends
+                    spec = replace(spec, range_estimator=fixed(float(low.amin()), float(high.amax())))
             specs[site] = spec
-            for value, grid in found:
+            for (value, grid), quantizer in zip(found, quantizers, strict=True):
+                stated[value, spec] = quantizer
                 calibration.encodings[value, spec] = grid.map_grids(lambda tensor: tensor.detach().cpu().clone())
         return replace(network, tensors=tensors), Plan.of(specs), calibration
 

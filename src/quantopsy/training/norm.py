@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 from quantopsy.engine.calibration import ChannelMean
 from quantopsy.graph.execute import Overlay, Program, Step, Values
@@ -36,24 +37,28 @@ class KeptNorm(nn.Module):
 
     It starts from ``start`` and ``spread``, mean and standard deviation of the folded layer's result (without bias) as
     they were measured, with gamma = sigma = ``spread`` and beta = bias + ``start``: it is then the identity.
+
+    ``mean`` and ``variance`` follow those of the batches by a share of ``momentum``; the variance is the unbiased one,
+    as :class:`torch.nn.BatchNorm2d` keeps it, and eps.
     """
 
     start: Tensor
     mean: Tensor
-    sigma: Tensor
+    variance: Tensor
 
     def __init__(self, start: Tensor, spread: Tensor) -> None:
         super().__init__()
         self.momentum = MOMENTUM
-        self.gamma = nn.Parameter(spread.clone())
+        variance = spread.square()
+        self.gamma = nn.Parameter(variance.sqrt())  # sigma to the bit, which `spread` need not be
         self.register_buffer("start", start.clone())
         self.register_buffer("mean", start.clone())
-        self.register_buffer("sigma", spread.clone())
+        self.register_buffer("variance", variance)
 
     @property
     def ratio(self) -> Tensor:
         """a = |gamma| / sigma, (C,): 1 before the first step. A negative one would turn the grid of a weight around."""
-        return self.gamma.abs() / self.sigma
+        return self.gamma.abs() / self.variance.sqrt()
 
     def bias(self, bias: Tensor) -> Tensor:
         """The bias in evaluation, beta - a mean: ``bias`` itself, to the bit, before the first step."""
@@ -62,9 +67,9 @@ class KeptNorm(nn.Module):
     def forward(self, y: Tensor, bias: Tensor) -> Tensor:
         """A layer's result without its bias, (B, C, ...), normalised by the batch; the running moments follow."""
         with torch.no_grad():
-            variance, mean = torch.var_mean(y, [dim for dim in range(y.dim()) if dim != 1], correction=0)
+            variance, mean = torch.var_mean(y.float(), [dim for dim in range(y.dim()) if dim != 1])
             self.mean.lerp_(mean, self.momentum)
-            self.sigma.lerp_((variance + EPS).sqrt(), self.momentum)
+            self.variance.lerp_(variance + EPS, self.momentum)
         return F.batch_norm(y, None, None, self.gamma.abs(), bias + self.start, training=True, eps=EPS)
 
 
@@ -99,11 +104,19 @@ def measured_moments(program: Program, batches: Iterable[Any]) -> dict[str, Mome
 
 @torch.no_grad()
 def reestimate(network: nn.Module, run: Callable[[Any], object], batches: Iterable[Any]) -> None:
-    """Set the running moments of kept batch norms in ``network`` to those over ``batches``, its grids as they are."""
+    """Set the running moments of kept batch norms in ``network`` to the means of those of ``batches``, each counted as
+    many times as it has images. Its grids stay as they are."""
     norms = [module for module in network.modules() if isinstance(module, KeptNorm)]
-    network.train()
-    for number, batch in enumerate(batches):
+    network.eval()  # all but these: ranges that follow the data would move
+    for norm in norms:
+        norm.train()
+    seen = 0
+    for batch in batches:
+        images = len(pytree.tree_leaves(batch)[0])
+        seen += images
         for norm in norms:
-            norm.momentum = 1 / (number + 1)
+            norm.momentum = images / seen
         run(batch)
+    for norm in norms:
+        norm.momentum = MOMENTUM
     network.eval()

@@ -11,22 +11,29 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from quantopsy.core import QuantopsyError
+from quantopsy.graph.outputs import output_tensors
 from quantopsy.metrics import logits
 
 Loss = Callable[[Any, Tensor], Tensor]
+
+_OWN_LOSS = "give a --loss package.module:callable (outputs, labels) -> (B,)"
 
 
 def label_loss(outputs: Any, labels: Tensor) -> Tensor:
     """Cross-entropy of the first output, logits (B, C, ...), over its images or pixels: a scalar.
 
-    Labels that are no class of the network are left out, as metrics leave them out of label maps.
+    Labels that are no class of the network are left out, as metrics leave them out of label maps. Raises
+    :class:`QuantopsyError` for labels that are no classes, for a single class, and for labels of another shape.
     """
     scores = logits(outputs)
+    if labels.is_floating_point() or scores.dim() < 2 or scores.shape[1] < 2:
+        what = "are numbers, not classes" if labels.is_floating_point() else "are of classes, the output has one"
+        raise QuantopsyError("labels", what, _OWN_LOSS)
     if scores.dim() < 2 or scores.shape[0] != labels.shape[0] or scores.shape[2:] != labels.shape[1:]:
         raise QuantopsyError(
             "labels",
             f"of shape {tuple(labels.shape)} for an output of {tuple(scores.shape)}",
-            "give a --loss package.module:callable (outputs, labels) -> (B,)",
+            _OWN_LOSS,
         )
     inside = (labels >= 0) & (labels < scores.shape[1])
     return F.cross_entropy(scores, torch.where(inside, labels, -100).long(), ignore_index=-100)
@@ -36,16 +43,17 @@ def distillation_loss(outputs: Any, reference: Any) -> Tensor:
     """Divergence of the outputs from the float network's (Hinton et al. 2015), averaged over outputs: a scalar.
 
     KL(softmax(reference) || softmax(output)) over dimension 1, averaged over images and pixels, of outputs that are
-    scores of classes; of others the squared distance as a share of the reference's variance.
+    scores of classes; of others the squared distance as a share of the reference's variance, of its square where it
+    does not vary, as a single number does not.
     """
     parts = []
-    pairs = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(reference), strict=True)
-    for student, teacher in pairs:
-        if not isinstance(student, Tensor) or not student.is_floating_point():
-            continue
+    tensors = (output_tensors(pytree.tree_leaves(given)) for given in (outputs, reference))
+    for student, teacher in zip(*tensors, strict=True):
         if student.dim() >= 2 and student.shape[1] > 1:
             wanted, found = F.log_softmax(teacher, 1), F.log_softmax(student, 1)
             parts.append((wanted.exp() * (wanted - found)).sum(1).mean())
         else:
-            parts.append((student - teacher).square().mean() / teacher.var().clamp(min=1e-12))
+            spread = teacher.var(correction=0)
+            spread = torch.where(spread > 0, spread, teacher.square().mean())
+            parts.append((student - teacher).square().mean() / spread.clamp(min=1e-12))
     return torch.stack(parts).mean()

@@ -17,6 +17,9 @@ FLOAT = "float"
 CORRECTION = 1e-3
 """Lambda of DDQ equation (9), where nothing else is said; the paper gives none."""
 
+PRECISIONS = ("no", "bf16", "fp16")
+"""Of the computation: float32, or mixed with a half precision."""
+
 EDGES = ("all", "inputs")
 """Values that are quantized of a model: all, or the inputs of layers with weights alone."""
 
@@ -96,6 +99,12 @@ class TrainingSettings:
             raise names.unknown(self.edges, EDGES, "choice of edges")
         if self.norms not in NORMS:
             raise names.unknown(self.norms, NORMS, "treatment of batch norms")
+        if self.precision not in PRECISIONS:
+            raise names.unknown(self.precision, PRECISIONS, "precision")
+        if self.precision == "fp16" and self.device == "cpu":
+            raise QuantopsyError("precision 'fp16'", "it is for other devices than cpu", "give bf16, or --device cuda")
+        if not 0 <= self.seed < 2**32:
+            raise QuantopsyError(f"seed {self.seed}", "out of range", "give one from 0 to 2^32 - 1")
         for name, least in (("epochs", 1), ("batch", 1), ("samples", 1), ("calibration_samples", 1), ("patience", 1)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -92,6 +92,8 @@ def ready(
         subject = make_ready(given, own, progress)
         network, known = subject.network, Calibration()
         plan = Plan() if settings.method == FLOAT else usual_plan(network, settings)
+    if not any(layer.weight is not None for layer in network.layers):
+        raise QuantopsyError(f"model {subject.model_name!r}", "no layer has a weight", "give one that can be trained")
     if settings.method == FLOAT:
         plan = Plan()
     started = settings.grids.start(plan)
@@ -99,9 +101,9 @@ def ready(
     calibration = calibrated(ready_to_run, [plan, started], progress)
     calibration.given.update(known.given)
     calibration.encodings.update(known.encodings)
-    network, plan = _settled(network, portable(network, plan, calibration), calibration)
+    network, plan, calibration = _settled(network, portable(network, plan, calibration), calibration)
     started = settings.grids.start(plan)
-    _carry(network, plan, started, calibration)
+    calibration = _carried(network, plan, started, calibration)
     # By what they hold, not by how they are named: a study may have been made of the very images.
     own_evaluation = subject.images.fingerprint != subject.calibration_images.fingerprint
     return Start(subject, network, started, calibration, own_evaluation)
@@ -127,7 +129,7 @@ def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
     activation = Spec(bits=settings.activation_bits or ACTIVATION_BITS, range_estimator=settings.activation_range)
     between = activation.with_bits(max(activation.bits, ACTIVATION_BITS))
     weighted = [layer.name for layer in network.layers if layer.weight is not None]
-    edges = {weighted[0], weighted[-1]} if settings.edge_bits else set()
+    edges = {*weighted[:1], *weighted[-1:]} if settings.edge_bits else set()
     sites: dict[Site, Spec] = {}
     for name in weighted:
         for site, spec in ((Site(name, "weight"), weight), (Site(name, "input"), activation)):
@@ -192,28 +194,31 @@ def _at(plan: Plan, bits: int | None, activation_bits: int | None) -> Plan:
     return Plan.of({site: spec.with_bits(wanted[site.role] or spec.bits) for site, spec in plan.sites})
 
 
-def _settled(network: Network, plan: Plan, calibration: Calibration) -> tuple[Network, Plan]:
-    """The network with its weights where roundings that were found put them, and the plan that rounds to the nearest:
-    the same quantized network, from which weights can move."""
-    tensors, specs = dict(network.tensors), dict(plan.sites)
+def _settled(network: Network, plan: Plan, calibration: Calibration) -> tuple[Network, Plan, Calibration]:
+    """The network with its weights where roundings that were found put them, and the plan that rounds to the nearest
+    with its grids: the same quantized network, from which weights can move."""
+    tensors, specs, encodings = dict(network.tensors), dict(plan.sites), dict(calibration.encodings)
     for site, spec in plan.sites:
         layer = network.layer(site.layer)
         if site.role != "weight" or spec.rounding == "nearest" or layer.weight is None:
             continue
         weight = network.tensors[layer.weight]
         nearest = specs[site] = replace(spec, rounding="nearest")
-        calibration.encodings[layer.weight, nearest] = calibration.weight_qparams(layer, spec, weight)
+        encodings[layer.weight, nearest] = calibration.weight_qparams(layer, spec, weight)
         tensors[layer.weight] = calibration.quantized_weight(layer, spec, weight)
-    return replace(network, tensors=tensors), Plan.of(specs)
+    return replace(network, tensors=tensors), Plan.of(specs), replace(calibration, encodings=encodings)
 
 
-def _carry(network: Network, plan: Plan, started: Plan, calibration: Calibration) -> None:
-    """Start learned levels from the very uniform grid that a site of ``plan`` has by what was found or given."""
+def _carried(network: Network, plan: Plan, started: Plan, calibration: Calibration) -> Calibration:
+    """``calibration`` in which learned levels start from the very uniform grid that a site of ``plan`` has by what was
+    found or given."""
+    encodings = dict(calibration.encodings)
     for site, spec in plan.sites:
         wanted = started[site]
         if wanted.kind != "learned" or spec.kind != "uniform":
             continue
-        for value in tensors_at(network, site):
+        for value in tensors_at(network, site, spec):
             grid = calibration.encodings.get((value, spec))
             if isinstance(grid, UniformQParams):
-                calibration.encodings[value, wanted] = of_uniform(grid, wanted.bits)
+                encodings[value, wanted] = of_uniform(grid, wanted.bits)
+    return replace(calibration, encodings=encodings)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantopsy.analysis.phases import pieces
 from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.recipes import Simulated, encodings_of, given_of, model_of
 from quantopsy.core import Plan, QuantopsyError, Site, names
@@ -94,6 +93,7 @@ def train(
         batches = [batch.inputs for batch in _some(start.images, training, settings.calibration_samples)]
         moments = measured_moments(program, batches)
     network = TrainableNetwork(program, start.plan, start.calibration, settings.grids, moments)
+    network.check_batches(min(settings.batch, len(training)) // processes.num_processes)
     limit = None
     if settings.limit is not None:
         for pattern in settings.share:
@@ -189,6 +189,8 @@ def settings_line(job: Job) -> str:
         what = f"{settings.method} weights at {', '.join(map(str, widths))} bits"
         what += f", {settings.target} the target" if settings.target else ""
         what += f", {settings.grids.activation} activations"
+        if "ste" in (settings.grids.weight, settings.grids.activation):
+            what += ", ranges of ste from least to greatest value"
         what += f", {settings.bitops} of BitOps the limit" if settings.bitops else ""
     batch = min(settings.batch, len(job.training))
     return (
@@ -199,9 +201,12 @@ def settings_line(job: Job) -> str:
 
 
 def _some(images: Images, order: np.ndarray, count: int) -> list[Batch]:
-    """``count`` of the images ``order``, spread evenly: data sets are often sorted by class."""
-    kept = np.sort(order[evenly_spaced_order(len(order))[:count]])
-    return [images.batch(piece) for piece in pieces(kept, 32)]
+    """``count`` of the images ``order``, two at least, spread evenly: data sets are often sorted by class.
+
+    In pieces of about 32: of one that is left over a batch norm would find no variance.
+    """
+    kept = np.sort(order[evenly_spaced_order(len(order))[: max(count, 2)]])
+    return [images.batch(piece) for piece in np.array_split(kept, -(-len(kept) // 32))]
 
 
 def _identity(start: Start, settings: TrainingSettings) -> dict[str, Any]:
@@ -227,7 +232,7 @@ def _written(
     network, plan, calibration = done
     path = folder / NETWORK
     images = start.subject.images if start.own_evaluation else start.images
-    save_network(network, images.batch([0, 1]).inputs, path)
+    save_network(network, images.batch([0, len(images) - 1]).inputs, path)  # two, however many there are
     subject = start.subject if start.own_evaluation else replace(start.subject, images=start.images, order=validation)
     progress.start("proof", len(subject.order))
     device = str(subject.program.device)

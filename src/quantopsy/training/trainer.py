@@ -16,11 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, is_initialized
 from accelerate.utils import DistributedDataParallelKwargs, gather_object, set_seed
 from torch import Tensor
 
 from quantopsy.analysis.progress import Progress
 from quantopsy.analysis.significance import degradation
+from quantopsy.analysis.subject import device_named
 from quantopsy.core import QuantopsyError
 from quantopsy.data import Batch, Images, prefetch
 from quantopsy.graph.execute import Program
@@ -145,6 +147,7 @@ class Trainer:
             raise
         if self.best is not None:
             self.network.load_state_dict(self.best)
+        self._freeze_ranges()  # a training that ended early has not yet
         self.network.eval()
         return self.history
 
@@ -418,7 +421,20 @@ def steps_per_epoch(images: int, batch: int) -> int:
 
 
 def accelerator(settings: TrainingSettings) -> Accelerator:
-    """One process on one device, or as ``accelerate launch`` says."""
+    """One process on one device, or as ``accelerate launch`` says.
+
+    Raises :class:`QuantopsyError` for a device that there is not, and where this process has trained on another device
+    or with another precision: accelerate sets them once.
+    """
+    device = device_named(settings.device)
+    if is_initialized():
+        state = AcceleratorState()
+        if (state.device.type, state.mixed_precision) != (device.type, settings.precision):
+            raise QuantopsyError(
+                f"device {settings.device!r} and precision {settings.precision!r}",
+                f"accelerate keeps what this process began with, {state.device.type!r} and {state.mixed_precision!r}",
+                "train in a process of its own",
+            )
     return Accelerator(
         cpu=settings.device == "cpu",
         mixed_precision=settings.precision,

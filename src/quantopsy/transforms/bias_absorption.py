@@ -17,12 +17,19 @@ from torch import Tensor, fx
 from quantopsy.core import QuantopsyError
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Layer, Network
-from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, MOVEMENTS, OPERATIONS, SIZES, TRANSPOSED, pads_with
+from quantopsy.graph.operators import (
+    CONVOLUTIONS,
+    LINEARS,
+    MOVEMENTS,
+    OPERATIONS,
+    SIZES,
+    TRANSPOSED,
+    WEIGHTED_SUMS,
+    pads_with,
+)
 from quantopsy.transforms.draft import Draft, clamp_bounds, other_reader, tensor_readers
 from quantopsy.transforms.scale_classes import CLAMPS
 from quantopsy.transforms.transform import decode, encode
-
-_TAKES = {"conv1d", "conv2d", "conv3d", "linear"}
 
 _CARRIES = {"max_pool", "avg_pool", "adaptive_avg_pool", "mean"}
 """What gives f(x + c) = f(x) + f(c) for c constant over positions."""
@@ -158,7 +165,7 @@ class _Readers:
             others = [a for a in reader.all_input_nodes if a is not node and a.name not in self.numbers]
             if reader.target in SIZES:
                 continue
-            if taker is not None and taker.weight is not None and taker.op in _TAKES:
+            if taker is not None and taker.weight is not None and taker.op in WEIGHTED_SUMS:
                 if (other := other_reader(self.tensors, taker, taker.bias)) is not None:
                     raise _RefusalError(f"layer {taker.name!r} behind it shares its bias with {other}")
                 yield _Taker(taker, _arriving(self.network, reader, taker, value))

@@ -293,7 +293,8 @@ class _Trace:
         for operand in node.all_input_nodes:
             if operand in self.numbers:
                 for numbers in pytree.tree_leaves(self.numbers[operand]):
-                    self._unite_with(pin, numbers)
+                    if numbers is not None:  # indices beside values
+                        self._unite_with(pin, numbers)
         return pin
 
     def _read(self, node: fx.Node) -> Tensor:

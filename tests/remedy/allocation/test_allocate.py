@@ -151,3 +151,21 @@ def test_a_mistake_is_one_line(study, options, reason) -> None:
     with pytest.raises(QuantopsyError, match=reason) as error:
         allocated(study, **options)
     assert "\n" not in str(error.value)
+
+
+class Recurrent(Unequal):
+    """Its head runs twice."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(super().forward(x).relu())
+
+
+def test_layers_that_share_a_weight_get_the_same_bits(tmp_path) -> None:
+    torch.manual_seed(0)
+    model, data = Recurrent().eval(), many()
+    qp.analyze(model, data, out=tmp_path, bits=(3, 8), mode="screen", metric="agreement")
+    done = qp.allocate(tmp_path, model=model, data=data, size="5bits", criterion="hawq").results.allocated
+    bits = dict(done.bits)
+    assert len(bits) == 4
+    assert len({width for name, width in bits.items() if name not in ("loud", "faint")}) == 1
+    assert done.uses["size"] <= 5 * (12 + 300 + 16) / 8

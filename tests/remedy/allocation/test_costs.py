@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from quantopsy.analysis.schemes import full_plan, grids
 from quantopsy.core import QuantopsyError, Site
@@ -38,6 +40,44 @@ def test_size_is_the_bits_of_all_weights(network) -> None:
     by_hand = sum(network.weight(layer).numel() * named[layer.name] / 8 for layer in weights)
     assert choices.shape.cost(costs.of("size"), mixed) == pytest.approx(by_hand)
     assert costs.uniform("size", 4) == pytest.approx(sum(network.weight(w).numel() for w in weights) / 2)
+
+
+@pytest.mark.parametrize(("change", "stored"), [({"kind": "piecewise"}, 6), ({"tensors": 2}, 8)])
+def test_size_counts_what_a_kind_of_grid_stores(network, change, stored) -> None:
+    plan = full_plan(network, grids("per-tensor", 8, {"weight": change}))
+    costs = Costs(network, Choices.of(network, plan, WIDTHS))
+    selection = costs.choices.uniform(4)
+    by_hand = sum(network.weight(layer).numel() for layer in network.layers if layer.weight) * stored / 8
+    assert costs.choices.shape.cost(costs.of("size"), selection) == pytest.approx(by_hand)
+    assert wanted_limits(costs, {"size": "4bits"}) == {"size": pytest.approx(by_hand)}
+
+
+class Shared(nn.Module):
+    """A convolution that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.twice = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.twice(self.twice(self.stem(x)).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("activations", [(), (4, 8)])
+def test_a_weight_that_layers_share_is_chosen_and_stored_once_and_multiplied_twice(activations, tmp_path) -> None:
+    network = capture(Shared().eval(), (torch.randn(2, 3, 6, 6),))
+    choices = choices_of(network, activations)
+    once, twice = (choice for choice in choices.choices if choice.of_weight)
+    assert (len(once.sites), len(twice.sites)) == (1, 2)
+    costs = Costs(network, choices, table_of(network, tmp_path))
+    costs.latency.check(network, choices)
+    selection = choices.uniform(4)
+    cost = {name: choices.shape.cost(costs.of(name), selection) for name in ("size", "bitops", "latency")}
+    assert cost["size"] == (12 + 144) / 2 == costs.uniform("size", 4)
+    assert cost["bitops"] == 36 * (12 + 2 * 144) * 4 * 8
+    assert cost["latency"] == 3 * 2.0
+    specs = dict(choices.realised(selection).sites)
+    assert {specs[site].bits for site in twice.sites} == {4}
 
 
 @pytest.mark.parametrize("activations", [(), (4, 8)])

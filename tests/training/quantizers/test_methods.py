@@ -72,7 +72,7 @@ def test_squashed_weights_start_as_they_were(largest: float) -> None:
     w = w / w.abs().max() * largest
     made, qparams = quantizer("dorefa", w, Spec(bits=4, symmetric=True, granularity="per_channel"))
     assert isinstance(made, DoReFa)
-    latent = made.latent(w).requires_grad_()
+    latent = made.begin(w).requires_grad_()
     torch.testing.assert_close(made.weight(latent), w, rtol=1e-5, atol=1e-6 * largest)
     made(made.weight(latent)).square().sum().backward()
     assert latent.grad is not None
@@ -83,7 +83,7 @@ def test_squashed_weights_start_as_they_were(largest: float) -> None:
 def test_squashed_weights_stay_within_their_largest_magnitude() -> None:
     w = sample(3, (8, 9))
     made, _ = quantizer("pact", w, Spec(bits=4, symmetric=True), "weight")
-    moved = made.weight(10 * made.latent(w))
+    moved = made.weight(10 * made.begin(w))
     assert float(moved.abs().max()) == pytest.approx(float(w.abs().max()))
 
 
@@ -93,13 +93,25 @@ def test_dorefa_is_for_weights() -> None:
 
 
 def test_zero_stays_exact_with_a_trained_offset() -> None:
-    made, _ = quantizer("lsq+", sample(4) + 1, Spec(bits=3))
+    made, _ = quantizer("lsq+", sample(4) + 1, Spec(bits=3), "output")
     assert isinstance(made, LearnedScaleAndOffset)
+    assert made.fitted(Spec(bits=3, symmetric=True)).symmetric  # until its zero point leaves where it was
     with torch.no_grad():
-        made.offset += 0.37
+        made.offset += 0.97
         made.scale *= 1.13
     assert made(torch.zeros(1)).tolist() == [0]
     assert not made.fitted(Spec(bits=3, symmetric=True)).symmetric
+
+
+def test_lsq_plus_keeps_weights_symmetric() -> None:
+    spec = Spec(bits=4, symmetric=True, signed=True)
+    made, _ = quantizer("lsq+", sample(4), spec)
+    made(sample(4) + 1).sum().backward()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter -= 0.1 * parameter.grad
+    assert int(made.qparams.zero_point) == 0
+    assert made.fitted(spec).symmetric
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from quantopsy.analysis.calibration.result import CalibrationStudy
+from quantopsy.core.plain import plain
 
 
 def document(study: CalibrationStudy) -> dict[str, Any]:
@@ -27,24 +23,24 @@ def document(study: CalibrationStudy) -> dict[str, Any]:
         "metric": study.metric,
         "unit": study.unit,
         "bits": study.bits,
-        "verdict": _plain(study.verdict),
+        "verdict": plain(study.verdict),
         "images": study.images,
         "distinct": study.distinct,
         "samples": study.evaluation,
         "float": study.float_value.value,
-        "float_interval": [study.float_value.low, study.float_value.high],
-        "given": _plain(study.given),
-        "own": _plain(study.own),
-        "cleaned": _plain(study.cleaned),
-        "cost": _plain(study.cost),
-        "noise_ratio": _plain(study.noise_ratio),
-        "growth": _plain(study.growth),
-        "activations": _plain(study.activations),
-        "shifts": _plain(study.shifts),
+        "float_interval": plain([study.float_value.low, study.float_value.high]),
+        "given": plain(study.given),
+        "own": plain(study.own),
+        "cleaned": plain(study.cleaned),
+        "cost": plain(study.cost),
+        "noise_ratio": plain(study.noise_ratio),
+        "growth": plain(study.growth),
+        "activations": plain(study.activations),
+        "shifts": plain(study.shifts),
         "outliers": {
             "odd": named(found.odd),
             "blank": named(found.blank),
-            "setters": [{**_plain(setter), "images": named(setter.images)} for setter in found.setters],
+            "setters": [{**plain(setter), "images": named(setter.images)} for setter in found.setters],
             "factor": found.factor,
             "widest": found.widest,
         },
@@ -55,24 +51,10 @@ def document(study: CalibrationStudy) -> dict[str, Any]:
             "nearly_shared": named(duplicates.nearly_shared),
         },
         "bad": list(study.bad),
-        "selection": None if chosen is None else {**_plain(chosen), "images": list(chosen.entries)},
+        "selection": None if chosen is None else {**plain(chosen), "images": list(chosen.entries)},
         "level": study.level,
         "tolerance": study.tolerance,
-        "settings": _plain(study.settings),
-        "provenance": _plain(study.provenance),
+        "settings": plain(study.settings),
+        "provenance": plain(study.provenance),
         "seconds": study.seconds,
     }
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, pd.DataFrame):
-        return [_plain(row) for row in value.to_dict("records")]
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

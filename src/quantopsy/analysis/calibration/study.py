@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from math import ceil, log2
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.schemes import at_bits
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.significance import Interval
-from quantopsy.analysis.subject import Given, Subject, make_ready, measuring
+from quantopsy.analysis.subject import Given, Subject, make_ready, measuring, provenance
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.data import Images, evenly_spaced_order, open_data, prefetch
 from quantopsy.engine.calibration import Calibration, wanted_statistics
@@ -199,7 +197,7 @@ class _Study:
             verdict=verdict,
             names=self._names(),
             settings=self._settings(),
-            provenance=_provenance(subject),
+            provenance=provenance(subject.identity),
         )
 
     def _sizes_run(self, sizes: Sequence[int]) -> dict[int, bool]:
@@ -361,13 +359,3 @@ class _Study:
 
 def _called(what: Any, else_: str) -> str:
     return str(what) if isinstance(what, str | Path) else else_
-
-
-def _provenance(subject: Subject) -> dict[str, Any]:
-    return {
-        "quantopsy": version("quantopsy"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        **subject.identity,
-    }

@@ -18,6 +18,7 @@ from quantopsy.core.recipe import Estimate, Expected, Given, Recipe
 from quantopsy.engine.calibration import ends_of
 from quantopsy.metrics import Metric
 from quantopsy.quant.encoding import qparams_from_json
+from quantopsy.quant.registry import stored_bits
 from quantopsy.study import RunResult, Store
 
 FLOAT_BITS = 32
@@ -217,7 +218,7 @@ def _array(given: Given) -> np.ndarray:
 
 
 def _bits(spec: Spec | None) -> int:
-    return FLOAT_BITS if spec is None else spec.bits * spec.tensors
+    return FLOAT_BITS if spec is None else stored_bits(spec)
 
 
 def _grids(noted: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[Site, tuple[np.ndarray, ...]]:

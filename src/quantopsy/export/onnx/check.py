@@ -29,7 +29,7 @@ from quantopsy.export.onnx.grids import ActivationGrid
 from quantopsy.export.onnx.runtime import Inputs, Opener, feed, open_session, run
 from quantopsy.graph.execute import Overlay, channels_last, compile_network
 from quantopsy.graph.network import Network
-from quantopsy.graph.outputs import output_tensors
+from quantopsy.graph.outputs import is_measured, output_tensors
 from quantopsy.metrics import Metric, agreement, measure
 from quantopsy.quant import QParams
 
@@ -325,7 +325,7 @@ def _output_steps(network: Network, engine: ExactEngine, prepared: Prepared, out
     """The step of each floating output: of its grid, the largest of several, else 1/255 of its range."""
     steps = []
     for name, output in zip(engine.program.outputs, outputs, strict=True):
-        if not isinstance(output, Tensor) or not output.is_floating_point():
+        if not is_measured(output):
             continue
         quantizers = prepared.quantizers.get(engine.program.producer.get(network.origin(name), -1))
         grid: Any = quantizers.output if quantizers is not None else None

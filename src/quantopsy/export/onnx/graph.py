@@ -42,7 +42,7 @@ from quantopsy.export.onnx.weights import CodedWeight, StoredWeight, stored_weig
 from quantopsy.export.onnx.writer import Constant, OnnxWriter, Value
 from quantopsy.graph.execute import Program, Step, compile_network
 from quantopsy.graph.network import Layer, Network
-from quantopsy.graph.operators import ACTIVATIONS, pads_with
+from quantopsy.graph.operators import ACTIVATIONS, WEIGHTED_SUMS, pads_with
 from quantopsy.quant import QParams, UniformQParams
 
 OPSET = 21  # the first with 4- and 16-bit integers in Q and DQ
@@ -50,8 +50,6 @@ FLOAT_WEIGHTS = "quantopsy.float_weights"
 CODES_NAME = "{}.codes"  # of a value of the network; its names have no dots
 WEIGHT_CODES_NAME = "{}.weight.codes"  # as weights.py names them behind a layer's name
 BIAS_CODES_NAME, BIAS_SCALE_NAME = "{}.bias.codes", "{}.bias.scale"
-INTEGER_OPS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
-"""What ConvInteger and MatMulInteger compute."""
 _NO_QUANTIZERS = LayerQuantizers((), None, None, None)
 
 
@@ -270,7 +268,7 @@ class _Export:
         return (
             self.integer_convolutions
             and not (rounded_next and isinstance(stored, StoredWeight))
-            and layer.op in INTEGER_OPS
+            and layer.op in WEIGHTED_SUMS  # what ConvInteger and MatMulInteger compute
             and coded is not None
             and _moves_as_codes(coded[1])
             and stored.has_terms

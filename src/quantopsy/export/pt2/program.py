@@ -86,8 +86,10 @@ class _Writer:
             if node.op == "get_attr":
                 continue  # written where it is read: a weight that is quantized is not
             if node.op == "output":
-                leaves = [self.values[leaf] for leaf in pytree.tree_leaves(node.args[0])]
-                self.graph.output(self.network.unflatten(leaves))
+                leaves = [
+                    self._value(leaf) if isinstance(leaf, fx.Node) else leaf for leaf in self.network.output_leaves
+                ]
+                self.graph.output(pytree.tree_unflatten(leaves, self.network.output_tree))
                 continue
             copy = self._layer(node) if node.name in self.layers else self._copy(node, {})
             layer = self.outputs.get(node.name)

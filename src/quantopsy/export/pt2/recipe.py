@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from quantopsy.analysis import significance
 from quantopsy.analysis.phases import pieces
@@ -149,10 +148,11 @@ def _compared(
         reals, simulated = (found.outputs for found in engine.run_tile(batch.inputs, [prepared]))
         with torch.no_grad():
             given = module(*network.arrange(batch.inputs))
-        for name, outputs in zip(rows, (reals, simulated, pytree.tree_leaves(given)), strict=True):
+        run = network.flatten(given)
+        for name, outputs in zip(rows, (reals, simulated, run), strict=True):
             rows[name].append(measure(metric, network.unflatten(outputs), batch.labels, network.unflatten(reals)))
         kept.append(agreement(given, network.unflatten(simulated)))
-        for tensor, other in zip(output_tensors(pytree.tree_leaves(given)), output_tensors(simulated), strict=True):
+        for tensor, other in zip(output_tensors(run), output_tensors(simulated), strict=True):
             elements, equal = elements + other.numel(), equal + int((tensor == other).sum())
             largest = max(largest, float((tensor - other).abs().max()))
             low, high = min(low, float(other.min())), max(high, float(other.max()))

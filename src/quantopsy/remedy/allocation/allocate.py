@@ -147,7 +147,7 @@ class Session:
         )
         expected = proof(self.clinic, before, now, self.parts.report, self.level)
         ratio = self.clinic.difference(before, now, self.parts.report, self.level).noise
-        weights = {c.sites[0].layer: c.widths[n] for c, n in self._taken(chosen) if c.of_weight}
+        weights = {site.layer: c.widths[n] for c, n in self._taken(chosen) if c.of_weight for site in c.sites}
         done = Allocation(
             criterion=best,
             correction=correction,

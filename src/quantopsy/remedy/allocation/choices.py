@@ -17,7 +17,7 @@ from quantopsy.remedy.fixes import sharing
 
 @dataclass(frozen=True)
 class Choice:
-    """Sites that have one bit-width, out of ``widths`` (ascending): a weight alone, or activations together."""
+    """Sites that have one bit-width, out of ``widths`` (ascending): those of a weight, or activations together."""
 
     sites: tuple[Site, ...]
     widths: tuple[int, ...]
@@ -39,10 +39,15 @@ class Choices:
     def of(cls, network: Network, plan: Plan, widths: Sequence[int], activation_widths: Sequence[int] = ()) -> Choices:
         """Every weight of ``plan`` at one of ``widths``; activations as they are, or at ``activation_widths``.
 
+        A weight that several layers share is stored once and has one width.
         Activations have one width where a layer reads them together (addition, concatenation) and across layers
         without weights, which run on the grid of what they read.
         """
-        weights = [Choice((site,), tuple(sorted(widths))) for site in plan if site.role == "weight"]
+        tensors: dict[str | None, list[Site]] = {}
+        for site in plan:
+            if site.role == "weight":
+                tensors.setdefault(network.layer(site.layer).weight, []).append(site)
+        weights = [Choice(tuple(sites), tuple(sorted(widths))) for sites in tensors.values()]
         groups = list(_shared(network, plan)) if activation_widths else []
         activations = [Choice(group, tuple(sorted(activation_widths))) for group in groups]
         return cls(plan, (*weights, *activations))

@@ -13,8 +13,10 @@ from typing import Literal
 import numpy as np
 
 from quantopsy.core import QuantopsyError, Site, names
+from quantopsy.core.spec import MAX_BITS, MIN_BITS
 from quantopsy.graph.network import Layer, Network
-from quantopsy.remedy.allocation.choices import Choices
+from quantopsy.quant.registry import stored_bits
+from quantopsy.remedy.allocation.choices import Choice, Choices
 from quantopsy.remedy.allocation.program import Cost, Limit, Product, nearest
 
 Resource = Literal["size", "bitops", "latency"]
@@ -86,8 +88,9 @@ class LatencyTable:
                 raise names.unknown(name, network.names, "latency table's layer")
         missing: dict[str, list[int]] = {}
         for choice, bits in choices.options():
-            if choice.of_weight and (choice.sites[0].layer, bits) not in self.entries:
-                missing.setdefault(choice.sites[0].layer, []).append(bits)
+            for site in choice.sites if choice.of_weight else ():
+                if (site.layer, bits) not in self.entries:
+                    missing.setdefault(site.layer, []).append(bits)
         if missing:
             known = {name for name, _ in self.entries}
             some = [
@@ -121,9 +124,12 @@ class Costs:
 
     def uniform(self, resource: Resource, bits: int) -> float | None:
         """What all weights at ``bits`` cost, activations as they are in the plan; None where a table does not say."""
-        layers = [self.network.layer(choice.sites[0].layer) for choice in self.choices.choices if choice.of_weight]
         if resource == "size":
-            return sum(_numel(layer) for layer in layers) * bits / 8
+            # A limit may be said in bits that no grid has, such as 1bits.
+            known = min(max(bits, MIN_BITS), MAX_BITS)
+            weights = (choice for choice in self.choices.choices if choice.of_weight)
+            return sum(self._bytes(choice, known) for choice in weights) * bits / known
+        layers = [layer for _, layer, _, _ in self._weights()]
         if resource == "bitops":
             return float(sum(layer.macs * bits * self._input_bits(layer) for layer in layers))
         assert self.latency is not None
@@ -136,25 +142,28 @@ class Costs:
         return np.zeros(sum(self.choices.shape.sizes))
 
     def _weights(self) -> Iterator[tuple[int, Layer, Sequence[int], slice]]:
-        """Choices of weights with the options that are theirs."""
+        """Layers with a weight: the choice that it is, with the options that are its."""
         for number, choice in enumerate(self.choices.choices):
-            if choice.of_weight:
+            for site in choice.sites if choice.of_weight else ():
                 start = int(self.choices.shape.starts[number])
-                layer = self.network.layer(choice.sites[0].layer)
-                yield number, layer, choice.widths, slice(start, start + len(choice.widths))
+                yield number, self.network.layer(site.layer), choice.widths, slice(start, start + len(choice.widths))
+
+    def _bytes(self, choice: Choice, bits: int) -> float:
+        """Of a weight, which is stored once for all layers that share it."""
+        site = choice.sites[0]
+        shape = self.network.layer(site.layer).weight_shape or (0,)
+        return math.prod(shape) * stored_bits(self.choices.specs(choice, bits)[site]) / 8
 
     def _size(self) -> Cost:
-        linear = self._vector()
-        for _, layer, widths, own in self._weights():
-            linear[own] = np.array(widths) * _numel(layer) / 8
-        return Cost(linear)
+        options = self.choices.options()
+        return Cost(np.array([self._bytes(choice, bits) if choice.of_weight else 0.0 for choice, bits in options]))
 
     def _bitops(self) -> Cost:
         linear, products = self._vector(), []
         for number, layer, widths, own in self._weights():
             entering = self.choices.by_site.get(Site(layer.name, "input"))
             if entering is None:
-                linear[own] = float(layer.macs * self._input_bits(layer)) * np.array(widths)
+                linear[own] += float(layer.macs * self._input_bits(layer)) * np.array(widths)
             else:
                 factor = float(layer.macs) * np.outer(widths, self.choices.choices[entering].widths)
                 products.append(Product(number, entering, factor))
@@ -169,7 +178,7 @@ class Costs:
         assert self.latency is not None
         linear = self._vector()
         for _, layer, widths, own in self._weights():
-            linear[own] = [self.latency.entries[layer.name, bits] for bits in widths]
+            linear[own] += [self.latency.entries[layer.name, bits] for bits in widths]
         return Cost(linear, constant=self._weightless())
 
     def _weightless(self) -> float:
@@ -223,10 +232,6 @@ def _ceiled(value: float, digits: int) -> float:
         return value
     step = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
     return math.ceil(value / step - 1e-9) * step
-
-
-def _numel(layer: Layer) -> int:
-    return math.prod(layer.weight_shape or (0,))
 
 
 def _amount(costs: Costs, resource: Resource, text: str) -> float:

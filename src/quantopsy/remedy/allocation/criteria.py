@@ -14,7 +14,7 @@ import numpy as np
 
 from quantopsy.analysis.prediction import Baseline, outlook
 from quantopsy.analysis.screening import Scores
-from quantopsy.core import Plan, QuantopsyError, Site
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.network import Network
 from quantopsy.metrics import Metric
@@ -99,14 +99,14 @@ class Values:
         information); 0 for activations, of which it says nothing."""
         found = []
         for choice, bits in self.choices.options():
-            if not choice.of_weight:
-                found.append(0.0)
-                continue
-            site: Site = choice.sites[0]
-            layer = self.network.layer(site.layer)
-            weight = self.network.weight(layer)
-            assert weight is not None
-            spec = self.choices.specs(choice, bits)[site]
-            change = self.calibration.quantized_weight(layer, spec, weight) - weight
-            found.append(self.curvature[layer.name] * float(change.square().sum()))
+            specs = self.choices.specs(choice, bits) if choice.of_weight else {}
+            found.append(sum(self._bent(site, spec) for site, spec in specs.items()))
         return np.array(found)
+
+    def _bent(self, site: Site, spec: Spec) -> float:
+        """Mean curvature times squared change of a layer's weight."""
+        layer = self.network.layer(site.layer)
+        weight = self.network.weight(layer)
+        assert weight is not None
+        change = self.calibration.quantized_weight(layer, spec, weight) - weight
+        return self.curvature[layer.name] * float(change.square().sum())

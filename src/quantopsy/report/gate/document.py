@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict
 from typing import Any
 
 from quantopsy.analysis.document import comparison_document
 from quantopsy.analysis.gate.candidate import Candidate
 from quantopsy.analysis.gate.judge import Check, Judged
 from quantopsy.analysis.significance import Interval
+from quantopsy.core.plain import plain
 from quantopsy.report.gate.words import cautions, sentence
 
 
@@ -18,7 +17,7 @@ def gate_document(judged: Judged) -> dict[str, Any]:
     return {
         "passed": judged.passed,
         "level": judged.level,
-        "rules": {name: _plain(value) for name, value in asdict(judged.rules).items()},
+        "rules": plain(judged.rules),
         "old": _candidate(judged.old),
         "new": _candidate(judged.new),
         "checks": [_check(check, judged) for check in judged.checks],
@@ -31,7 +30,7 @@ def gate_document(judged: Judged) -> dict[str, Any]:
             }
             for change in judged.specs
         ],
-        "ranges": None if judged.ranges is None else [_plain(asdict(c)) for c in judged.ranges if c.factor > 1.0],
+        "ranges": None if judged.ranges is None else [plain(c) for c in judged.ranges if c.factor > 1.0],
         "only_old": list(judged.only_old),
         "only_new": list(judged.only_new),
         "layers": None if judged.layers is None else comparison_document(judged.layers)["differences"][0],
@@ -45,9 +44,9 @@ def _check(check: Check, judged: Judged) -> dict[str, Any]:
         "name": check.name,
         "status": check.status,
         "finding": check.finding,
-        "limit": _plain(check.limit),
-        "value": _plain(check.value),
-        "before": _plain(check.before),
+        "limit": plain(check.limit),
+        "value": plain(check.value),
+        "before": plain(check.before),
         "interval": _interval(check.interval),
         "level": None if check.interval is None else check.interval.level,
         "significant": None if check.interval is None else check.interval.low > 0 or check.interval.high < 0,
@@ -65,25 +64,17 @@ def _candidate(side: Candidate) -> dict[str, Any]:
         "bits": side.bits,
         "metric": side.metric,
         "unit": side.unit,
-        "float": _plain(side.float_value),
-        "value": _plain(side.value),
-        "degradation": _plain(side.lost.value),
+        "float": plain(side.float_value),
+        "value": plain(side.value),
+        "degradation": plain(side.lost.value),
         "degradation_interval": _interval(side.lost),
         "samples": side.samples,
-        "coverage": _plain(side.coverage),
-        "weight_bytes": _plain(side.bytes),
+        "coverage": plain(side.coverage),
+        "weight_bytes": plain(side.bytes),
         "quantized_layers": len(side.quantized),
         "layers": len(side.layers),
     }
 
 
 def _interval(found: Interval | None) -> list[float | None] | None:
-    return None if found is None else [_plain(found.low), _plain(found.high)]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if found is None else [plain(found.low), plain(found.high)]

@@ -17,6 +17,7 @@ from quantopsy.report.wording import (
     Writer,
     count,
     fixed,
+    interval,
     interval_decimals,
     percent,
     predicted,
@@ -54,7 +55,7 @@ def found(check: Check, judged: Judged) -> str:
         return MISSING
     write = _writer(check, judged)
     if check.interval is not None:
-        between = f"{write.number(check.interval.low)} to {write.number(check.interval.high)}"
+        between = interval(check.interval.low, check.interval.high, write.decimals) or MISSING
         return f"{predicted(signed(check.value, write.decimals), check.predicted)} ({between})"
     return _amount(check, check.value, write)
 
@@ -126,7 +127,7 @@ def _estimate(check: Check, judged: Judged) -> str:
     write = _writer(check, judged)
     told = check.interval
     sure = "significant" if told.low > 0 or told.high < 0 else "not significant"
-    between = f"{100 * told.level:.4g} % interval {write.number(told.low)} to {write.number(told.high)}"
+    between = f"{100 * told.level:.4g} % interval {interval(told.low, told.high, write.decimals) or MISSING}"
     images = check.images or 0
     over = f"paired over {count(images, 'image')}" if images else "each over its own images"
     over = "predicted by a screen, not run" if check.predicted else over

@@ -57,6 +57,10 @@ class FakeQuantizer(nn.Module, ABC):
         """The weight that is quantized, of the ``latent`` one that is trained; itself unless the method says so."""
         return latent
 
-    def latent(self, weight: Tensor) -> Tensor:
-        """A latent weight whose :meth:`weight` is ``weight``: where training starts."""
+    def begin(self, weight: Tensor) -> Tensor:
+        """The latent weight whose :meth:`weight` is ``weight``: where training starts. To be called once."""
         return weight
+
+    def latent(self, weight: Tensor, among: Tensor) -> Tensor:
+        """What entries of the latent weight ``among`` have to be for :meth:`weight` to have those of ``weight``."""
+        return weight.to(among.dtype)

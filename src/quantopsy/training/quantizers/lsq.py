@@ -72,7 +72,7 @@ class LearnedScale(FakeQuantizer):
 
 
 class LearnedScaleAndOffset(FakeQuantizer):
-    """x_q = (code - zero_point) scale with ``zero_point = round(-offset / scale)``; both trained.
+    """x_q = (code - zero_point) scale with ``zero_point = round(-offset / scale)``; both trained. For activations.
 
     The paper's offset is any real; ours is rounded to a multiple of the scale, straight through, so that zero
     stays a level and integer runtimes can hold the grid.
@@ -102,7 +102,8 @@ class LearnedScaleAndOffset(FakeQuantizer):
         return {"scale": [self.scale], "offset": [self.offset]}
 
     def fitted(self, spec: Spec) -> Spec:
-        return replace(super().fitted(spec), symmetric=False)
+        fitted, start = super().fitted(spec), self._grid.value.zero_point
+        return replace(fitted, symmetric=fitted.symmetric and torch.equal(self.qparams.zero_point, start))
 
 
 def _every(grid: UniformQParams | LevelsQParams, step: int) -> UniformQParams:

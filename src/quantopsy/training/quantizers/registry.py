@@ -74,6 +74,8 @@ def _learned_scale(spec: Spec, qparams: UniformQParams | LevelsQParams, options:
 
 
 def _learned_scale_and_offset(spec: Spec, qparams: UniformQParams, options: Options) -> FakeQuantizer:
+    if options.role == "weight":
+        return _learned_scale(spec, qparams, options)
     return LearnedScaleAndOffset(spec, qparams, options.role, options.correction)
 
 
@@ -111,8 +113,8 @@ _ENTRIES = (
     ),
     Method(
         name="lsq+",
-        summary="step size and offset are trained",
-        source="Bhalgat et al. 2020, section 3.1",
+        summary="step size and offset of activations are trained; weights as in lsq, as in the paper",
+        source="Bhalgat et al. 2020, sections 3.1 and 3.2",
         kind="uniform",
         grids=(UniformQParams,),
         make=_learned_scale_and_offset,

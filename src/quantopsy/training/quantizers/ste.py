@@ -20,7 +20,8 @@ class StraightThrough(FakeQuantizer):
     """dx_q/dx = 1 where ``x`` is rounded, 0 where it is clipped; nothing of the grid has a gradient.
 
     The grid is fixed, or, between :meth:`observe` and :meth:`freeze` and in training mode, its range is that
-    of the weight, or the moving average of an activation's batches (Jacob et al. 2018, section 3.1).
+    of the weight, or the moving average of an activation's batches (Jacob et al. 2018, section 3.1): from the least to
+    the greatest value, whatever range the spec's estimator calibrated.
     """
 
     low: Tensor
