@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from integer_operators import convolution, linear, matmul
 from onnx import TensorProto
 from onnx_kernels import by_runtime, one_operator
 
 from quantopsy.core import QuantopsyError
 from quantopsy.integer.accumulator import Accumulator, bits_for
-from quantopsy.integer.products import convolution, linear, matmul
 
 
 def codes(*shape: int, low: int = 0, high: int = 256, seed: int = 0) -> torch.Tensor:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from integer_operators import convolution, matmul
 from onnx import TensorProto
 from onnx_kernels import by_reference, by_runtime, named, one_operator
 
 from quantopsy.integer.codes import Codes
-from quantopsy.integer.pooling import addition, average_pool, concat, max_pool
-from quantopsy.integer.products import convolution, matmul
+from quantopsy.integer.pooling import window_sums
 from quantopsy.integer.requantize import Requantization, real_steps, saturate
-from quantopsy.integer.tables import look_up, table
+from quantopsy.integer.tables import identity, look_up, table
 from quantopsy.quant import UniformQParams
 
 MICROSOFT = "com.microsoft"
@@ -47,6 +47,12 @@ def assert_equal_or_a_tie(found: np.ndarray, ours: torch.Tensor, value: torch.Te
     to_half = (value - torch.round(value - 0.5) - 0.5).abs()
     assert bool((to_half <= error)[torch.from_numpy(apart == 1)].all())
     return int((apart == 1).sum())
+
+
+def on_grid(sums: list[torch.Tensor], units: list[torch.Tensor], target: UniformQParams) -> torch.Tensor:
+    """Codes of ``sum_i units_i sums_i``, rounded once."""
+    steps = Requantization().steps(sums, units, target.scale)
+    return saturate(steps, target.zero_point, target.qmin, target.qmax).codes
 
 
 @pytest.mark.parametrize("groups", [1, 4, 8])
@@ -135,8 +141,8 @@ def test_an_addition_is_qlinearadd_within_ties(seed: int) -> None:
     inputs += onnx_grid(grids[2])
     found = by_runtime(one_operator("QLinearAdd", named(inputs), domain=MICROSOFT), named(inputs))
     parts = [Codes(a, grids[0]), Codes(b, grids[1])]
-    ours = addition(parts, grids[2]).codes
     sums, units = [part.centred for part in parts], [part.grid.scale.double() for part in parts]
+    ours = on_grid(sums, units, grids[2])
     value = real_steps(sums, units, grids[2].scale)
     # The runtime adds the zero points in float32 as well: 255 steps of each operand and the output.
     magnitude = sum(255 * unit / grids[2].scale.double() for unit in units) + 255
@@ -148,8 +154,10 @@ def test_a_global_average_is_qlinearglobalaveragepool_within_ties() -> None:
     x = codes(8, 200, 7, 7)
     inputs = [as_onnx(x, x_grid), *onnx_grid(x_grid), *onnx_grid(y_grid)]
     found = by_runtime(one_operator("QLinearGlobalAveragePool", named(inputs), domain=MICROSOFT), named(inputs))
-    ours = average_pool(Codes(x, x_grid), (7, 7), y_grid).codes
-    sums, unit = Codes(x, x_grid).centred.sum((2, 3), keepdim=True), x_grid.scale.double() / 49
+    sums, counts = window_sums(Codes(x, x_grid).centred, (7, 7))
+    assert torch.equal(sums, Codes(x, x_grid).centred.sum((2, 3), keepdim=True))
+    unit = x_grid.scale.double() / counts
+    ours = on_grid([sums], [unit], y_grid)
     value = real_steps([sums], [unit], y_grid.scale)
     error = Requantization("float32").error([sums], [unit], y_grid.scale)
     assert_equal_or_a_tie(found, ours, value, 2 * error)
@@ -180,15 +188,8 @@ def test_codes_are_concatenated_as_qlinearconcat_does() -> None:
     for part in parts:
         inputs += [as_onnx(part.codes, part.grid), *onnx_grid(part.grid)]
     found = by_runtime(one_operator("QLinearConcat", named(inputs), domain=MICROSOFT, axis=1), named(inputs))
-    np.testing.assert_array_equal(concat(parts, grids[2]).codes.numpy(), found)
-
-
-def test_the_greatest_code_is_the_runtimes() -> None:
-    x = codes(2, 3, 9, 9)
-    inputs = {"x": x.numpy().astype(np.uint8)}
-    model = one_operator("MaxPool", inputs, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    ours = max_pool(Codes(x, grid(0.1, 90)), 3, 2, 1)
-    np.testing.assert_array_equal(ours.codes.numpy(), by_runtime(model, inputs))
+    laid = [look_up(part, table(identity, part.grid, grids[2]), grids[2]).codes for part in parts]
+    np.testing.assert_array_equal(torch.cat(laid, 1).numpy(), found)
 
 
 @pytest.mark.parametrize("count_include_pad", [False, True])
@@ -198,6 +199,7 @@ def test_average_pooling_is_that_of_the_reals(count_include_pad: bool, ceil_mode
     x = Codes(codes(2, 3, 10, 11), x_grid)
     fine = UniformQParams(torch.tensor(1e-4), torch.tensor(32000, dtype=torch.int32), 0, 65535)
     how = {"stride": 2, "padding": 1, "ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
-    found = Codes(average_pool(x, (3, 3), fine, **how).codes, fine).real
+    sums, counts = window_sums(x.centred, (3, 3), **how)
+    found = Codes(on_grid([sums], [x_grid.scale.double() / counts], fine), fine).real
     expected = F.avg_pool2d(x.real, 3, **how)
     torch.testing.assert_close(found, expected.clamp(-3.2, 3.3535), atol=6e-5, rtol=0)

@@ -15,7 +15,6 @@ from quantopsy.integer.requantize import (
     Requantization,
     add_tflite,
     add_tflite_error,
-    average,
     high_product,
     multiply,
     real_steps,
@@ -161,12 +160,6 @@ def test_saturation_is_counted_where_the_type_cuts_and_not_where_a_clip_does() -
     assert clipped.codes.tolist() == [0, 0, 0, 100, 200]
     assert clipped.saturated == 0
     assert saturate(steps, 0, 0, 255, low=torch.tensor(0)).saturated == 1
-
-
-def test_an_average_of_codes_rounds_as_tflites_pooling() -> None:
-    values = torch.arange(-9, 10)
-    expected = [gemmlowp.towards_zero(v + 2, 4) if v > 0 else gemmlowp.towards_zero(v - 2, 4) for v in range(-9, 10)]
-    assert average(values, 4).tolist() == expected
 
 
 def test_sums_beyond_int32_have_no_fixed_point_product() -> None:

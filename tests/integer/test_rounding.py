@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quantopsy.core import QuantopsyError
 from quantopsy.integer.requantize import Requantization
-from quantopsy.integer.rounding import ROUNDINGS, divide, round_real, shift_right
+from quantopsy.integer.rounding import ROUNDINGS, round_real, shift_right
 
 
 def expected(numerator: int, denominator: int, rounding: str) -> int:
@@ -24,13 +24,6 @@ def expected(numerator: int, denominator: int, rounding: str) -> int:
         return round(value)
     below = floor(abs(value) + Fraction(1, 2))
     return below if value >= 0 else -below
-
-
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-@settings(deadline=None)
-@given(st.integers(-(2**61), 2**61), st.integers(1, 2**20))
-def test_a_quotient_is_rounded_as_the_fraction_is(rounding, numerator: int, denominator: int) -> None:
-    assert int(divide(torch.tensor(numerator), denominator, rounding)) == expected(numerator, denominator, rounding)
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS)

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ddq_formulas import kronecker, stored_levels
+from integer_operators import convolution
 from torch import Tensor
 
 from quantopsy.calibrate import fit
 from quantopsy.core import QuantopsyError, Spec
 from quantopsy.integer.levels import level_sums, merge, multiply_levels, stored_levels_product
-from quantopsy.integer.products import convolution
-from quantopsy.integer.terms import constant, decoded, piecewise_terms, terms, uniform_terms
+from quantopsy.integer.terms import decoded, piecewise_terms, terms, uniform_terms
 from quantopsy.quant import PiecewiseQParams, UniformQParams, fake_quantize
 from quantopsy.quant.learned import compose
 
@@ -59,7 +59,8 @@ def test_accumulators_and_constants_make_the_real_convolution(name: str) -> None
     qparams = fit(SPECS[name], w)
     parts = terms(qparams.encode(w), qparams)
     sums = [unpadded(x, part.weight) for part in parts]
-    constants = constant(unpadded, torch.ones_like(x[:1]), parts, X_ZERO)
+    # What is known before any input: C_0, C_1 and C_2 of PWLQ (13) to (15), in units of s_x m_t.
+    constants = tuple(-X_ZERO * unpadded(torch.ones_like(x[:1]), part.weight) for part in parts)
     total = torch.zeros(2, 6, 3, 3, dtype=torch.float64)
     for part, one, fixed in zip(parts, sums, constants, strict=True):
         multiplier = part.multiplier.reshape(-1, 1, 1) if part.multiplier.dim() else part.multiplier

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from quantopsy.core import QuantopsyError, names
 from quantopsy.integer.accumulator import Accumulator
-from quantopsy.integer.rounding import ROUNDINGS, Rounding, divide, round_real, shift_right
+from quantopsy.integer.rounding import ROUNDINGS, Rounding, round_real, shift_right
 
 Multiplication = Literal["exact", "float32", "fixed_point"]
 FixedPointRounding = Literal["gemmlowp", "half_even", "half_up", "half_away"]
@@ -238,8 +238,3 @@ def add_tflite_error(sums: Sequence[Tensor], units: Sequence[Tensor], scale: Ten
 
 def _largest(units: Sequence[Tensor]) -> Tensor:
     return reduce(torch.maximum, (unit.double().abs() for unit in units))
-
-
-def average(sums: Tensor, counts: Tensor | int, rounding: Rounding = "half_away") -> Tensor:
-    """``round(sums / counts)`` (int64): pooling whose input and output share a grid; ``half_away`` is TFLite's."""
-    return divide(sums, counts, rounding)

@@ -2,7 +2,7 @@
 
 ``half_even``   a tie goes to the even neighbour: ONNX, IEEE 754
 ``half_up``     a tie goes up: TFLite's single rounding, ``(x + half) >> shift``
-``half_away``   a tie goes away from zero: gemmlowp's RoundingDivideByPOT, TFLite's average pooling
+``half_away``   a tie goes away from zero: gemmlowp's RoundingDivideByPOT
 """
 
 from __future__ import annotations
@@ -25,17 +25,6 @@ def round_real(x: Tensor, rounding: Rounding) -> Tensor:
     rest = x - whole
     down = rest < -0.5 if rounding == "half_up" else rest <= -0.5
     return whole + (rest >= 0.5).to(x.dtype) - down.to(x.dtype)
-
-
-def divide(numerator: Tensor, denominator: Tensor | int, rounding: Rounding) -> Tensor:
-    """Integer ``numerator / denominator`` (int64, denominator above 0) rounded, without leaving the integers."""
-    below = torch.div(numerator, denominator, rounding_mode="floor")
-    twice = 2 * (numerator - below * denominator)  # from 0 to below 2 denominator: compared with it, it rounds
-    if rounding == "half_up":
-        return below + (twice >= denominator)
-    tie = twice == denominator
-    towards = below.remainder(2) == 1 if rounding == "half_even" else numerator >= 0
-    return below + ((twice > denominator) | (tie & towards))
 
 
 def shift_right(x: Tensor, bits: Tensor | int, rounding: Rounding) -> Tensor:

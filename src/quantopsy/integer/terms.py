@@ -12,7 +12,7 @@ C output channels along ``axis`` of a weight, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -22,8 +22,6 @@ from torch import Tensor
 
 from quantopsy.quant import LevelsQParams, PiecewiseQParams, QParams, UniformQParams
 from quantopsy.quant.grouping import aligned, group_axis
-
-Product = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,14 +83,6 @@ def level_terms(codes: Tensor, qparams: LevelsQParams) -> tuple[Term, ...]:
 def decoded(parts: Sequence[Term], axis: int) -> Tensor:
     """``sum_t m_t W_t`` (float64)."""
     return reduce(add, (part.weight * aligned(part.multiplier, part.weight, _axis(part, axis), None) for part in parts))
-
-
-def constant(product: Product, ones: Tensor, parts: Sequence[Term], zero_point: int) -> tuple[Tensor, ...]:
-    """``-z_x <I, W_t>``: what is known before any input, C_0, C_1 and C_2 of PWLQ (13) to (15) in units of s_x m_t.
-
-    ``ones`` is shaped like an input, padding included: there the codes are z_x.
-    """
-    return tuple(-zero_point * product(ones, part.weight) for part in parts)
 
 
 def _axis(part: Term, axis: int) -> int | None:
