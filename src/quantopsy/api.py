@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,7 +31,7 @@ from quantopsy.analysis.settings import DEFAULT_BITS, Settings
 from quantopsy.analysis.subject import Given
 from quantopsy.analysis.summary import summarise
 from quantopsy.core import QuantopsyError
-from quantopsy.core.recipe import Recipe
+from quantopsy.core.recipe import RECIPE, Recipe
 from quantopsy.metrics import Metric, resolve_metric
 from quantopsy.study import FILE, Store, open_existing
 
@@ -354,6 +354,7 @@ def repair(folder: str | Path, *, progress: Progress | None = None, **settings: 
     """
     from quantopsy.remedy.repair import repair as run
 
+    _tell_replaced(folder, settings.get("out"), progress)
     return finish(Study(Path(folder), run(folder, progress=progress, **settings)))
 
 
@@ -367,7 +368,16 @@ def allocate(folder: str | Path, *, progress: Progress | None = None, **settings
     """
     from quantopsy.remedy.allocation.allocate import allocate as run
 
+    _tell_replaced(folder, settings.get("out"), progress)
     return finish(Study(Path(folder), run(folder, progress=progress, **settings)))
+
+
+def _tell_replaced(folder: str | Path, out: str | Path | None, progress: Progress | None) -> None:
+    """Say which recipe is where the next one is to be written."""
+    path = Path(folder) / RECIPE if out is None else Path(out)
+    if progress is not None and path.is_file():
+        with suppress(QuantopsyError):  # of what is no recipe nothing is lost
+            progress.say(f"{path}: replaces the recipe of {Recipe.load(path).source}; another --out keeps both")
 
 
 def apply(

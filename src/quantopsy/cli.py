@@ -656,7 +656,7 @@ def _write_encodings(recipe: Path, out: Path | None, as_json: bool) -> None:
         sys.stdout.write(json.dumps(aimet_encodings(read), indent=2) + "\n")
         return
     console = _console()
-    console.print(f"Encodings: {path}", highlight=False)
+    console.print(f"Encodings: {path}, recipe of {read.source}", highlight=False)
     for line in not_carried(read):
         console.print(f"! Not in it: {line}.", highlight=False)
 
