@@ -337,7 +337,7 @@ def repair(
     from quantopsy.report.terminal import print_repair
 
     with watched(as_json) as watch, _kept_clean(as_json):
-        found = run(study, bits=bits, max_drop=max_drop, to=target, budget=budget, out=out, progress=watch)
+        found = run(study, bits=bits, max_drop=max_drop, target=target, budget=budget, out=out, progress=watch)
     if as_json:
         from quantopsy.report.repaired import repair_document
 

@@ -76,7 +76,7 @@ def repaired(folder: Path, module: nn.Module, **options) -> Results:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory) -> tuple[Path, Results]:
     folder = tmp_path_factory.mktemp("study")
-    return folder, repaired(folder, net(), to="any", max_drop=0.5)
+    return folder, repaired(folder, net(), target="any", max_drop=0.5)
 
 
 def test_what_was_lost_comes_back_for_nothing_at_run_time(outcome) -> None:
@@ -164,7 +164,7 @@ def test_a_sound_network_is_left_alone(tmp_path) -> None:
 
 
 def test_nothing_is_made_worse_where_nothing_can_be_done(tmp_path) -> None:
-    results = repaired(tmp_path, net(1.0), bits=2, max_drop=0.0, to="any", budget="20s")
+    results = repaired(tmp_path, net(1.0), bits=2, max_drop=0.0, target="any", budget="20s")
     expected = results.repaired.expected
     assert expected.after[0] >= expected.before[0]
 
@@ -178,7 +178,7 @@ def test_the_same_command_again_measures_nothing_and_ends_the_same(outcome, monk
         raise AssertionError("measured again")
 
     monkeypatch.setattr(ExactEngine, "whole_pass", refuse)
-    again = repair(folder, effort=EFFORT, to="any", max_drop=0.5, model=module, data=images).repaired
+    again = repair(folder, effort=EFFORT, target="any", max_drop=0.5, model=module, data=images).repaired
     assert [(s.words, s.kept, s.change) for s in again.steps] == [
         (s.words, s.kept, s.change) for s in results.repaired.steps
     ]

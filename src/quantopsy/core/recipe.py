@@ -52,7 +52,8 @@ _FORM: dict[str, Any] = {
     ],
     "provenance": {
         "given": dict.fromkeys(("model", "data", "metric", "preprocess"), str | dict | None),
-        **dict.fromkeys(("limits", "training"), {}),
+        "limits": {},
+        "training": {},
     },
 }
 

@@ -46,6 +46,10 @@ class Applied:
     trained: bool
     module: Simulated
 
+    def __repr__(self) -> str:
+        values = f"{self.metric} {self.after[0]:.4g}, float {self.float[0]:.4g}, {self.samples} images"
+        return f"<Applied, recipe of {self.source}: {values}>"
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, the module left out."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("module", "expected")}
