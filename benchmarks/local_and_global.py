@@ -73,7 +73,7 @@ def rows(name: str, folder: Path, images: int | None) -> Iterator[tuple[str, flo
     }
     study = qp.analyze(**given, bits=(BITS,), out=folder)
     guilty = str(ranked(study.results, BITS)["name"].iloc[0])
-    done = qp.repair(folder, bits=BITS, to="per-tensor", **given).results.repaired
+    done = qp.repair(folder, bits=BITS, target="per-tensor", **given).results.repaired
     assert done is not None
     with reopen(folder, Silent(), **given) as (store, again):
         plan, order = again.full, Parts.of(again.order).report

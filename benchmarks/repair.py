@@ -54,7 +54,7 @@ def main() -> None:
             calibration_samples=CALIBRATION,
             out=folder,
         )
-        study = qp.repair(folder, bits=8, to=arguments.target, max_drop=arguments.max_drop, budget=arguments.budget)
+        study = qp.repair(folder, bits=8, target=arguments.target, max_drop=arguments.max_drop, budget=arguments.budget)
         minutes = (time.monotonic() - begin) / 60
         done = study.results.repaired
         assert done is not None

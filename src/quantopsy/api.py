@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,8 +31,8 @@ from quantopsy.analysis.scheme_table import SchemeTable
 from quantopsy.analysis.settings import DEFAULT_BITS, Settings
 from quantopsy.analysis.subject import Given
 from quantopsy.analysis.summary import summarise
-from quantopsy.core import QuantopsyError
-from quantopsy.core.recipe import Recipe
+from quantopsy.core import QuantopsyError, names
+from quantopsy.core.recipe import RECIPE, Recipe
 from quantopsy.metrics import Metric, resolve_metric
 from quantopsy.study import FILE, Store, open_existing
 
@@ -57,6 +58,11 @@ class Study:
 
     folder: Path
     results: Results
+
+    def __repr__(self) -> str:
+        from quantopsy.report.verdict import statements
+
+        return f"<Study {self.folder}: {statements(self.results)[0]}>"
 
     def frame(self) -> pd.DataFrame:
         """A row per (layer, bits) cell, the columns of ``cells.csv``."""
@@ -113,6 +119,9 @@ class Comparison:
 
     compared: Compared
 
+    def __repr__(self) -> str:
+        return f"<Comparison: {' '.join(self.words()[:1])}>"
+
     def frame(self) -> pd.DataFrame:
         """A row per pair of partners: degradation, noise and SQNR before and after, their change and its verdict."""
         return pd.concat(
@@ -159,6 +168,9 @@ class Gate:
 
     judged: Judged
 
+    def __repr__(self) -> str:
+        return f"<Gate: {self.words()[0]}>"
+
     @property
     def passed(self) -> bool:
         """Whether no check failed."""
@@ -202,6 +214,9 @@ class Schemes:
     folder: Path
     table: SchemeTable
 
+    def __repr__(self) -> str:
+        return f"<Schemes {self.folder}: {self.words()[0]}>"
+
     def frame(self) -> pd.DataFrame:
         """A row per scheme and bit-width, the columns of ``schemes.csv``."""
         return self.table.schemes.copy()
@@ -235,6 +250,9 @@ class Training:
     """A finished training: ``trained`` has its history, its recipe and what the network is worth."""
 
     trained: Trained
+
+    def __repr__(self) -> str:
+        return f"<Training {self.folder}: {self.words()[0]}>"
 
     @property
     def folder(self) -> Path:
@@ -305,6 +323,7 @@ def analyze(
 
     Raises :class:`QuantopsyError` for whatever the caller can mend.
     """
+    _check_names(analyze, settings, Settings)
     with _folder(out) as folder:
         results = _analyze.analyze(
             model,
@@ -332,6 +351,7 @@ def additivity(folder: str | Path, *, progress: Progress | None = None, **settin
     ``settings``: ``low``, ``high``, ``subsets``, ``samples``, ``seed`` and what was given as Python objects, as
     :func:`quantopsy.analysis.measure_additivity.measure_additivity` takes them.
     """
+    _check_names(additivity, settings, _measure_additivity.measure_additivity, Given)
     results = _measure_additivity.measure_additivity(folder, progress=progress, **settings)
     return finish(Study(Path(folder), results))
 
@@ -342,18 +362,21 @@ def diagnose(folder: str | Path, *, progress: Progress | None = None, **settings
     ``settings``: ``bits``, ``layers``, ``samples``, and what was given as Python objects, as
     :func:`quantopsy.analysis.diagnose.diagnose` takes them. The findings stay in the study.
     """
+    _check_names(diagnose, settings, _diagnose.diagnose, Given)
     return finish(Study(Path(folder), _diagnose.diagnose(folder, progress=progress, **settings)))
 
 
 def repair(folder: str | Path, *, progress: Progress | None = None, **settings: Any) -> Study:
     """Repair the network of the study in ``folder``: fixes cheapest first, kept where held-out images confirm them.
 
-    ``settings``: ``bits``, ``max_drop``, ``to``, ``out``, ``budget``, ``effort``, and what was given as Python
+    ``settings``: ``bits``, ``max_drop``, ``target``, ``out``, ``budget``, ``effort``, and what was given as Python
     objects, as :func:`quantopsy.remedy.repair.repair` takes them. The recipe is written to ``recipe.json`` of the
     study, or to ``out``.
     """
     from quantopsy.remedy.repair import repair as run
 
+    _check_names(repair, settings, run, Given)
+    _tell_replaced(folder, settings.get("out"), progress)
     return finish(Study(Path(folder), run(folder, progress=progress, **settings)))
 
 
@@ -367,7 +390,17 @@ def allocate(folder: str | Path, *, progress: Progress | None = None, **settings
     """
     from quantopsy.remedy.allocation.allocate import allocate as run
 
+    _check_names(allocate, settings, run, Given)
+    _tell_replaced(folder, settings.get("out"), progress)
     return finish(Study(Path(folder), run(folder, progress=progress, **settings)))
+
+
+def _tell_replaced(folder: str | Path, out: str | Path | None, progress: Progress | None) -> None:
+    """Say which recipe is where the next one is to be written."""
+    path = Path(folder) / RECIPE if out is None else Path(out)
+    if progress is not None and path.is_file():
+        with suppress(QuantopsyError):  # of what is no recipe nothing is lost
+            progress.say(f"{path}: replaces the recipe of {Recipe.load(path).source}; another --out keeps both")
 
 
 def apply(
@@ -385,6 +418,7 @@ def apply(
     """
     from quantopsy.remedy.applied import apply as run
 
+    _check_names(apply, settings, run)
     return run(recipe, model, data, progress=progress, **settings)
 
 
@@ -414,6 +448,7 @@ def train(
     with _training():
         from quantopsy.training.settings import TrainingSettings
         from quantopsy.training.train import train as run
+    _check_names(train, settings, TrainingSettings)
     done = run(
         source,
         data,
@@ -453,6 +488,7 @@ def export_onnx(
     """
     with _onnx():
         from quantopsy.export.onnx.recipe import export_recipe as run
+    _check_names(export_onnx, settings, run)
     return run(recipe, out, model, data, progress=progress, **settings)
 
 
@@ -473,6 +509,7 @@ def export_program(
     """
     from quantopsy.export.pt2.recipe import export_program as run
 
+    _check_names(export_program, settings, run)
     return run(recipe, out, model, data, progress=progress, **settings)
 
 
@@ -492,6 +529,7 @@ def parity(
     """
     with _onnx():
         from quantopsy.export.onnx.parity import parity as run
+    _check_names(parity, settings, run)
     return run(recipe, files, model, data, progress=progress, **settings)
 
 
@@ -542,6 +580,7 @@ def check_calibration(
 
     Raises :class:`QuantopsyError` for whatever the caller can mend.
     """
+    _check_names(check_calibration, settings, Settings)
     given = Given(model, data, metric, calibration, preprocess, skip_bad)
     choices = Choices(None if sizes is None else tuple(sizes), draws, select)
     chosen = Settings(bits=(bits,), mode="exact", **settings)
@@ -717,6 +756,7 @@ def schemes(
     Arguments as of :func:`analyze`. Calibrates once; all schemes run on the same images, so that their
     differences are paired. Raises :class:`QuantopsyError` for whatever the caller can mend.
     """
+    _check_names(schemes, settings, Settings)
     with _folder(out) as folder:
         table = _scheme_table.evaluate(
             Given(model, data, metric, calibration, preprocess, skip_bad),
@@ -736,6 +776,15 @@ def finish_schemes(found: Schemes) -> Schemes:
     found.table.schemes.to_csv(found.folder / SCHEMES, index=False)
     found.report()
     return found
+
+
+def _check_names(public: Callable[..., Any], given: Iterable[str], *behind: Callable[..., Any]) -> None:
+    """Raise :class:`QuantopsyError` for an argument that neither ``public`` nor those ``behind`` it have by name."""
+    parameters = [parameter for function in (public, *behind) for parameter in signature(function).parameters.values()]
+    known = sorted({parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD})
+    for name in given:
+        if name not in known:
+            raise names.unknown(name, known, f"argument of quantopsy.{public.__name__}")
 
 
 def _widths(bits: int | Sequence[int]) -> tuple[int, ...]:

@@ -337,7 +337,7 @@ def repair(
     from quantopsy.report.terminal import print_repair
 
     with watched(as_json) as watch, _kept_clean(as_json):
-        found = run(study, bits=bits, max_drop=max_drop, to=target, budget=budget, out=out, progress=watch)
+        found = run(study, bits=bits, max_drop=max_drop, target=target, budget=budget, out=out, progress=watch)
     if as_json:
         from quantopsy.report.repaired import repair_document
 
@@ -656,7 +656,7 @@ def _write_encodings(recipe: Path, out: Path | None, as_json: bool) -> None:
         _print_json(aimet_encodings(read))
         return
     console = _console()
-    console.print(f"Encodings: {path}", highlight=False)
+    console.print(f"Encodings: {path}, recipe of {read.source}", highlight=False)
     for line in not_carried(read):
         console.print(f"! Not in it: {line}.", highlight=False)
 

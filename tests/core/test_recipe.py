@@ -67,6 +67,21 @@ def test_what_is_no_recipe_is_refused_with_the_file(tmp_path: Path, text: str, r
     assert "recipe.json" in str(error.value)
 
 
-def test_a_missing_file_is_named(tmp_path) -> None:
-    with pytest.raises(QuantopsyError, match="cannot be read"):
+def test_a_missing_file_is_named_with_what_writes_it(tmp_path) -> None:
+    with pytest.raises(QuantopsyError, match="nothing.json': there is no such file; run `quantopsy repair`"):
         Recipe.load(tmp_path / "nothing.json")
+    with pytest.raises(QuantopsyError, match=f"folder '{tmp_path}': it holds no recipe; run `quantopsy repair` or"):
+        Recipe.load(tmp_path / "recipe.json")
+
+
+@pytest.mark.parametrize(
+    ("provenance", "source"),
+    [
+        ({"bits": 4, "target": "qnn"}, "repair (4 bits, target qnn)"),
+        ({"limits": {"size": 1.0, "bitops": 2.0}}, "allocate (limit on size and bitops)"),
+        ({"trained from": "net:make", "training": {"method": "lsq"}}, "train (net:make, lsq)"),
+        ({}, "an unnamed command"),
+    ],
+)
+def test_a_recipe_names_what_wrote_it(provenance, source) -> None:
+    assert Recipe(plan=Plan(), provenance=provenance).source == source

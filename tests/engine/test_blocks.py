@@ -106,3 +106,16 @@ def test_when_time_is_up_the_rest_stays_as_it_is(small, images) -> None:
     some = round_weights(engine, plan, [(images,)], layers, Effort(steps=5), over=lambda: next(up))
     assert sum(spec.rounding != "nearest" for _, spec in some.sites) <= 1
     assert round_blocks(engine, plan, [(images,)], layers, Effort(steps=5), over=lambda: True) == plan
+
+
+def test_a_layer_that_is_not_rounded_stands_behind_one_that_is() -> None:
+    """A transposed convolution keeps its weight on its grid, which a pass without gradients has made before."""
+    torch.manual_seed(0)
+    convolution, linear = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(2, 3, 1)
+    module = nn.Sequential(convolution, nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, stride=2), nn.ReLU(), linear).eval()
+    x = torch.randn(16, 3, 8, 8)
+    engine, plan = engine_of(module, x, bits=3)
+    assert noise(engine, plan, x) > 0
+    found = round_blocks(engine, plan, [(x,)], layers_of(engine), Effort(steps=50))
+    assert noise(engine, found, x) < noise(engine, plan, x)
+    assert found[Site("2", "weight")] == plan[Site("2", "weight")]

@@ -49,3 +49,13 @@ def test_what_cannot_be_made_is_not_kept() -> None:
     with pytest.raises(ValueError, match="no range"):
         cache.get("a", failing)
     assert cache.get("a", Maker(1)).item() == 1.0
+
+
+def test_what_an_inference_pass_asked_for_first_takes_part_in_gradients() -> None:
+    cache = TensorCache[str](100)
+    with torch.inference_mode():
+        cache.get("a", lambda: torch.ones(3) * 2)
+    x = torch.ones(3, requires_grad=True)
+    (x * cache.get("a", Maker(3))).sum().backward()
+    assert x.grad.tolist() == [2.0, 2.0, 2.0]
+    assert not cache.get("b", lambda: x * 2).requires_grad

@@ -80,7 +80,7 @@ def repaired(folder: Path, module: nn.Module, **options) -> Results:
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory) -> tuple[Path, Results]:
     folder = tmp_path_factory.mktemp("study")
-    return folder, repaired(folder, net(), to="any", max_drop=0.5)
+    return folder, repaired(folder, net(), target="any", max_drop=0.5)
 
 
 def test_what_was_lost_comes_back_for_nothing_at_run_time(outcome) -> None:
@@ -173,7 +173,7 @@ def test_offsets_of_channels_go_to_the_layers_behind(tmp_path) -> None:
         lifted = 40 * module.first.weight.abs().amax((1, 2, 3))
         module.first.bias += lifted
         module.second.bias -= module.second.weight.sum((2, 3)) @ lifted
-    done = repaired(tmp_path, module, bits=6, max_drop=0.5, to="any").repaired
+    done = repaired(tmp_path, module, bits=6, max_drop=0.5, target="any").repaired
     (step,) = [step for step in done.steps if "absorbed" in step.words]
     assert step.kept
     assert step.noise[0] < 0.8
@@ -196,7 +196,7 @@ def compared(monkeypatch) -> list[tuple[np.ndarray, float]]:
 
 
 def test_nothing_is_made_worse_where_nothing_can_be_done(tmp_path, compared) -> None:
-    expected = repaired(tmp_path, net(1.0), bits=2, max_drop=0.0, to="any", budget="20s").repaired.expected
+    expected = repaired(tmp_path, net(1.0), bits=2, max_drop=0.0, target="any", budget="20s").repaired.expected
     deciding = len(data()) - expected.samples
     (whole,) = [change for images, change in compared if len(images) == deciding] or [0.0]
     assert whole <= 0 or expected.before == expected.after
@@ -205,7 +205,7 @@ def test_nothing_is_made_worse_where_nothing_can_be_done(tmp_path, compared) -> 
 def again(outcome, tmp_path) -> Results:
     """The same repair once more, of a copy."""
     folder, images = shutil.copytree(outcome[0], tmp_path / "study"), data()
-    return repair(folder, effort=EFFORT, to="any", max_drop=0.5, model=net(), data=images)
+    return repair(folder, effort=EFFORT, target="any", max_drop=0.5, model=net(), data=images)
 
 
 def test_no_decision_looks_at_the_images_of_the_proof(outcome, compared, tmp_path) -> None:
@@ -241,7 +241,7 @@ def test_the_same_command_again_measures_nothing_and_ends_the_same(outcome, monk
         raise AssertionError("measured again")
 
     monkeypatch.setattr(ExactEngine, "whole_pass", refuse)
-    again = repair(folder, effort=EFFORT, to="any", max_drop=0.5, model=module, data=images).repaired
+    again = repair(folder, effort=EFFORT, target="any", max_drop=0.5, model=module, data=images).repaired
     assert [(s.words, s.kept, s.change) for s in again.steps] == [
         (s.words, s.kept, s.change) for s in results.repaired.steps
     ]

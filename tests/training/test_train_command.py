@@ -24,7 +24,18 @@ def test_words_files_and_page(command, tmp_path) -> None:
         assert heading in page
     assert not re.search(r'(src|href)="http', page)  # works offline
     code, out, err = command("apply", "trained", "--json")
-    assert json.loads(out)["samples"] == 160
+    document = json.loads(out)
+    assert document["samples"] == 160
+    # The float network beside it is the trained one, and what the recipe lost is against the one before: the metric
+    # is what can be compared, and both are named.
+    expected = json.loads((folder / "recipe.json").read_text())["expected"]
+    assert document["float"][0] != expected["float"][0]
+    code, out, err = command("apply", "trained")
+    out = " ".join(out.split())
+    assert f"float as trained {document['float'][0]:.1f}" in out
+    assert f"The recipe expects top1 {expected['after'][0]:.1f}" in out
+    assert f"float before training {expected['float'][0]:.1f}: they agree." in out
+    assert f"Recipe of train ({MODEL}, ddq)" in err
 
 
 def test_bits_are_told_and_drawn_where_they_learn(command, tmp_path) -> None:

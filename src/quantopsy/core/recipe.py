@@ -50,7 +50,11 @@ _FORM: dict[str, Any] = {
             "seconds": NUMBER,
         }
     ],
-    "provenance": {"given": dict.fromkeys(("model", "data", "metric", "preprocess"), str | dict | None)},
+    "provenance": {
+        "given": dict.fromkeys(("model", "data", "metric", "preprocess"), str | dict | None),
+        "limits": {},
+        "training": {},
+    },
 }
 
 Encodings = Mapping[str, Mapping[str, list[Mapping[str, Any]]]]
@@ -209,6 +213,18 @@ class Recipe:
     steps: tuple[Step, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def source(self) -> str:
+        """What wrote it, as far as it says."""
+        noted = self.provenance
+        if "training" in noted:
+            return f"train ({noted.get('trained from')}, {noted['training'].get('method')})"
+        if "limits" in noted:
+            return f"allocate (limit on {' and '.join(noted['limits'])})"
+        if "bits" in noted:
+            return f"repair ({noted['bits']} bits, target {noted.get('target')})"
+        return "an unnamed command"
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -272,6 +288,12 @@ class Recipe:
         path = Path(path)
         try:
             text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            if path.name == RECIPE and path.parent.is_dir():
+                thing, reason = f"folder {str(path.parent)!r}", "it holds no recipe"
+            else:
+                thing, reason = f"recipe {str(path)!r}", "there is no such file"
+            raise QuantopsyError(thing, reason, "run `quantopsy repair` or `quantopsy allocate` first") from None
         except (OSError, UnicodeDecodeError) as error:
             raise QuantopsyError(f"recipe {str(path)!r}", f"cannot be read ({error})", "give a recipe.json") from None
         try:

@@ -47,6 +47,10 @@ def load(model: str | Path | nn.Module | torch.export.ExportedProgram) -> nn.Mod
         return model
     if isinstance(model, torch.export.ExportedProgram):
         return model.module(check_guards=False)
+    if isinstance(model, type):
+        raise QuantopsyError(
+            f"model {model.__name__}", "this is a class", f"give an instance, such as {model.__name__}()"
+        )
     text = str(model)
     if ":" in text and not Path(text).exists():
         return _call(text)

@@ -28,7 +28,8 @@ class Applied:
     """What a recipe's network gave on ``samples`` images; ``same_model``: whether it has the weights it was made for.
 
     ``renamed``: the recipe's names of layers by the model's own, where they are not the same. ``float`` and
-    ``after``: the metric; ``lost``: the degradation.
+    ``after``: the metric; ``lost``: the degradation. ``source``: what wrote the recipe. ``trained``: whether ``float``
+    is of weights that a training has moved, where the recipe's ``expected`` has those before it.
     """
 
     metric: str
@@ -41,7 +42,13 @@ class Applied:
     same_model: bool
     renamed: Mapping[str, str]
     expected: Expected | None
+    source: str
+    trained: bool
     module: Simulated
+
+    def __repr__(self) -> str:
+        values = f"{self.metric} {self.after[0]:.4g}, float {self.float[0]:.4g}, {self.samples} images"
+        return f"<Applied, recipe of {self.source}: {values}>"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, the module left out."""
@@ -77,6 +84,7 @@ def apply(
     interval = significance.metric_interval
     values = [interval(subject.metric, found, level=level) for found in (exact, quantized)]
     lost = significance.degradation(subject.metric, exact, quantized, level=level)
+    same = same_weights(recipe, named)
     return Applied(
         metric=subject.metric.name,
         unit=subject.metric.unit,
@@ -85,24 +93,27 @@ def apply(
         float=(values[0].value, values[0].low, values[0].high),
         after=(values[1].value, values[1].low, values[1].high),
         lost=(lost.value, lost.low, lost.high),
-        same_model=same_weights(recipe, named),
+        same_model=same,
         renamed={
             own.name: layer.name
             for own, layer in zip(subject.network.layers, named.layers, strict=True)
             if own.name != layer.name
         },
         expected=recipe.expected,
+        source=recipe.source,
+        trained=same and "training" in recipe.provenance,
         module=module,
     )
 
 
 def opened(recipe: Recipe | str | Path, settings: Settings, progress: Progress, **parts: Any) -> tuple[Recipe, Subject]:
-    """A recipe, its file or its study's folder, with what it is to be run on.
+    """A recipe, its file or its study's folder, with what it is to be run on. ``progress`` is told what wrote it.
 
     ``parts``: ``model``, ``data``, ``metric``, ``preprocess``; what is None is as the recipe's study had it. Raises
     :class:`QuantopsyError` where that has no name.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe_file(Path(recipe)))
+    progress.say(f"Recipe of {recipe.source}")
     noted: Mapping[str, Any] = recipe.provenance.get("given", {})
     parts = {name: noted.get(name) if value is None else value for name, value in parts.items()}
     for name, value in parts.items():

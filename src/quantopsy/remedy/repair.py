@@ -33,7 +33,8 @@ from quantopsy.metrics import Metric
 from quantopsy.quant.grouping import rows_per_channel
 from quantopsy.remedy.clinic import Clinic, Difference, Treatment
 from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals
-from quantopsy.remedy.target import ANY, Target, check_start, target
+from quantopsy.remedy.target import ANY, Target, check_start
+from quantopsy.remedy.target import target as profile_of
 from quantopsy.study import Store
 from quantopsy.transforms.bias_absorption import find_bias_absorption
 from quantopsy.transforms.dead_channels import find_dead_channels
@@ -80,7 +81,7 @@ def repair(
     *,
     bits: int | None = None,
     max_drop: float | None = None,
-    to: str | Path = ANY,
+    target: str | Path = ANY,
     out: str | Path | None = None,
     budget: str | None = None,
     effort: Effort = Effort(),
@@ -90,14 +91,14 @@ def repair(
     """Repair the network of ``study`` with weights at ``bits`` until it loses at most ``max_drop`` of the metric.
 
     ``bits``: the study's highest where none is given. ``max_drop``: in the metric's unit, half the study's tolerance
-    where none is given. ``to``: the target's profile. ``out``: the recipe's file, ``recipe.json`` of the study where
-    none is given. ``budget``: a time, after which nothing new is tried. ``instead``: as of
+    where none is given. ``target``: the profile of what it is to run on. ``out``: the recipe's file, ``recipe.json`` of
+    the study where none is given. ``budget``: a time, after which nothing new is tried. ``instead``: as of
     :func:`quantopsy.analysis.subject.reopen`. What was done is ``repaired`` of what is returned. Raises
     :class:`QuantopsyError` for whatever the user can mend.
     """
     progress = progress or Silent()
     folder = Path(study)
-    profile = target(to)
+    profile = profile_of(target)
     limit = _seconds(budget)
     with reopen(folder, progress, **instead) as (store, subject):
         results = summarise(store, subject.metric, complete=True)

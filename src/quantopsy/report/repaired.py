@@ -252,23 +252,30 @@ def applied_sentences(found: Applied) -> list[str]:
     """What the network of a recipe gave, beside what the recipe expects."""
     decimals = 1 if found.unit else 4
     unit = f" {found.unit}" if found.unit else ""
+    floating = "float as trained" if found.trained else "float"
     lines = [
-        f"{found.metric} {fixed(found.after[0], decimals)}, float {fixed(found.float[0], decimals)}: loses "
+        f"{found.metric} {fixed(found.after[0], decimals)}, {floating} {fixed(found.float[0], decimals)}: loses "
         f"{with_interval(*found.lost, decimals)}{unit} "
         f"({percent(found.level)} interval, {count(found.samples, 'image')})."
     ]
-    if found.expected is not None and found.expected.metric == found.metric:
-        low, high = found.expected.lost[1:]
-        within = found.lost[2] >= low and found.lost[1] <= high
+    expected = found.expected
+    if expected is not None and expected.metric == found.metric:
+        # A training moves the weights: the loss that its recipe expects is against the float network before it.
+        what, theirs, own = "a loss of", expected.lost, found.lost
+        rest = ""
+        if found.trained:
+            what, theirs, own = found.metric, expected.after, found.after
+            rest = f"; float before training {fixed(expected.float[0], decimals)}"
+        agree = own[2] >= theirs[1] and own[1] <= theirs[2]
         lines.append(
-            f"The recipe expects a loss of {with_interval(*found.expected.lost, decimals)}{unit} on "
-            f"{count(found.expected.samples, 'image')}: {'they agree' if within else 'they disagree'}."
+            f"The recipe expects {what} {with_interval(*theirs, decimals)}{unit} on "
+            f"{count(expected.samples, 'image')}{rest}: {'they agree' if agree else 'they disagree'}."
         )
     if found.renamed:
-        own, theirs = next(iter(found.renamed.items()))
+        name, other = next(iter(found.renamed.items()))
         lines.append(
-            f"{count(len(found.renamed), 'layer')} matched by order and shapes, not by name: the model's {own!r} is "
-            f"the recipe's {theirs!r}."
+            f"{count(len(found.renamed), 'layer')} matched by order and shapes, not by name: the model's {name!r} is "
+            f"the recipe's {other!r}."
         )
     if not found.same_model:
         lines.append("The weights are not those that the recipe was made for; layers and shapes are.")

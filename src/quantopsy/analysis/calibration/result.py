@@ -149,6 +149,9 @@ class CalibrationStudy:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def __repr__(self) -> str:
+        return f"<CalibrationStudy of {self.model}: {self.images} calibration images, {self.verdict.kind}>"
+
     @property
     def noise_ratio(self) -> float:
         """Noise with the calibration images' ranges over noise with the evaluation images' own."""
