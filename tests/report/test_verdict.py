@@ -231,3 +231,10 @@ def test_a_layer_without_weights_is_checked_once():
     assert len(both) == verdicts_given(results)
     assert (both.loc[both["layer"].isin(weightless), "bits"] == 8).all()
     assert both["beyond"].sum() == 3 * (20 - len(weightless))
+
+
+def test_other_bit_widths_have_intervals_and_their_images_where_they_are_not_all(results):
+    few = results.whole["bits"] == 5
+    mixed = replace(results, whole=results.whole.assign(samples=results.whole["samples"].mask(few, 75)))
+    assert "7 bits 72.1 (68.1 to 76.1), 6 bits" in said(mixed)
+    assert "5 bits 72.1 (68.1 to 76.1, 75 images)" in said(mixed)

@@ -266,13 +266,19 @@ def _other_bits_sentences(results: Results, headline: int) -> Iterator[str]:
     write = Writer.of(results)
     table = whole_network(results)
     rows = table[(table["bits"] != headline) & table["degradation"].notna()]
-    parts = [
-        f"{int(bits)} bits {fixed(lost, write.decimals)}"
-        for bits, lost in zip(rows["bits"], rows["degradation"], strict=True)
-    ]
+    parts = [f"{int(row['bits'])} bits {_lost_elsewhere(results, row)}" for _, row in rows.iterrows()]
     if parts:
         unit = f", in{write.behind}" if write.unit else ""
         yield f"Degradation of the whole network at other bit-widths{unit}: {', '.join(parts)}."
+
+
+def _lost_elsewhere(results: Results, row: Any) -> str:
+    """``-2.7 (-10.0 to 3.7, 75 images)``: the images where they are not all."""
+    write = Writer.of(results)
+    some = count(int(row["samples"]), "image") if row["samples"] < results.samples else ""
+    span = interval(row["degradation_low"], row["degradation_high"], write.decimals)
+    known = ", ".join(part for part in (span, some) if part)
+    return f"{write.number(row['degradation'])} ({known})" if known else write.number(row["degradation"])
 
 
 def _check_sentences(results: Results) -> Iterator[str]:
