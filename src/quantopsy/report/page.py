@@ -115,7 +115,8 @@ def _whole(results: Results) -> str:
         )
     headings = [
         "weight bits", "images", f"float {results.metric}", "quantized", f"degradation{unit}",
-        f"{confidence(results)} interval", "sum of layers", "noise", "sum of layers' noise", "noise to sum", "noise predicted",
+        f"{confidence(results)} interval", "sum of layers", "noise", "sum of layers' noise", "noise to sum",
+        "noise predicted",
     ]  # fmt: skip
     notes = []
     table = whole_network(results)

@@ -35,6 +35,9 @@ _NAMED = 3
 _MOST_NOISE = 0.8
 """Share of the noise that "most of it" stands for."""
 
+_FEW_SCREENED = 0.1
+"""Share of the cells that may be screened before their sum says nothing: what single predictions miss adds up."""
+
 _SPREAD_FROM = 10
 """Cells from which the check tells how far its ratios spread."""
 
@@ -238,7 +241,15 @@ def _additivity_sentences(results: Results, bits: int, cells: pd.DataFrame, whol
         reach = float(norm.isf((1.0 - results.level) / 2.0)) * whole["degradation_sum_stderr"]
         sums = f"their degradations{screened} sum to {write.amount(total)}"
         images = count(int(whole["samples"]), "image")
-        if not math.isfinite(reach):
+        predictions = int(cells["screened"].sum())
+        if predictions > _FEW_SCREENED * len(cells):
+            if results.additivity is None:
+                yield (
+                    f"Whether single layers add up at {bits} bits is not told by predictions, whose errors add up too "
+                    f"({predictions} of {count(len(cells), 'layer')} {'is' if predictions == 1 else 'are'} screened): "
+                    "`quantopsy additivity` tells."
+                )
+        elif not math.isfinite(reach):
             yield f"The degradations of single layers{screened} sum to {write.amount(total)} at {bits} bits."
         elif abs(total - whole["degradation"]) <= reach:
             yield (
