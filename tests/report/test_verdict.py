@@ -258,3 +258,18 @@ def test_where_subsets_were_run_nobody_is_sent_to_run_them():
     found = additive_results()
     cells = found.cells.assign(method="screened")
     assert "`quantopsy additivity` tells" not in said(replace(found, cells=cells))
+
+
+@pytest.mark.parametrize(
+    ("loss_change", "ways"), [(np.nan, "give --loss, or --mode exact"), (0.1, "give --mode exact")]
+)
+def test_a_metric_that_is_not_predicted_is_said_so(loss_change, ways):
+    results = screened_results()
+    screened = results.cells["method"] == "screened"
+    blank = {
+        name: results.cells[name].mask(screened) for name in ("degradation", "degradation_low", "degradation_high")
+    }
+    text = said(replace(results, cells=results.cells.assign(**blank, loss_change=loss_change)))
+    assert f"This metric is not predicted, only noise is: {ways}." in text
+    assert "37 verdicts are open: --mode exact would settle them." in text
+    assert "not predicted" not in said(results)

@@ -62,7 +62,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment
         if (found := _cell(state, cell["run"])) is not None
     ]
     cells = pd.DataFrame(rows, columns=list(CELL_COLUMNS)).sort_values(["layer", "bits"], ignore_index=True)
-    sums = cells.groupby("bits")[["noise", "degradation"]].sum(min_count=1)
+    sums = cells.groupby("bits")[["noise", "degradation"]].sum(skipna=False)
     whole = pd.DataFrame(
         [
             {

@@ -301,7 +301,7 @@ def whole_table(results: Results, width: int) -> Group:
             right=False,
             style="dim",
         ),
-        Column("sum", total("degradation_sum", number), spare=2),
+        *([Column("sum", total("degradation_sum", number), spare=2)] if whole["degradation_sum"].notna().any() else []),
         Column("noise", ["", *(significant(row["noise"]) for row in rows)], spare=3),
         Column("sum", total("noise_sum", significant), spare=4),
     )

@@ -343,10 +343,15 @@ def _progress_cautions(results: Results) -> Iterator[str]:
         which = f"All {screened}" if screened == len(cells) else f"{screened} of {len(cells)}"
         how = f"; {rough} of them beyond the linear regime, where noise is predicted only roughly" if rough else ""
         yield f"{which} cells are screened: predicted from gradients, not run{how}."
+    told = screened == 0 or bool(cells.loc[cells["screened"], "degradation"].notna().any())
+    if not told:
+        other = "--loss, or " if cells["loss_change"].isna().all() else ""
+        yield f"This metric is not predicted, only noise is: give {other}--mode exact."
     # An exact run that is not finished has said so above.
     if results.open_cells and not every_image:
         them = "it" if results.open_cells == 1 else "them"
-        how = f"--mode auto would settle {them}" if mode == "screen" else f"more --budget would settle {them}"
+        way = "--mode exact" if not told else "--mode auto" if mode == "screen" else "more --budget"
+        how = f"{way} would settle {them}"
         yield f"{count(results.open_cells, 'verdict')} {'is' if them == 'it' else 'are'} open: {how}."
 
 
