@@ -63,6 +63,7 @@ def test_the_numbers_are_of_the_definition(tmp_path) -> None:
     whole = found.whole().set_index("bits")
     assert whole.loc[3, "noise_sum"] == pytest.approx(found.frame().query("bits == 3")["noise"].sum())
     assert whole.loc[8, "degradation"] == pytest.approx(found.results.float_value - whole.loc[8, "value"])
+    assert whole["float_value"].to_list() == pytest.approx([found.results.float_value] * len(whole))
 
 
 def test_the_sum_of_degradations_has_the_error_of_all_layers_together(tmp_path) -> None:

@@ -12,7 +12,7 @@ from quantopsy.analysis.assessment import Assessment, assess, expectations, tole
 from quantopsy.analysis.screening import columns_json
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine.screen import Column
-from quantopsy.metrics import PerImageScore, TopK
+from quantopsy.metrics import Metric, PerImageScore, TopK
 from quantopsy.study import FLOAT, Draw, RunnerUp, ScreenTile, Store, TileResult, create
 
 TOP1 = TopK(1)
@@ -45,12 +45,12 @@ def ladder(store: Store, layer: str = "a") -> dict[int, int]:
     return {bits: store.run(plan_of(layer, bits)) for bits in BITS}
 
 
-def look(store: Store, *ladders: Iterable[int], tolerance: float = 1.0) -> Assessment:
+def look(store: Store, *ladders: Iterable[int], tolerance: float = 1.0, metric: Metric = TOP1) -> Assessment:
     """The assessment of ladders of runs at the usual level."""
     runs = [list(each) for each in ladders]
     plans = {run: store.plan(run) for each in runs for run in each}
-    expected = expectations(store, TOP1, plans)
-    return assess(store, TOP1, plans, runs, expected, level=0.95, tolerance=tolerance)
+    expected = expectations(store, metric, plans)
+    return assess(store, metric, plans, runs, expected, level=0.95, tolerance=tolerance)
 
 
 def screen(store: Store, runs: dict[int, int], sizes: dict[int, float], layer: str = "a") -> None:
@@ -192,3 +192,19 @@ def test_the_smallest_certain_loss_is_one_that_is_certain(store) -> None:
 def test_the_tolerance_is_a_point_or_a_hundredth() -> None:
     assert tolerance_of(TOP1, 70.0) == 1.0
     assert tolerance_of(PerImageScore(lambda outputs, labels: outputs, "loss"), -3.0) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(("score", "known"), [(1.0, True), (0.7, False)])
+def test_what_a_score_of_the_users_own_loses_is_predicted_only_where_it_is_right_or_wrong(
+    tmp_path, score, known
+) -> None:
+    with create(tmp_path / "study", {}) as store:
+        store.note("order", IMAGES.tolist())
+        statistics = np.full((N, 1), score)
+        store.append([TileResult(FLOAT, IMAGES, np.ones(N), statistics[:, 0], statistics, 0.1)])
+        runs = ladder(store)
+        screen(store, runs, dict.fromkeys(BITS, 0.5))
+        found = look(store, runs.values(), metric=PerImageScore(lambda outputs, labels: outputs, "mine"))
+    assert len(found.predicted) == len(BITS)
+    assert all(np.isfinite(predicted.value) == known for predicted in found.predicted.values())
+    assert all(expected.noise > 0 for expected in found.expected.values())

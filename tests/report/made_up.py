@@ -89,7 +89,8 @@ def whole_table(cells: pd.DataFrame, loss: dict[int, float]) -> pd.DataFrame:
         rows.append(
             {
                 "bits": bits, "noise": 1.1 * total, "noise_sum": total, "noise_stderr": 0.05 * total,
-                "sqnr_db": 10 * np.log10(SIGNAL / total), "value": 97.0 - lost, "degradation": lost,
+                "sqnr_db": 10 * np.log10(SIGNAL / total), "value": 97.0 - lost,
+                "float_value": 97.0, "degradation": lost,
                 "degradation_low": lost - half, "degradation_high": lost + half,
                 "degradation_sum": float(part["degradation"].sum()), "degradation_sum_stderr": 2.0,
                 "noise_predicted": np.nan,

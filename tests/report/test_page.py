@@ -177,3 +177,11 @@ class TestInABrowser:
         page = shown(write(empty, tmp_path / "page.html"))
         assert page.body.get("data-ready") == "true"
         assert "data-error" not in page.body
+
+
+def test_the_whole_network_stands_beside_float_on_the_same_images(results):
+    few = results.whole["bits"] == 5
+    mixed = replace(results, whole=results.whole.assign(samples=results.whole["samples"].mask(few, 75)))
+    assert "Some bit-widths were run on fewer images" in render(mixed)
+    assert "Some bit-widths were run on fewer images" not in render(results)
+    assert "<td>75</td><td>97.0</td>" in render(mixed)

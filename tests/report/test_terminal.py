@@ -99,3 +99,22 @@ def test_settings_are_one_a_line():
     console.print(settings_table({"bits": [8, 4], "changes": {"range": "[red]min_max[/red]"}}))
     assert "changes.range" in console.file.getvalue()
     assert "[red]min_max[/red]" in console.file.getvalue()
+
+
+def on_few_images(results):
+    """The whole network at 5 bits was run on 75 images, of which float has 99 %."""
+    few = results.whole["bits"] == 5
+    whole = results.whole.assign(
+        samples=results.whole["samples"].mask(few, 75),
+        float_value=results.whole["float_value"].mask(few, 99.0),
+        value=results.whole["value"].mask(few, 26.9),
+    )
+    return replace(results, whole=whole)
+
+
+def test_the_whole_network_stands_beside_float_on_the_same_images(results):
+    rows = printed(on_few_images(results)).partition("Whole network, beside")[2].splitlines()
+    found = {row.split()[0]: " ".join(row.split()[1:]) for row in rows if row.strip()}
+    assert found["float"].startswith("512 97.0")
+    assert found["8"].startswith("512 97.0 → 24.9 72.1")
+    assert found["5"].startswith("75 99.0 → 26.9 72.1")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_up import make_results, quiet_results, screened_results, set_cell
+from made_up import additive_results, make_results, quiet_results, screened_results, set_cell
 
 from quantopsy.analysis.results import Check
 from quantopsy.report.tables import headline_bits, ranked, run_and_screened, verdicts_given
@@ -104,7 +104,7 @@ def test_screened_cells_are_named():
     text = said(only_screened)
     assert "All 120 cells are screened" in text
     assert "No layer is certain to hurt top-1 at 8 bits when quantized alone; none was run" in text
-    assert "their degradations (all screened) sum to" in text
+    assert "(20 of 20 layers are screened): `quantopsy additivity` tells" in text
     assert "improves top-1 at 8 bits" not in text
 
 
@@ -231,3 +231,45 @@ def test_a_layer_without_weights_is_checked_once():
     assert len(both) == verdicts_given(results)
     assert (both.loc[both["layer"].isin(weightless), "bits"] == 8).all()
     assert both["beyond"].sum() == 3 * (20 - len(weightless))
+
+
+def test_other_bit_widths_have_intervals_and_their_images_where_they_are_not_all(results):
+    few = results.whole["bits"] == 5
+    mixed = replace(results, whole=results.whole.assign(samples=results.whole["samples"].mask(few, 75)))
+    assert "7 bits 72.1 (68.1 to 76.1), 6 bits" in said(mixed)
+    assert "5 bits 72.1 (68.1 to 76.1, 75 images)" in said(mixed)
+
+
+@pytest.mark.parametrize(("screened", "summed"), [(0, True), (2, True), (3, False), (20, False)])
+def test_a_sum_of_predictions_is_no_headline(results, screened, summed):
+    cells = results.cells
+    predicted = (cells["bits"] == 8) & (cells["layer"] < screened)
+    some = replace(
+        results,
+        cells=cells.assign(method=cells["method"].mask(predicted, "screened")),
+        whole=results.whole.assign(degradation_sum_stderr=np.nan if screened else 2.0),
+    )
+    text = said(some)
+    assert ("sum to" in text) == summed
+    assert (f"({screened} of 20 layers are screened): `quantopsy additivity` tells" in text) == (not summed)
+
+
+def test_where_subsets_were_run_nobody_is_sent_to_run_them():
+    found = additive_results()
+    cells = found.cells.assign(method="screened")
+    assert "`quantopsy additivity` tells" not in said(replace(found, cells=cells))
+
+
+@pytest.mark.parametrize(
+    ("loss_change", "ways"), [(np.nan, "give --loss, or --mode exact"), (0.1, "give --mode exact")]
+)
+def test_a_metric_that_is_not_predicted_is_said_so(loss_change, ways):
+    results = screened_results()
+    screened = results.cells["method"] == "screened"
+    blank = {
+        name: results.cells[name].mask(screened) for name in ("degradation", "degradation_low", "degradation_high")
+    }
+    text = said(replace(results, cells=results.cells.assign(**blank, loss_change=loss_change)))
+    assert f"This metric is not predicted, only noise is: {ways}." in text
+    assert "37 verdicts are open: --mode exact would settle them." in text
+    assert "not predicted" not in said(results)

@@ -24,7 +24,7 @@ from quantopsy.analysis.screening import is_linear
 from quantopsy.analysis.significance import Interval, Verdict, is_binary
 from quantopsy.analysis.verdicts import Measured, measured
 from quantopsy.core import Plan, QuantopsyError
-from quantopsy.metrics import Metric
+from quantopsy.metrics import Metric, PerImageScore
 from quantopsy.study import FLOAT, RunResult, Store
 
 
@@ -55,7 +55,8 @@ class Assessment:
     """Every run of a study: what was measured of it, what the screen expects, and what follows from both.
 
     ``predicted``: the degradation that measuring the screened images would give, between its ends, either at
-    95 %. ``standing``: verdicts that the screen expects and measuring could not change.
+    95 %; NaN where the metric is a score that decisions do not tell. ``standing``: verdicts that the screen
+    expects and measuring could not change.
     """
 
     reference: RunResult  # the float network on all images asked for
@@ -163,7 +164,13 @@ def assess(
         ]
     ).reshape(-1, 3)
     error = ErrorModel.fit(screened, *told.T)
-    predicted = {run: predicted_interval(found.outlook, error, metric, screened) for run, found in expected.items()}
+    told_by_decisions = _told_by_decisions(metric, reference)
+    predicted = {
+        run: predicted_interval(found.outlook, error, metric, screened)
+        if told_by_decisions
+        else Interval(np.nan, np.nan, np.nan)
+        for run, found in expected.items()
+    }
     standing: dict[int, Verdict] = {}
     if metric.linear and is_binary(reference.statistics):
         judge = partial(
@@ -210,6 +217,11 @@ def _reference(store: Store) -> RunResult:
             "run the same `quantopsy analyze` again: it goes on",
         )
     return found
+
+
+def _told_by_decisions(metric: Metric, reference: RunResult) -> bool:
+    """Whether what is lost can be told from decisions that change: a score of the user's own moves without any."""
+    return not isinstance(metric, PerImageScore) or is_binary(reference.statistics)
 
 
 def _seen(metric: Metric, reference: RunResult, result: RunResult) -> Seen:

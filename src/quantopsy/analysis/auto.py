@@ -166,7 +166,7 @@ def _severity(state: Assessment, run: int) -> tuple[float, float]:
 def _from_border(state: Assessment, run: int) -> float:
     """How far a cell's expected loss is from where its verdict would change: near ones teach most about it."""
     found = state.expected.get(run)
-    if found is None or np.isnan(found.outlook.lost):
+    if found is None or np.isnan(state.predicted[run].value):
         return -found.noise if found is not None else -np.inf  # no metric to go by: the noisiest first
     low, high = state.predicted[run].low, state.predicted[run].high
     # The range of what is expected is wide in logarithms around its middle: a border near one end is far.

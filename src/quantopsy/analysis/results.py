@@ -50,6 +50,7 @@ WHOLE_COLUMNS = (
     "noise_stderr",
     "sqnr_db",
     "value",
+    "float_value",  # of the float network on the same images
     "degradation",
     "degradation_low",
     "degradation_high",

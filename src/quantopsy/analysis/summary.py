@@ -62,12 +62,13 @@ def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment
         if (found := _cell(state, cell["run"])) is not None
     ]
     cells = pd.DataFrame(rows, columns=list(CELL_COLUMNS)).sort_values(["layer", "bits"], ignore_index=True)
-    sums = cells.groupby("bits")[["noise", "degradation"]].sum(min_count=1)
+    sums = cells.groupby("bits")[["noise", "degradation"]].sum(skipna=False)
     whole = pd.DataFrame(
         [
             {
                 "bits": bits,
                 **measured_figures(state.measured[run], state.results[run].seconds),
+                "float_value": _float_value(metric, state.measured[run]),
                 "noise_sum": sums["noise"].get(bits, np.nan),
                 "degradation_sum": sums["degradation"].get(bits, np.nan),
                 "degradation_sum_stderr": _sum_stderr(
@@ -161,6 +162,11 @@ def measured_figures(found: Measured, seconds: float) -> dict[str, Any]:
         "samples": found.samples,
         "seconds": seconds,
     }
+
+
+def _float_value(metric: Metric, found: Measured) -> float:
+    """The float network's value on the images that a plan was measured on."""
+    return found.value + (found.degradation.value if metric.higher_is_better else -found.degradation.value)
 
 
 def _sum_stderr(metric: Metric, state: Assessment, whole: int, cells: Iterable[int]) -> float:

@@ -96,11 +96,13 @@ def _whole(results: Results) -> str:
     span = interval(results.float_low, results.float_high, decimals)
     cells = with_marks(results.cells)
     screened = set(cells.loc[cells["screened"], "bits"])
-    rows = [["float", fixed(results.float_value, decimals), "", span, "", "", "", "", ""]]
+    rows = [["float", str(results.samples), fixed(results.float_value, decimals), "", "", span, *[""] * 5]]
     for _, row in whole_network(results).iterrows():
         rows.append(
             [
                 str(int(row["bits"])),
+                str(int(row["samples"])),
+                fixed(row["float_value"], decimals),
                 fixed(row["value"], decimals),
                 fixed(row["degradation"], decimals),
                 interval(row["degradation_low"], row["degradation_high"], decimals),
@@ -112,11 +114,14 @@ def _whole(results: Results) -> str:
             ]
         )
     headings = [
-        "weight bits", results.metric, f"degradation{unit}", f"{confidence(results)} interval", "sum of layers",
-        "noise", "sum of layers' noise", "noise to sum", "noise predicted",
+        "weight bits", "images", f"float {results.metric}", "quantized", f"degradation{unit}",
+        f"{confidence(results)} interval", "sum of layers", "noise", "sum of layers' noise", "noise to sum",
+        "noise predicted",
     ]  # fmt: skip
     notes = []
     table = whole_network(results)
+    if (table["samples"] < results.samples).any():
+        notes.append("Some bit-widths were run on fewer images: the float network's value is that of the same images.")
     if screened & set(table["bits"]):
         notes.append(f"{PREDICTED} before a sum: some of the layers are screened: predicted, not run.")
     if table["noise_predicted"].notna().any():

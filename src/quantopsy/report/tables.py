@@ -67,6 +67,7 @@ def _positive(noise: pd.Series) -> pd.Series:
 WHOLE_COLUMNS = (
     "bits",
     "value",
+    "float_value",
     "degradation",
     "degradation_low",
     "degradation_high",

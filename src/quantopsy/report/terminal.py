@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ from quantopsy.analysis.results import Results
 from quantopsy.report.additivity import additivity_statements
 from quantopsy.report.allocated import allocation_statements, bits_table, front_table, rivals_table
 from quantopsy.report.findings import findings_sentences
+from quantopsy.report.fitted import Column, fitted
 from quantopsy.report.grid import degradation_limit, grid
 from quantopsy.report.repaired import repair_statements, steps_table
 from quantopsy.report.tables import headline_bits, ranked, whole_network, with_marks
@@ -74,7 +75,7 @@ def print_results(results: Results, console: Console, worst: int = _WORST) -> No
         *(((WHY, bullets(findings_sentences(results), [])),) if results.diagnosed else ()),
         (f"Worst layers at {bits} bits", worst_table(results, bits, console.width, worst)),
         (f"Degradation of single layers{degradation_unit(results)}", heat_strip(results, console.width)),
-        ("Whole network, beside the sum of its single layers", whole_table(results)),
+        ("Whole network, beside the sum of its single layers", whole_table(results, console.width)),
     )
     for heading, part in parts:
         print_part(console, part, heading)
@@ -260,33 +261,56 @@ def shade(value: float, limit: float) -> tuple[str, str]:
     return (mark, _WORSE) if value > 0 else ("-", f"bold {_BETTER}")
 
 
-def whole_table(results: Results) -> Group:
+def whole_table(results: Results, width: int) -> Group:
     """The whole network by bit-width beside the sum of its single layers, marked where some are screened."""
     decimals = degradation_decimals(results)
-    cells = with_marks(results.cells)
+    cells, whole = with_marks(results.cells), whole_network(results)
     screened = set(cells.loc[cells["screened"], "bits"])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("bits", justify="right", no_wrap=True)
-    for heading in (results.metric, "degradation"):
-        table.add_column(Text(elide(heading, 12)), justify="right", no_wrap=True)
-    table.add_column(confidence(results), style="dim", no_wrap=True)
-    for heading in ("sum", "noise", "sum"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    level = fixed(results.float_value, decimals)
-    span = interval(results.float_low, results.float_high, decimals)
-    table.add_row("float", level, "", span, "", "", "")
-    for _, row in whole_network(results).iterrows():
-        table.add_row(
-            str(int(row["bits"])),
-            fixed(row["value"], decimals),
-            Text(fixed(row["degradation"], decimals), style="bold red" if row["degradation_low"] > 0 else ""),
-            interval(row["degradation_low"], row["degradation_high"], decimals),
-            predicted(fixed(row["degradation_sum"], decimals), row["bits"] in screened),
-            significant(row["noise"]),
-            predicted(significant(row["noise_sum"]), row["bits"] in screened),
-        )
-    note = f"{PREDICTED} some of the layers summed are screened: predicted, not run"
-    return Group(table, *([Text(note, style="dim")] if screened & set(whole_network(results)["bits"]) else []))
+    rows = whole.to_dict("records")
+
+    def number(value: float) -> str:
+        return fixed(value, decimals)
+
+    def total(name: str, text: Callable[[float], str]) -> list[str]:
+        return ["", *(predicted(text(row[name]), row["bits"] in screened) for row in rows)]
+
+    columns = (
+        Column("bits", ["float", *(str(int(row["bits"])) for row in rows)]),
+        Column("images", [str(results.samples), *(str(int(row["samples"])) for row in rows)]),
+        Column(
+            elide(results.metric, 15),
+            [
+                number(results.float_value),
+                *(f"{number(row['float_value'])} → {number(row['value'])}" for row in rows),
+            ],
+            spare=1,
+        ),
+        Column(
+            "lost",
+            [
+                "",
+                *(Text(number(row["degradation"]), "bold red" if row["degradation_low"] > 0 else "") for row in rows),
+            ],
+        ),
+        Column(
+            confidence(results),
+            [
+                interval(results.float_low, results.float_high, decimals),
+                *(interval(row["degradation_low"], row["degradation_high"], decimals) for row in rows),
+            ],
+            right=False,
+            style="dim",
+        ),
+        *([Column("sum", total("degradation_sum", number), spare=2)] if whole["degradation_sum"].notna().any() else []),
+        Column("noise", ["", *(significant(row["noise"]) for row in rows)], spare=3),
+        Column("sum", total("noise_sum", significant), spare=4),
+    )
+    notes = []
+    if (whole["samples"] < results.samples).any():
+        notes.append(f"{results.metric}: float and quantized, on the same images")
+    if screened & set(whole["bits"]):
+        notes.append(f"{PREDICTED} some of the layers summed are screened: predicted, not run")
+    return Group(fitted(columns, width), *[Text(note, style="dim") for note in notes])
 
 
 def settings_table(settings: Mapping[str, Any]) -> Table:

@@ -35,6 +35,9 @@ _NAMED = 3
 _MOST_NOISE = 0.8
 """Share of the noise that "most of it" stands for."""
 
+_FEW_SCREENED = 0.1
+"""Share of the cells that may be screened before their sum says nothing: what single predictions miss adds up."""
+
 _SPREAD_FROM = 10
 """Cells from which the check tells how far its ratios spread."""
 
@@ -238,7 +241,15 @@ def _additivity_sentences(results: Results, bits: int, cells: pd.DataFrame, whol
         reach = float(norm.isf((1.0 - results.level) / 2.0)) * whole["degradation_sum_stderr"]
         sums = f"their degradations{screened} sum to {write.amount(total)}"
         images = count(int(whole["samples"]), "image")
-        if not math.isfinite(reach):
+        predictions = int(cells["screened"].sum())
+        if predictions > _FEW_SCREENED * len(cells):
+            if results.additivity is None:
+                yield (
+                    f"Whether single layers add up at {bits} bits is not told by predictions, whose errors add up too "
+                    f"({predictions} of {count(len(cells), 'layer')} {'is' if predictions == 1 else 'are'} screened): "
+                    "`quantopsy additivity` tells."
+                )
+        elif not math.isfinite(reach):
             yield f"The degradations of single layers{screened} sum to {write.amount(total)} at {bits} bits."
         elif abs(total - whole["degradation"]) <= reach:
             yield (
@@ -266,13 +277,19 @@ def _other_bits_sentences(results: Results, headline: int) -> Iterator[str]:
     write = Writer.of(results)
     table = whole_network(results)
     rows = table[(table["bits"] != headline) & table["degradation"].notna()]
-    parts = [
-        f"{int(bits)} bits {fixed(lost, write.decimals)}"
-        for bits, lost in zip(rows["bits"], rows["degradation"], strict=True)
-    ]
+    parts = [f"{int(row['bits'])} bits {_lost_elsewhere(results, row)}" for _, row in rows.iterrows()]
     if parts:
         unit = f", in{write.behind}" if write.unit else ""
         yield f"Degradation of the whole network at other bit-widths{unit}: {', '.join(parts)}."
+
+
+def _lost_elsewhere(results: Results, row: Any) -> str:
+    """``-2.7 (-10.0 to 3.7, 75 images)``: the images where they are not all."""
+    write = Writer.of(results)
+    some = count(int(row["samples"]), "image") if row["samples"] < results.samples else ""
+    span = interval(row["degradation_low"], row["degradation_high"], write.decimals)
+    known = ", ".join(part for part in (span, some) if part)
+    return f"{write.number(row['degradation'])} ({known})" if known else write.number(row["degradation"])
 
 
 def _check_sentences(results: Results) -> Iterator[str]:
@@ -326,10 +343,15 @@ def _progress_cautions(results: Results) -> Iterator[str]:
         which = f"All {screened}" if screened == len(cells) else f"{screened} of {len(cells)}"
         how = f"; {rough} of them beyond the linear regime, where noise is predicted only roughly" if rough else ""
         yield f"{which} cells are screened: predicted from gradients, not run{how}."
+    told = screened == 0 or bool(cells.loc[cells["screened"], "degradation"].notna().any())
+    if not told:
+        other = "--loss, or " if cells["loss_change"].isna().all() else ""
+        yield f"This metric is not predicted, only noise is: give {other}--mode exact."
     # An exact run that is not finished has said so above.
     if results.open_cells and not every_image:
         them = "it" if results.open_cells == 1 else "them"
-        how = f"--mode auto would settle {them}" if mode == "screen" else f"more --budget would settle {them}"
+        way = "--mode exact" if not told else "--mode auto" if mode == "screen" else "more --budget"
+        how = f"{way} would settle {them}"
         yield f"{count(results.open_cells, 'verdict')} {'is' if them == 'it' else 'are'} open: {how}."
 
 
