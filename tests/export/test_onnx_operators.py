@@ -136,8 +136,7 @@ REDUCTIONS = {
     "mean of channels": lambda x: x.mean(1),
     "sum": lambda x: x.sum((1, 2)),
     "amax": lambda x: x.amax((2, 3)),
-    "mean of the images": lambda x: x + x.mean(0, keepdim=True),
-    "mean of all": lambda x: x - x.mean(),
+    "mean of all": lambda x: x - x.mean((1, 2, 3), keepdim=True),
 }
 
 

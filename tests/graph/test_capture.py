@@ -256,6 +256,7 @@ def test_a_number_for_all_images_has_no_grid() -> None:
     [
         lambda net, scores, y: scores - scores.mean(0),
         lambda net, scores, y: scores.cumsum(0),
+        lambda net, scores, y: scores / scores.std(0),
         lambda net, scores, y: (scores, y / y.norm()),
     ],
 )

@@ -317,10 +317,10 @@ def _check_images_apart(graph: fx.Graph, alone: Sequence[Any], together: Sequenc
                 f"an output of it is {tuple(many.shape)} for {images} images and {tuple(one.shape)} for one",
                 "outputs must have images first, and the first be the one that the metric is computed from",
             )
-        if not one.is_floating_point():
-            continue
+        if not one.is_floating_point() or not torch.isfinite(many[-1:]).all():
+            continue  # whoever runs the network names the image that is not finite
         distance, length = (float(x.float().norm()) for x in (one - many[-1:], one))
-        if distance > SAME_ALONE * max(length, 1e-12):
+        if not distance <= SAME_ALONE * max(length, 1e-12):  # nor NaN, as from a deviation over one image
             raise QuantopsyError(
                 "model",
                 f"an image alone gives other outputs than in a batch (by {distance / max(length, 1e-12):.2g} of their "
