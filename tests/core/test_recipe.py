@@ -68,7 +68,7 @@ def test_what_is_no_recipe_is_refused_with_the_file(tmp_path: Path, text: str, r
 
 
 def test_a_missing_file_is_named_with_what_writes_it(tmp_path) -> None:
-    with pytest.raises(QuantopsyError, match="nothing.json': there is no such file; run `quantopsy repair`"):
+    with pytest.raises(QuantopsyError, match=r"nothing\.json': there is no such file; run `quantopsy repair`"):
         Recipe.load(tmp_path / "nothing.json")
     with pytest.raises(QuantopsyError, match=f"folder '{tmp_path}': it holds no recipe; run `quantopsy repair` or"):
         Recipe.load(tmp_path / "recipe.json")
