@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -91,7 +92,6 @@ def test_a_mistake_is_one_line_that_names_thing_reason_and_remedy(command, name,
     line = err.strip().splitlines()[-1]
     assert line.startswith("error: ")
     assert "Traceback" not in err
-    import re
 
     assert re.search(pattern, line), line
     assert "; " in line
@@ -188,3 +188,75 @@ def test_names_are_printed_as_they_are(command, tmp_path, monkeypatch) -> None:
     code, _, err = command("analyze", MODEL, "--data", "broken_images:one")
     assert code == 2
     assert err.splitlines()[-1].startswith("error: image 0 of broken_images:one: it holds a NaN")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--scheme", "perchannel"), "scheme 'perchannel'"),
+        (("--mode", "fast"), "mode 'fast': there is none of that name; nearest are auto, exact, screen"),
+        (("--bits", "8-4"), "--bits '8-4': the range runs backwards; write 4-8"),
+        (("--engine", "rai"), "engine 'rai'"),
+        (("--out", "file"), "folder 'file': it is a file"),
+        (("--out", "/proc/study"), "folder '/proc/study': cannot be written"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_torch_is_imported(tmp_path, arguments, said) -> None:
+    (tmp_path / "file").write_text("")
+    line = ["quantopsy", "analyze", "nowhere:net", "--data", "nowhere:data", *arguments]
+    script = (
+        f"import sys\nfrom quantopsy import cli\nsys.argv = {line!r}\n"
+        "try: cli.main()\nexcept SystemExit as stop: print(stop.code, 'torch' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert found.stdout.strip() == "2 False"
+    assert said in found.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_quantizers_are_checked_before_data_and_model(command) -> None:
+    _, _, err = command("analyze", "nowhere:net", "--data", "nowhere:data", "--quantizer", "picewise")
+    assert "nearest are piecewise" in err
+
+
+@pytest.mark.parametrize("name", ["repair", "allocate"])
+def test_a_recipe_that_cannot_be_written_is_refused_before_anything_is_opened(command, tmp_path, name) -> None:
+    for out, said in ((".", "recipe '.': it is a folder"), ("/proc/recipe/mine.json", "folder '/proc/recipe': cannot")):
+        code, _, err = command(name, "nothing", "--out", out)
+        assert code == 2
+        assert said in err
+
+
+def test_a_training_checks_its_folder_first(command, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    _, _, err = command("train", "nowhere:net", "--data", "nowhere:data", "--out", "file")
+    assert "folder 'file': it is a file" in err
+
+
+def test_an_interrupt_before_the_first_result_says_so(command, monkeypatch, tmp_path) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("quantopsy.analysis.analyze.make_ready", interrupt)
+    code, out, err = command("analyze", MODEL, "--data", DATA, "--out", "study")
+    assert (code, out) == (130, "")
+    assert "Stopped before anything was measured" in err
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("sample_models", "--data", DATA), "model 'sample_models': it is a module; add .*: sample_models:callable"),
+        ((MODEL, "--data", "sample_models"), "data 'sample_models': it is a module; add .*: sample_models:callable"),
+        (("sample_models:SmallNett", "--data", DATA), "model 'sample_models:SmallNett': module 'sample_models' has no"),
+        ((MODEL, "--data", "sample_models:validation"), "data 'sample_models:validation': module 'sample_models' has"),
+    ],
+)
+def test_modules_are_told_from_what_is_in_them(command, arguments, said) -> None:
+
+    code, _, err = command("analyze", *arguments)
+    line = err.strip().splitlines()[-1]
+    assert code == 2
+    assert re.search(said, line), line
+    assert not {"SmallNet,", "TensorDataset", "torch"} & set(line.replace(",", ", ").split())

@@ -34,7 +34,7 @@ from quantopsy.analysis.summary import summarise
 from quantopsy.core import QuantopsyError, names
 from quantopsy.core.recipe import RECIPE, Recipe
 from quantopsy.metrics import Metric, resolve_metric
-from quantopsy.study import FILE, Store, open_existing
+from quantopsy.study import FILE, Store, check_folder, open_existing
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -376,7 +376,7 @@ def repair(folder: str | Path, *, progress: Progress | None = None, **settings: 
     from quantopsy.remedy.repair import repair as run
 
     _check_names(repair, settings, run, Given)
-    _tell_replaced(folder, settings.get("out"), progress)
+    _before_a_recipe(folder, settings.get("out"), progress)
     return finish(Study(Path(folder), run(folder, progress=progress, **settings)))
 
 
@@ -391,13 +391,17 @@ def allocate(folder: str | Path, *, progress: Progress | None = None, **settings
     from quantopsy.remedy.allocation.allocate import allocate as run
 
     _check_names(allocate, settings, run, Given)
-    _tell_replaced(folder, settings.get("out"), progress)
+    _before_a_recipe(folder, settings.get("out"), progress)
     return finish(Study(Path(folder), run(folder, progress=progress, **settings)))
 
 
-def _tell_replaced(folder: str | Path, out: str | Path | None, progress: Progress | None) -> None:
-    """Say which recipe is where the next one is to be written."""
+def _before_a_recipe(folder: str | Path, out: str | Path | None, progress: Progress | None) -> None:
+    """Say which recipe is where the next one is to be written; raise where it cannot be."""
     path = Path(folder) / RECIPE if out is None else Path(out)
+    if out is not None:
+        check_folder(path.parent)
+    if path.is_dir():
+        raise QuantopsyError(f"recipe {str(path)!r}", "it is a folder", f"give a file, such as {path / RECIPE}")
     if progress is not None and path.is_file():
         with suppress(QuantopsyError):  # of what is no recipe nothing is lost
             progress.say(f"{path}: replaces the recipe of {Recipe.load(path).source}; another --out keeps both")
@@ -449,6 +453,8 @@ def train(
         from quantopsy.training.settings import TrainingSettings
         from quantopsy.training.train import train as run
     _check_names(train, settings, TrainingSettings)
+    chosen = TrainingSettings(**settings)
+    check_folder(Path(out))
     done = run(
         source,
         data,
@@ -459,7 +465,7 @@ def train(
         unfused=unfused,
         out=out,
         fresh=fresh,
-        settings=TrainingSettings(**settings),
+        settings=chosen,
         progress=progress,
     )
     return None if done is None else finish_training(Training(done))
@@ -584,6 +590,8 @@ def check_calibration(
     given = Given(model, data, metric, calibration, preprocess, skip_bad)
     choices = Choices(None if sizes is None else tuple(sizes), draws, select)
     chosen = Settings(bits=(bits,), mode="exact", **settings)
+    if out is not None:
+        check_folder(Path(out))
     with tempfile.TemporaryDirectory(prefix="quantopsy-") as temporary:
         folder = Path(temporary if out is None else out)
         study = study_calibration(given, chosen, choices, out=folder, fresh=fresh, progress=progress)
@@ -795,6 +803,7 @@ def _widths(bits: int | Sequence[int]) -> tuple[int, ...]:
 def _folder(out: str | Path | None) -> Iterator[Path]:
     """``out``, or a temporary folder, which does not outlive an error."""
     if out is not None:
+        check_folder(Path(out))
         yield Path(out)
         return
     folder = Path(tempfile.mkdtemp(prefix="quantopsy-"))

@@ -87,6 +87,8 @@ def parse_bits(text: str) -> tuple[int, ...]:
         found: list[int] = []
         for part in text.split(","):
             low, dash, high = part.partition("-")
+            if dash and int(low) > int(high):
+                raise QuantopsyError(f"--bits {text!r}", "the range runs backwards", f"write {int(high)}-{int(low)}")
             found += range(int(low), int(high) + 1) if dash else [int(low)]
     except ValueError:
         raise QuantopsyError(f"--bits {text!r}", "is no list of bit-widths", "write 8, 4,8 or 3-8") from None
@@ -875,12 +877,8 @@ def schemes(
     as_json: Json = False,
 ) -> None:
     """Evaluate the whole network under the usual schemes: per tensor, per channel, weights or activations only."""
-    from quantopsy.analysis.document import scheme_document
-    from quantopsy.analysis.scheme_table import evaluate
     from quantopsy.analysis.settings import Settings
-    from quantopsy.analysis.subject import Given
-    from quantopsy.api import SCHEMES, SCHEMES_REPORT, Schemes, finish_schemes
-    from quantopsy.report.schemes import print_schemes
+    from quantopsy.study import check_folder
 
     settings = Settings(
         bits=parse_bits(bits),
@@ -896,6 +894,13 @@ def schemes(
         max_memory=max_memory,
     )
     folder = out or Path(f"quantopsy-schemes-{_slug(model)}")
+    check_folder(folder)
+    from quantopsy.analysis.document import scheme_document
+    from quantopsy.analysis.scheme_table import evaluate
+    from quantopsy.analysis.subject import Given
+    from quantopsy.api import SCHEMES, SCHEMES_REPORT, Schemes, finish_schemes
+    from quantopsy.report.schemes import print_schemes
+
     with watched(as_json) as watch, _kept_clean(as_json):
         watch.say(f"Quantopsy: {model}")
         given = Given(model, data, metric, calibration, preprocess, skip_bad)
@@ -951,13 +956,19 @@ def demo(
 def _analyze(
     model: Any, data: Any, out: Path, settings: Any, as_json: bool, title: str | None = None, **options: Any
 ) -> None:
-    from quantopsy.analysis.analyze import analyze as run
-    from quantopsy.api import Study, finish
-    from quantopsy.report.terminal import print_results
+    from quantopsy.study import check_folder
 
-    with watched(as_json) as watch, _kept_clean(as_json):
-        watch.say(f"Quantopsy: {title or model}")
-        results = run(model, data, out=out, settings=settings, progress=watch, **options)
+    check_folder(out)
+    try:
+        from quantopsy.analysis.analyze import analyze as run
+        from quantopsy.api import Study, finish
+        from quantopsy.report.terminal import print_results
+
+        with watched(as_json) as watch, _kept_clean(as_json):
+            watch.say(f"Quantopsy: {title or model}")
+            results = run(model, data, out=out, settings=settings, progress=watch, **options)
+    except KeyboardInterrupt:
+        raise _stopped("Stopped before anything was measured; the same command begins again.") from None
     _show(finish(Study(out, results)), as_json, print_results)
     if not results.complete:
         raise _stopped()
@@ -968,8 +979,8 @@ def _kept_clean(as_json: bool) -> AbstractContextManager[Any]:
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
-def _stopped() -> typer.Exit:
-    _console(stderr=True).print("Stopped; the same command goes on where it was.")
+def _stopped(words: str = "Stopped; the same command goes on where it was.") -> typer.Exit:
+    _console(stderr=True).print(words)
     return typer.Exit(130)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -347,6 +348,22 @@ class Store:
         """Of every tile, in the order in which they came."""
         rows = self._connection.execute("SELECT phase, images, seconds, pace FROM cost ORDER BY rowid")
         return [Cost(*row) for row in rows]
+
+
+def check_folder(folder: Path) -> None:
+    """Raise :class:`QuantopsyError` where nothing can be written to ``folder``; what is not there stays so."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else f"cannot be written ({error.strerror})"
+        raise QuantopsyError(f"folder {str(folder)!r}", reason, "give another --out") from error
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def create(folder: Path, identity: Mapping[str, Any]) -> Store:

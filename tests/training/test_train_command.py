@@ -91,4 +91,6 @@ def test_a_recipe_of_another_network_is_refused(command, tmp_path) -> None:
     (tmp_path / "other.json").write_text(json.dumps(document))
     code, _, err = command("train", "other.json", "--data", DATA, "--out", "again")
     assert code == 2
-    assert err.strip().splitlines()[-1].startswith("error: recipe's layer")
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("error: recipe's layer")
+    assert "this recipe is of" in line

@@ -230,7 +230,11 @@ def check_model(recipe: Recipe, network: Network) -> None:
     shapes: Mapping[str, Any] = recipe.model.get("weights", {})
     for name in sorted(recipe.plan.layers | set(shapes)):
         if name not in network.names:
-            raise names.unknown(name, network.names, "recipe's layer")
+            raise QuantopsyError(
+                f"recipe's layer {name!r}",
+                f"the network has none of that name: this recipe is of {recipe.model.get('name', 'another')}",
+                f"{_OTHER}; {names.unknown(name, network.names, 'layer').remedy}",
+            )
         shape = network.layer(name).weight_shape
         if name in shapes and list(shape or ()) != list(shapes[name]):
             raise QuantopsyError(

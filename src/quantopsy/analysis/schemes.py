@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantopsy.core import Plan, QuantopsyError, Role, Site, Spec, names
-from quantopsy.graph.network import Layer, Network
+
+if TYPE_CHECKING:
+    from quantopsy.graph.network import Layer, Network
 
 Grids = Mapping[Role, Spec]
 

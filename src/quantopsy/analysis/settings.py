@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Any
 
 from quantopsy.analysis.budget import Budget
+from quantopsy.analysis.schemes import SCHEMES
 from quantopsy.core import QuantopsyError, Role, names
 from quantopsy.engine.pool import parse_engine
 
@@ -52,6 +53,8 @@ class Settings:
             if not _is(bits, int) or not 2 <= bits <= 16:
                 raise QuantopsyError(f"bit-width {bits!r}", "out of range", "give whole numbers from 2 to 16")
         object.__setattr__(self, "bits", tuple(sorted(set(self.bits))))
+        if self.scheme not in SCHEMES:
+            raise names.unknown(self.scheme, tuple(SCHEMES), "scheme")
         if self.mode not in MODES:
             raise names.unknown(self.mode, MODES, "mode")
         if self.budget is not None:

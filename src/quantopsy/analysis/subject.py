@@ -195,6 +195,9 @@ def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
     whatever the user can mend.
     """
     keep_freed_memory()
+    usual = grids(settings.scheme, settings.activation_bits, settings.changes)
+    for spec in usual.values():
+        check(spec)
     recipe = recipe_named(given.model)
     model = given.model if recipe is None else model_named(recipe)
     preprocess = given.preprocess if given.preprocess is not None else _own_preprocess(model, given.data)
@@ -221,7 +224,7 @@ def make_ready(given: Given, settings: Settings, progress: Progress) -> Subject:
     program = compile_network(network, device)
     if module is not None:
         check_folded(module, program, example, images)
-    full = full_plan(network, grids(settings.scheme, settings.activation_bits, settings.changes), settings.plan)
+    full = full_plan(network, usual, settings.plan)
     known = None
     if recipe is not None:
         network, known = realised(recipe, network)

@@ -8,6 +8,9 @@ from fnmatch import fnmatchcase
 
 from quantopsy.core.errors import QuantopsyError
 
+MOST = 3
+"""Names that are offered for one there is not; of no more than that all are."""
+
 
 def match(patterns: Iterable[str], names: Sequence[str], thing: str) -> list[str]:
     """The ``names``, in their own order, that equal or match (``*``, ``?``, ``[]``) a pattern.
@@ -25,5 +28,8 @@ def match(patterns: Iterable[str], names: Sequence[str], thing: str) -> list[str
 
 def unknown(name: str, names: Sequence[str], thing: str) -> QuantopsyError:
     """The error for a ``name`` that is not among ``names``, with the nearest ones."""
-    near = get_close_matches(name, names, n=3, cutoff=0.3) or list(names[:3])
-    return QuantopsyError(f"{thing} {name!r}", "there is none of that name", f"nearest are {', '.join(near)}")
+    near = get_close_matches(name, names, n=MOST, cutoff=0.3)
+    if not near or len(names) <= MOST:
+        near += [other for other in names if other not in near][:MOST]
+    remedy = f"nearest are {', '.join(near)}" if near else "there is nothing to name"
+    return QuantopsyError(f"{thing} {name!r}", "there is none of that name", remedy)

@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from quantopsy.core import QuantopsyError
-from quantopsy.core.imports import called
+from quantopsy.core.imports import called, is_module
 from quantopsy.data.images import Images
 from quantopsy.data.pictures import EXAMPLE, Preprocess
 from quantopsy.data.sources import (
@@ -82,6 +82,8 @@ def _source(data: Any, preprocess: Preprocess | None) -> Source:
         text = str(data)
         if not Path(text).exists() and _CALLABLE.fullmatch(text):
             return _python_source(called(text, "data", "a Dataset or an iterable"), text, preprocess)
+        if not Path(text).exists() and is_module(text):
+            raise QuantopsyError(f"data {text!r}", "it is a module", f"add what gives the images: {text}:callable")
         if preprocess is None:
             list_folder(Path(text))  # a folder that is not there is the first thing to say
             raise QuantopsyError(

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 from quantopsy.core import QuantopsyError
-from quantopsy.data import reader
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -70,6 +69,8 @@ class LocalPool(Pool[Task, Result]):
         At most one loaded task waits, so that memory is two batches' whatever the number of tasks. A
         caller that stops early, or is interrupted, leaves no thread.
         """
+        from quantopsy.data import reader  # which takes torch: an engine's name is checked without
+
         if not tasks:
             return
         with reader() as reading:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from quantopsy.core import QuantopsyError, names
-from quantopsy.core.imports import called
+from quantopsy.core.imports import called, is_module
 from quantopsy.graph.fold import fold_batch_norms
 from quantopsy.graph.network import Layer, Network, Unquantized, is_computed
 from quantopsy.graph.onnx import OnnxModule, load_onnx
@@ -55,6 +55,8 @@ def load(model: str | Path | nn.Module | torch.export.ExportedProgram) -> nn.Mod
     if ":" in text and not Path(text).exists():
         return _call(text)
     path = Path(text)
+    if not path.exists() and is_module(text):
+        raise QuantopsyError(f"model {text!r}", "it is a module", f"add what makes the model: {text}:callable")
     if not path.exists():
         raise QuantopsyError(f"model {text!r}", "no such file", "give FILE.pt2, FILE.onnx or package.module:callable")
     if path.suffix == ".onnx":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quantopsy.analysis.schemes import SCHEMES
 from quantopsy.core import QuantopsyError, names
 from quantopsy.training.network import Grids
 from quantopsy.training.norm import NORMS
@@ -95,6 +96,8 @@ class TrainingSettings:
             raise QuantopsyError(
                 f"shared bits of {self.share[0]!r}", "bits do not learn", "give a --target or --bitops"
             )
+        if self.scheme not in SCHEMES:
+            raise names.unknown(self.scheme, tuple(SCHEMES), "scheme")
         if self.edges not in EDGES:
             raise names.unknown(self.edges, EDGES, "choice of edges")
         if self.norms not in NORMS:

@@ -13,7 +13,7 @@ from quantopsy.analysis.recipes import portable, realised, recipe_named
 from quantopsy.analysis.schemes import SCHEMES
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Given, Subject, calibrated, make_ready
-from quantopsy.core import Plan, QuantopsyError, Site, Spec, names
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.core.recipe import Recipe
 from quantopsy.data import Images, evenly_spaced_order
 from quantopsy.engine.calibration import Calibration, tensors_at
@@ -116,8 +116,6 @@ def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
     With the edges ``all`` every other value too, as runtimes in integers need it, at 8 bits at least: on the very grid
     of its readers where all of them are layers with weights. With ``inputs`` nothing else, as in the papers.
     """
-    if settings.scheme not in SCHEMES:
-        raise names.unknown(settings.scheme, tuple(SCHEMES), "scheme")
     granularity = SCHEMES[settings.scheme]["weight"].granularity
     weight = Spec(
         bits=_bits(settings),
