@@ -141,3 +141,8 @@ def test_long_numbers_are_never_cut(results, width):
     assert sum(f"{MINUS}0.0073 to {MINUS}0.0046" in line for line in lines) >= 16
     for word in " ".join(lines).split():
         assert "…" not in word or word[0].isalpha()
+
+
+def test_a_network_that_was_not_run_whole_has_no_table(results):
+    assert "Whole network" in printed(results)
+    assert "Whole network" not in printed(replace(results, whole=results.whole.iloc[:0]))

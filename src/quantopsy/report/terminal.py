@@ -76,7 +76,11 @@ def print_results(results: Results, console: Console, worst: int = _WORST) -> No
         *(((WHY, bullets(findings_sentences(results), [])),) if results.diagnosed else ()),
         (f"Worst layers at {bits} bits", worst_table(results, bits, console.width, worst)),
         (f"Degradation of single layers{degradation_unit(results)}", heat_strip(results, console.width)),
-        ("Whole network, beside the sum of its single layers", whole_table(results, console.width)),
+        *(
+            ()
+            if results.whole.empty
+            else (("Whole network, beside the sum of its single layers", whole_table(results, console.width)),)
+        ),
     )
     for heading, part in parts:
         print_part(console, part, heading)
@@ -89,6 +93,11 @@ def print_part(console: Console, part: RenderableType, heading: str = "") -> Non
     if heading:
         console.print(Encodable(Text(heading, style="bold")))
     console.print(Encodable(part))
+
+
+def print_findings(results: Results, console: Console) -> None:
+    """Print why layers hurt, and nothing that the analysis has said before."""
+    print_part(console, bullets(findings_sentences(results), []), WHY)
 
 
 def print_additivity(results: Results, console: Console) -> None:
