@@ -314,11 +314,11 @@ def diagnose(
 ) -> None:
     """Find out why layers hurt: name causes, test each by a counterfactual, say what it removes."""
     from quantopsy.api import diagnose as run
-    from quantopsy.report.terminal import print_results
+    from quantopsy.report.terminal import print_findings
 
     with watched(as_json) as watch:
         found = run(study, bits=bits, layers=tuple(layers or ()), samples=samples, progress=watch)
-    _show(found, as_json, print_results)
+    _show(found, as_json, print_findings)
 
 
 @app.command()

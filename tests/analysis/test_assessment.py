@@ -85,6 +85,7 @@ def test_what_hurts_hurts_at_every_lower_bit_width(store) -> None:
     found = look(store, runs.values())
     assert [found.verdict(runs[bits]) for bits in BITS] == ["hurts", "hurts", "hurts", "undecided", "undecided"]
     assert [found.open(runs[bits]) for bits in BITS] == [False, False, False, True, True]
+    assert [found.found_by(runs[bits]) for bits in BITS] == [*[runs[4]] * 3, runs[6], runs[8]]
 
 
 def test_what_was_measured_and_is_harmless_is_so_at_every_higher_bit_width(store) -> None:
@@ -110,6 +111,7 @@ def test_a_measurement_of_its_own_goes_before_what_others_imply(store) -> None:
     found = look(store, runs.values(), tolerance=5.0)
     assert found.verdict(runs[2]) == "harmless"
     assert found.verdict(runs[8]) == "hurts"
+    assert [found.found_by(runs[bits]) for bits in BITS] == [runs[2], *[runs[8]] * 4]
 
 
 def test_a_layer_without_weights_is_one_run_of_all_bit_widths(store) -> None:

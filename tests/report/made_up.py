@@ -64,7 +64,8 @@ def cell_table(layers: pd.DataFrame, bits: tuple[int, ...], seed: int = 0) -> pd
                     layer.layer, layer.name, layer.op, width, noise, 0.05 * noise,
                     10 * np.log10(SIGNAL / noise), degradation, degradation - half, degradation + half,
                     max(0.0, 1 - abs(degradation) / 100), 512, "exact",
-                    "harmless" if degradation + half <= TOLERANCE else "undecided", None, np.nan, np.nan, np.nan, 0.8,
+                    "harmless" if degradation + half <= TOLERANCE else "undecided", width, None, np.nan,
+                    np.nan, np.nan, 0.8,
                 )
             )  # fmt: skip
     return pd.DataFrame(rows, columns=list(CELL_COLUMNS))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from made_up import make_results
+from rich.console import Console
 
 from quantopsy.analysis.causes import FIXES
 from quantopsy.analysis.results import Results
@@ -14,6 +16,7 @@ from quantopsy.core import Finding, Removed
 from quantopsy.engine.local import Edge, Local
 from quantopsy.report.findings import TITLES, findings_section, findings_sentences
 from quantopsy.report.page import render
+from quantopsy.report.terminal import print_findings
 
 EVIDENCE = {
     "local_sqnr_db": 12.0,
@@ -131,3 +134,17 @@ def test_why_stands_between_the_verdict_and_the_layers() -> None:
     page = render(with_findings(finding("dead_channel")))
     places = [page.index(f'<h2 id="{key}">') for key in ("verdict", "why", "profile", "cells")]
     assert places == sorted(places)
+
+
+def test_the_terminal_says_why_and_does_not_repeat_the_analysis() -> None:
+    stream = io.StringIO()
+    print_findings(with_findings(finding("dead_channel")), Console(file=stream, width=400))
+    text = stream.getvalue()
+    assert TITLES["dead_channel"] in text
+    assert "Worst layers" not in text
+    assert "costs 72.1 points" not in text
+
+
+def test_bit_widths_that_were_looked_at_are_in_order() -> None:
+    said = findings_sentences(replace(with_findings(), diagnosed=(4, 8, 5)))[0]
+    assert said.startswith("At 8, 5, 4 bits no layer costs enough")

@@ -185,3 +185,10 @@ def test_the_whole_network_stands_beside_float_on_the_same_images(results):
     assert "Some bit-widths were run on fewer images" in render(mixed)
     assert "Some bit-widths were run on fewer images" not in render(results)
     assert "<td>75</td><td>97.0</td>" in render(mixed)
+
+
+def test_a_verdict_that_follows_from_another_bit_width_says_so(results):
+    cells = payload(set_cell(results, 7, 8, verdict="hurts", verdict_bits=6))["cells"]
+    verdicts = {(cell["layer"], cell["bits"]): cell["texts"]["verdict"] for cell in cells}
+    assert verdicts[7, 8] == "hurts (as at 6 bits)"
+    assert verdicts[5, 8] == "hurts"

@@ -4,11 +4,12 @@ import io
 from dataclasses import replace
 
 import pytest
-from made_up import make_results, nasty_results, quiet_results, screened_results
+from made_up import make_results, nasty_results, quiet_results, screened_results, set_cell
 from rich.console import Console
 
 from quantopsy.report.terminal import print_results, settings_table, shade
 from quantopsy.report.verdict import verdict
+from quantopsy.report.wording import MINUS
 
 
 def printed(results, width=80, encoding="utf-8", **options):
@@ -26,7 +27,7 @@ def test_no_line_is_wider_than_the_terminal(made, width):
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_guilty_layer_has_all_its_numbers(results, width):
-    line = next(line for line in printed(results, width).splitlines() if line.startswith("  5 "))
+    line = next(line for line in printed(results, width).splitlines() if line.startswith("   5 "))
     for part in ("features.1.block.0.conv", "99 %", "54.1", "50.2 to 58.0"):
         assert part in line
 
@@ -35,7 +36,7 @@ def test_the_guilty_layer_has_all_its_numbers(results, width):
 def test_what_was_not_run_is_marked_and_explained(width):
     results = screened_results()
     coarse = printed(replace(results, bits=(3, 4, 5), cells=results.cells[results.cells["bits"] < 6]), width)
-    line = next(line for line in coarse.splitlines() if line.startswith("  5 "))
+    line = next(line for line in coarse.splitlines() if line.startswith("   5 "))
     for part in ("~1900?", "~54.1", "~(50.2 to 58.0)"):
         assert part in line
     assert "~ screened: predicted, not run" in coarse
@@ -118,3 +119,30 @@ def test_the_whole_network_stands_beside_float_on_the_same_images(results):
     assert found["float"].startswith("512 97.0")
     assert found["8"].startswith("512 97.0 → 24.9 72.1")
     assert found["5"].startswith("75 99.0 → 26.9 72.1")
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_verdict_that_follows_from_another_bit_width_says_so(results, width):
+    implied = set_cell(results, 7, 8, verdict="hurts", verdict_bits=6, degradation_low=-0.2, degradation_high=1.9)
+    assert "hurts (as at 6 bits)" in printed(implied, width)
+    assert "as at" not in printed(results, width)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_long_numbers_are_never_cut(results, width):
+    small = replace(
+        results,
+        unit="",
+        cells=results.cells.assign(degradation=-0.00587, degradation_low=-0.00731, degradation_high=-0.00465),
+        whole=results.whole.assign(degradation=-0.00587, degradation_low=-0.00731, degradation_high=-0.00465),
+    )
+    lines = printed(small, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum(f"{MINUS}0.0073 to {MINUS}0.0046" in line for line in lines) >= 16
+    for word in " ".join(lines).split():
+        assert "…" not in word or word[0].isalpha()
+
+
+def test_a_network_that_was_not_run_whole_has_no_table(results):
+    assert "Whole network" in printed(results)
+    assert "Whole network" not in printed(replace(results, whole=results.whole.iloc[:0]))

@@ -273,3 +273,9 @@ def test_a_metric_that_is_not_predicted_is_said_so(loss_change, ways):
     assert f"This metric is not predicted, only noise is: {ways}." in text
     assert "37 verdicts are open: --mode exact would settle them." in text
     assert "not predicted" not in said(results)
+
+
+def test_a_verdict_that_follows_from_another_bit_width_says_so(results):
+    implied = set_cell(results, 7, 8, verdict="hurts", verdict_bits=6)
+    assert ", as at 6 bits" in said(implied)
+    assert "as at" not in said(results)

@@ -51,6 +51,14 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Implied:
+    """A verdict that follows from that of the same layer at another bit-width, which is that ``run``."""
+
+    verdict: Verdict
+    run: int
+
+
+@dataclass(frozen=True)
 class Assessment:
     """Every run of a study: what was measured of it, what the screen expects, and what follows from both.
 
@@ -64,7 +72,7 @@ class Assessment:
     expected: Mapping[int, Expected]
     predicted: Mapping[int, Interval]
     standing: Mapping[int, Verdict]
-    implied: Mapping[int, Verdict]  # by what was found of the same layer at other bit-widths
+    implied: Mapping[int, Implied]  # by what was found of the same layer at other bit-widths
     smallest_certain_loss: float  # of the metric, where it cannot be chance among all cells
     error: ErrorModel  # how far what was measured is from what was expected
     level: float  # of intervals; verdicts are corrected for the number of cells
@@ -77,7 +85,12 @@ class Assessment:
             return self.measured[run].verdict
         if run not in self.measured and run in self.standing:
             return self.standing[run]
-        return self.implied.get(run, "undecided")
+        return self.implied[run].verdict if run in self.implied else "undecided"
+
+    def found_by(self, run: int) -> int:
+        """The run that the verdict of ``run`` is of: another where it is implied."""
+        own = self.measured[run].settled if run in self.measured else run in self.standing
+        return run if own or run not in self.implied else self.implied[run].run
 
     def open(self, run: int) -> bool:
         """Whether measuring more could change the verdict."""
@@ -237,17 +250,17 @@ def _seen(metric: Metric, reference: RunResult, result: RunResult) -> Seen:
 
 def _implied(
     ladders: Sequence[Sequence[int]], known: Mapping[int, Measured], standing: Mapping[int, Verdict]
-) -> dict[int, Verdict]:
-    found: dict[int, Verdict] = {}
+) -> dict[int, Implied]:
+    found: dict[int, Implied] = {}
     for ladder in ladders:
         for place, run in enumerate(ladder):
             own = known[run].verdict if run in known and known[run].settled else None
             if own is None and run not in known:
                 own = standing.get(run)
             if own == "hurts":
-                found.update(dict.fromkeys(ladder[:place], "hurts"))
+                found.update(dict.fromkeys(ladder[:place], Implied("hurts", run)))
             elif own is not None and run in known:
-                found.update({higher: own for higher in ladder[place + 1 :] if higher != run})
+                found.update({higher: Implied(own, run) for higher in ladder[place + 1 :] if higher != run})
     return found
 
 

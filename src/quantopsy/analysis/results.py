@@ -36,6 +36,7 @@ CELL_COLUMNS = (
     "samples",
     "method",  # "exact" or "screened": then all figures are predictions from gradients
     "verdict",  # "hurts", "harmless" or "undecided", corrected for looking at many cells
+    "verdict_bits",  # at which it was found: others than ``bits`` where fewer bits cannot hurt less
     "linear",  # False where the noise is too large for a first-order prediction; None without a screen
     "screened_noise",  # the prediction, beside what was measured
     "screened_degradation",

@@ -49,6 +49,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment
     layers = layers.reindex(columns=list(LAYER_COLUMNS))
     noted = store.noted("cells", [])
     runs = {cell["run"] for cell in noted}
+    bits_of = {cell["run"]: cell["bits"] for cell in noted}
     whole_runs = {entry["bits"]: entry["run"] for entry in store.noted("whole", [])}
     rows = [
         {
@@ -57,6 +58,7 @@ def summarise(store: Store, metric: Metric, *, complete: bool, state: Assessment
             "op": layers["op"][cell["layer"]],
             "bits": cell["bits"],
             **found,
+            "verdict_bits": cell["bits"] if (by := state.found_by(cell["run"])) == cell["run"] else bits_of[by],
         }
         for cell in noted
         if (found := _cell(state, cell["run"])) is not None

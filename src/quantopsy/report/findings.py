@@ -59,7 +59,7 @@ def findings_sentences(results: Results) -> list[str]:
         return []
     found = [sentence(results, finding) for finding in ordered(results)]
     if not found:
-        widths = ", ".join(map(str, results.diagnosed))
+        widths = ", ".join(map(str, sorted(results.diagnosed, reverse=True)))
         found = [f"At {widths} bits no layer costs enough to look for causes; --layers names some all the same."]
     return found + [text for bits in sorted(results.diagnosed, reverse=True) for text in shift_sentences(results, bits)]
 

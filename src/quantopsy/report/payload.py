@@ -17,6 +17,7 @@ from quantopsy.report.wording import (
     BEYOND_LINEAR,
     SCREENED,
     cell_interval,
+    cell_verdict,
     confidence,
     degradation_decimals,
     degradation_unit,
@@ -158,7 +159,7 @@ def _cells(results: Results, limit: float, bottom: float, top: float) -> list[di
                 "sqnr": sqnr_text(cell["sqnr_db"]),
                 "share": percent(cell["noise_share"]),
                 "agreement": fixed(100 * cell["agreement"], 1),
-                "verdict": str(cell["verdict"]),
+                "verdict": cell_verdict(cell),
                 "method": str(cell["method"]) + (", rough" if cell["rough"] else ""),
             },
         }

@@ -30,6 +30,7 @@ from quantopsy.report.wording import (
     MISSING,
     PREDICTED,
     cell_interval,
+    cell_verdict,
     confidence,
     count,
     degradation_decimals,
@@ -75,7 +76,11 @@ def print_results(results: Results, console: Console, worst: int = _WORST) -> No
         *(((WHY, bullets(findings_sentences(results), [])),) if results.diagnosed else ()),
         (f"Worst layers at {bits} bits", worst_table(results, bits, console.width, worst)),
         (f"Degradation of single layers{degradation_unit(results)}", heat_strip(results, console.width)),
-        ("Whole network, beside the sum of its single layers", whole_table(results, console.width)),
+        *(
+            ()
+            if results.whole.empty
+            else (("Whole network, beside the sum of its single layers", whole_table(results, console.width)),)
+        ),
     )
     for heading, part in parts:
         print_part(console, part, heading)
@@ -90,6 +95,11 @@ def print_part(console: Console, part: RenderableType, heading: str = "") -> Non
     console.print(Encodable(part))
 
 
+def print_findings(results: Results, console: Console) -> None:
+    """Print why layers hurt, and nothing that the analysis has said before."""
+    print_part(console, bullets(findings_sentences(results), []), WHY)
+
+
 def print_additivity(results: Results, console: Console) -> None:
     """Print whether single layers add up, and every subset that was run."""
     found = results.additivity
@@ -98,32 +108,39 @@ def print_additivity(results: Results, console: Console) -> None:
         return
     print_part(console, bullets(additivity_statements(results), []))
     heading = f"Subsets of layers at {found.low_bits} bits, the others at {found.high_bits}"
-    print_part(console, additivity_table(results, found), heading)
+    print_part(console, additivity_table(results, found, console.width), heading)
 
 
-def additivity_table(results: Results, found: Additivity) -> Group:
+def additivity_table(results: Results, found: Additivity, width: int) -> Group:
     """A row per subset: sums of single layers beside what was measured, red where they are wrong."""
     decimals = degradation_decimals(results)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("low", "sum", "noise", "ratio", "screen", "sum", "lost"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(confidence(results), style="dim", no_wrap=True)
-    for row in found.table.to_dict("records"):
-        some = row["screened"] > 0
-        table.add_row(
-            str(row["low_layers"]),
-            predicted(significant(row["noise_expected"]), some),
-            significant(row["noise_measured"]),
-            Text(
-                fixed(row["noise_measured"] / row["noise_expected"], 2), style="" if row["noise_holds"] else "bold red"
-            ),
-            predicted(significant(row["noise_predicted"]), True),
-            predicted(fixed(row["degradation_expected"], decimals), some),
-            Text(fixed(row["degradation_measured"], decimals), style="" if row["degradation_holds"] else "bold red"),
-            interval(row["degradation_measured_low"], row["degradation_measured_high"], decimals),
-        )
+    rows = found.table.to_dict("records")
+
+    def judged(text: str, holds: bool) -> Text:
+        return Text(text, style="" if holds else "bold red")
+
+    columns = (
+        Column("low", [str(row["low_layers"]) for row in rows]),
+        Column("sum", [predicted(significant(row["noise_expected"]), row["screened"] > 0) for row in rows], spare=2),
+        Column("noise", [significant(row["noise_measured"]) for row in rows], spare=1),
+        Column(
+            "ratio",
+            [judged(fixed(row["noise_measured"] / row["noise_expected"], 2), row["noise_holds"]) for row in rows],
+        ),
+        Column("screen", [predicted(significant(row["noise_predicted"]), True) for row in rows], spare=3),
+        Column("sum", [predicted(fixed(row["degradation_expected"], decimals), row["screened"] > 0) for row in rows]),
+        Column(
+            "lost", [judged(fixed(row["degradation_measured"], decimals), row["degradation_holds"]) for row in rows]
+        ),
+        Column(
+            confidence(results),
+            [interval(row["degradation_measured_low"], row["degradation_measured_high"], decimals) for row in rows],
+            right=False,
+            style="dim",
+        ),
+    )
     note = "low: layers at the low bit-width; sum: of single layers; screen: with cross terms; red: the sum is wrong"
-    return Group(table, Text(note, style="dim"))
+    return Group(fitted(columns, width), Text(note, style="dim"))
 
 
 def verdict_lines(results: Results) -> Table:
@@ -188,41 +205,53 @@ def worst_table(results: Results, bits: int, width: int, worst: int = _WORST) ->
     """
     decimals, wide = degradation_decimals(results), width >= _WIDE
     cells = ranked(results, bits).head(worst)
-    spans = [cell_interval(cell, decimals) for _, cell in cells.iterrows()]
-    fixed_columns = 41 + max([13, *map(len, spans)])
-    room = max(12, (width - fixed_columns - 14) // 2 if wide else width - fixed_columns)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("#", justify="right", style="dim", no_wrap=True)
-    table.add_column("layer", no_wrap=True)
-    if wide:
-        table.add_column("op", no_wrap=True)
-        table.add_column("source", no_wrap=True, style="dim")
-    for heading in ("noise", "share", "degradation"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(f"{confidence(results)}{degradation_unit(results) if wide else ''}", no_wrap=True, style="dim")
-    for (_, cell), span in zip(cells.iterrows(), spans, strict=True):
-        source = cell["source"] if isinstance(cell["source"], str) else ""
-        name = Text(elide(cell["name"], room), style="bold red" if cell["guilty"] else "")
-        if not wide:
-            below = " ".join(part for part in (cell["op"], source) if part)
-            name = Text("\n").join([name, Text(elide(below, room), style="dim")])
-        lost = predicted(fixed(cell["degradation"], decimals), cell["screened"])
-        noise = predicted(significant(cell["noise"], 2), cell["screened"])
-        table.add_row(
-            str(cell["layer"]),
-            name,
-            *([Text(elide(cell["op"], 12)), Text(elide(source, room))] if wide else []),
-            noise + (_ROUGH if cell["rough"] else ""),
-            percent(cell["noise_share"]),
-            Text(lost, style="bold red" if cell["guilty"] else "bold blue" if cell["improves"] else ""),
-            span,
-        )
-    notes = []
+    rows = cells.to_dict("records")
+    sources = [row["source"] if isinstance(row["source"], str) else "" for row in rows]
+    names = [Text(row["name"], style="bold red" if row["guilty"] else "") for row in rows]
+    operators = [str(row["op"]) for row in rows]
+    below = [Text(f"{op} {source}".strip(), style="dim") for op, source in zip(operators, sources, strict=True)]
+    spans = [cell_interval(row, decimals) for row in rows]
+    verdicts = [cell_verdict(row) for row in rows]
+    columns = (
+        Column("no.", [str(row["layer"]) for row in rows], style="dim"),
+        Column("layer", names if wide else list(zip(names, below, strict=True)), right=False, least=12),
+        *(
+            (
+                Column("op", operators, right=False, least=6),
+                Column("source", sources, right=False, style="dim", least=12),
+            )
+            if wide
+            else ()
+        ),
+        Column(
+            "noise",
+            [
+                predicted(significant(row["noise"], 2), row["screened"]) + (_ROUGH if row["rough"] else "")
+                for row in rows
+            ],
+        ),
+        Column("share", [percent(row["noise_share"]) for row in rows], spare=2),
+        Column(
+            f"lost{degradation_unit(results)}" if wide else "lost",
+            [
+                Text(
+                    predicted(fixed(row["degradation"], decimals), row["screened"]),
+                    style="bold red" if row["guilty"] else "bold blue" if row["improves"] else "",
+                )
+                for row in rows
+            ],
+        ),
+        Column(
+            confidence(results), spans if wide else list(zip(spans, verdicts, strict=True)), right=False, style="dim"
+        ),
+        *((Column("verdict", verdicts, right=False),) if wide else ()),
+    )
+    notes = ["no.: place in the network; layers that hurt come first, then by noise"]
     if cells["screened"].any():
         notes.append(f"{PREDICTED} screened: predicted, not run; in brackets, where a measurement would fall")
     if cells["rough"].any():
         notes.append(f"{_ROUGH} {BEYOND_LINEAR}")
-    return Group(table, *[Text(note, style="dim") for note in notes])
+    return Group(fitted(columns, width), *[Text(note, style="dim") for note in notes])
 
 
 def heat_strip(results: Results, width: int) -> Group:

@@ -132,7 +132,7 @@ def _hurting_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: 
     if guilty.empty:
         yield _nothing_hurts(results, bits, cells, whole)
     else:
-        listed = "; ".join(f"{_layer(cell)} {write.lost(cell)}" for _, cell in guilty.head(_NAMED).iterrows())
+        listed = "; ".join(_listed(cell, write, bits) for _, cell in guilty.head(_NAMED).iterrows())
         more = f"; and {len(guilty) - _NAMED} more" if len(guilty) > _NAMED else ""
         hurt = "hurts" if len(guilty) == 1 else "hurt"
         unit = f", in{write.behind}" if write.unit else ""
@@ -158,6 +158,11 @@ def _hurting_sentences(results: Results, bits: int, cells: pd.DataFrame, whole: 
             f"{undecided} at {bits} bits: a loss is neither certain nor, above "
             f"{write.amount(results.tolerance)}, ruled out."
         )
+
+
+def _listed(cell: Any, write: Writer, bits: int) -> str:
+    elsewhere = f", as at {int(cell['verdict_bits'])} bits" if cell["verdict_bits"] != bits else ""
+    return f"{_layer(cell)} {write.lost(cell)}{elsewhere}"
 
 
 def _nothing_hurts(results: Results, bits: int, cells: pd.DataFrame, whole: Any | None) -> str:

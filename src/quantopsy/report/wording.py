@@ -223,6 +223,12 @@ def cell_interval(cell: Any, decimals: int) -> str:
     return f"{PREDICTED}({between})" if between and cell["method"] == "screened" else between
 
 
+def cell_verdict(cell: Any) -> str:
+    """``hurts``; ``hurts (as at 6 bits)`` where it follows from there."""
+    found = int(cell["verdict_bits"])
+    return str(cell["verdict"]) if found == cell["bits"] else f"{cell['verdict']} (as at {found} bits)"
+
+
 def shape(sizes: tuple[int, ...]) -> str:
     """``32 x 3 x 3 x 3``, with the sign of multiplication."""
     return " \N{MULTIPLICATION SIGN} ".join(str(size) for size in sizes)

@@ -285,8 +285,8 @@
   // ---- the table -------------------------------------------------------------------------------------
 
   const COLUMNS = [
-    { key: "layer", text: "#", value: (l) => l.layer, show: (l) => String(l.layer) },
-    { key: "name", text: "layer", words: true, value: (l) => l.name, show: (l) => html("a", { href: `#layer=${l.layer}`, title: l.name }, elide(l.name, 44)) },
+    { key: "layer", text: "layer no.", value: (l) => l.layer, show: (l) => String(l.layer) },
+    { key: "name", text: "name", words: true, value: (l) => l.name, show: (l) => html("a", { href: `#layer=${l.layer}`, title: l.name }, elide(l.name, 44)) },
     { key: "op", text: "op", words: true, value: (l) => l.op, show: (l) => l.op },
     { key: "source", text: "source", words: true, value: (l) => l.source, show: (l) => elide(l.source, 40) },
     { key: "degradation", text: `degradation${DATA.unit}`, value: (l, c) => c && c.degradation, show: (l, c) => c && c.texts.degradation, kind: "lost" },

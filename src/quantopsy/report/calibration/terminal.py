@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from rich import box
+from collections.abc import Sequence
+
 from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from quantopsy.analysis.calibration.result import CalibrationStudy
-from quantopsy.report.calibration.tables import activation_rows, channel_rows, size_rows
+from quantopsy.report.calibration.tables import Rows, activation_rows, channel_rows, size_rows
 from quantopsy.report.calibration.words import cautions, lead, statements
+from quantopsy.report.fitted import Column, fitted
 from quantopsy.report.terminal import bullets, print_part
-from quantopsy.report.wording import duration, elide
+from quantopsy.report.wording import duration
 
 _WORST = 6
 """Activations in the table; the page has them all."""
@@ -24,44 +25,39 @@ def print_study(study: CalibrationStudy, console: Console) -> None:
     parts: list[tuple[str, RenderableType]] = [
         ("", Text(lead(study).replace("`", ""), style=_COLOURS[study.verdict.kind])),
         ("", bullets(statements(study), cautions(study))),
-        ("By number of calibration images, over draws", _sizes(study)),
-        ("Held-out images against the calibrated ranges", _activations(study, console.width)),
+        (
+            "By number of calibration images, over draws",
+            _table(size_rows(study), console.width, spare=("ranges", "beyond")),
+        ),
+        (
+            "Held-out images against the calibrated ranges",
+            _table(activation_rows(study), console.width, _WORST, spare=("unused", "furthest")),
+        ),
     ]
     if any(shift.differs for shift in study.shifts):
-        parts.append(("Channels, calibration against evaluation images", _channels(study)))
+        parts.append(
+            (
+                "Channels, calibration against evaluation images",
+                _table(channel_rows(study), console.width, spare=("mean",)),
+            )
+        )
     for heading, part in parts:
         print_part(console, part, heading)
     spent = f"{study.evaluation} evaluation images, {100 * study.level:g} % intervals, {duration(study.seconds)}"
     print_part(console, Text(spent, style="dim"))
 
 
-def _sizes(study: CalibrationStudy) -> Group:
-    headings, rows, note = size_rows(study)
-    table = _table(headings)
-    for row in rows:
-        table.add_row(*row)
-    return Group(table, Text(note, style="dim"))
-
-
-def _activations(study: CalibrationStudy, width: int) -> Group:
-    headings, rows, note = activation_rows(study)
-    table = _table(headings, first="")
-    taken = sum(max(len(row[column]) for row in [headings, *rows[:_WORST]]) + 2 for column in range(1, len(headings)))
-    for row in rows[:_WORST]:
-        table.add_row(elide(row[0], max(12, width - taken - 2)), *row[1:])
-    return Group(table, Text(note, style="dim"))
-
-
-def _channels(study: CalibrationStudy) -> Group:
-    headings, rows, note = channel_rows(study)
-    table = _table(headings, first="")
-    for row in rows:
-        table.add_row(*row)
-    return Group(table, Text(note, style="dim"))
-
-
-def _table(headings: tuple[str, ...], first: str = "right") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index == 0 and not first else "right", no_wrap=True)
-    return table
+def _table(content: Rows, width: int, most: int | None = None, spare: Sequence[str] = ()) -> Group:
+    """The first ``most`` rows in ``width`` columns; ``spare`` has the headings that may be left out, in that order."""
+    headings, rows, note = content
+    columns = [
+        Column(
+            heading,
+            [row[place] for row in rows[:most]],
+            right=place > 0,
+            least=None if place else 12,
+            spare=len(spare) - spare.index(heading) if heading in spare else 0,
+        )
+        for place, heading in enumerate(headings)
+    ]
+    return Group(fitted(columns, width), Text(note, style="dim"))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import pandas as pd
-from rich import box
 from rich.console import Console, Group
-from rich.table import Table
 from rich.text import Text
 
 from quantopsy.analysis.comparison import Compared, Difference, View
@@ -23,6 +22,7 @@ from quantopsy.report.compared.words import (
     statements,
     worst_first,
 )
+from quantopsy.report.fitted import Column, fitted
 from quantopsy.report.grid import degradation_limit
 from quantopsy.report.terminal import BLOCKS, SHADES, bullets, print_part, ruler, shade
 from quantopsy.report.wording import (
@@ -65,51 +65,43 @@ def layer_table(difference: Difference, compared: Compared, width: int, worst: i
     write, wide = Writer.of(difference.before.results), width >= _WIDE
     layers = worst_first(difference).head(worst)
     rows = [_texts(row, write) for _, row in layers.iterrows()]
-    widths = {name: max(len(row[name]) for row in rows) for name in ("lost", "sqnr", "span")}
-    if wide:
-        room = max(12, width - 75 - widths["lost"] - widths["span"] - widths["sqnr"])
-    else:  # the name has at least the room of what stands below it
-        room = max(widths["lost"] + widths["sqnr"] + 2, width - 46 - widths["span"])
     unit = degradation_unit(difference.before.results)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("#", justify="right", style="dim", no_wrap=True)
-    table.add_column("layer", no_wrap=True)
+    names = [row["name"] for row in rows]
+    spans = [Text(row["span"], style="dim") for row in rows]
+    changes = [Text(row["change"], style=_STYLES[row["verdict"]]) for row in rows]
+    below = [Text(f"{row['lost']}; {row['sqnr']}", style="dim") for row in rows]
+    on_loss = Column("verdict", [Text(row["verdict"], style=_STYLES[row["verdict"]]) for row in rows], right=False)
+    on_noise = Column("noise", [Text(row["noise"], style=_STYLES[row["noise"]]) for row in rows], right=False)
+    sqnr = [Text(row["sqnr_change"], style=_STYLES[row["noise"]]) for row in rows]
+    number = Column("no.", [row["layer"] for row in rows], style="dim", spare=2)
     if wide:
-        table.add_column("degradation", justify="right", no_wrap=True)
-    table.add_column("change", justify="right", no_wrap=True)
-    if wide:
-        table.add_column(f"{100 * compared.level:g} %", no_wrap=True, style="dim")
-    table.add_column("verdict", no_wrap=True)
-    if wide:
-        table.add_column("SQNR (dB)", justify="right", no_wrap=True)
-    table.add_column("change" if wide else "SQNR", justify="right", no_wrap=True)
-    table.add_column("noise", no_wrap=True)
-    for row in rows:
-        on_loss, on_noise = _STYLES[row["verdict"]], _STYLES[row["noise"]]
-        name, change = Text(elide(row["name"], room)), Text(row["change"], style=on_loss)
-        span = Text(row["span"], style="dim")
-        if not wide:
-            name = _over(name, Text(f"{row['lost']}; {row['sqnr']}", style="dim"))
-            change = _over(change, span)
-        table.add_row(
-            row["layer"],
-            name,
-            *([row["lost"]] if wide else []),
-            change,
-            *([span] if wide else []),
-            Text(row["verdict"], style=on_loss),
-            *([row["sqnr"]] if wide else []),
-            Text(row["sqnr_change"], style=on_noise),
-            Text(row["noise"], style=on_noise),
+        columns: tuple[Column, ...] = (
+            number,
+            Column("layer", names, right=False, least=12),
+            Column("degradation", [row["lost"] for row in rows], spare=3),
+            Column("change", changes),
+            Column(f"{100 * compared.level:g} %", spans, right=False),
+            on_loss,
+            Column("SQNR (dB)", [row["sqnr"] for row in rows], spare=4),
+            Column("change", sqnr),
+            on_noise,
+        )
+    else:
+        # Numbers stand under the name, which has at least their room.
+        room = max((line.cell_len for line in below), default=0)
+        stacked = [(elide(name, room), line) for name, line in zip(names, below, strict=True)]
+        columns = (
+            number,
+            Column("layer", stacked, right=False),
+            Column("change", list(zip(changes, spans, strict=True))),
+            on_loss,
+            Column("SQNR", sqnr, spare=1),
+            replace(on_noise, spare=3),
         )
     notes = [f"change: of the degradation{unit}, positive is worse; of the SQNR, in dB, negative is worse"]
     if layers[["screened_before", "screened_after"]].to_numpy().any():
         notes.append(f"{PREDICTED} screened: predicted, not run")
-    return Group(table, *[Text(note, style="dim") for note in notes])
-
-
-def _over(above: Text, below: Text) -> Text:
-    return Text("\n").join([above, below])
+    return Group(fitted(columns, width), *[Text(note, style="dim") for note in notes])
 
 
 def _texts(row: pd.Series, write: Writer) -> dict[str, str]:
