@@ -209,7 +209,7 @@ def bits_chart(done: Allocation) -> Chart:
     return Chart(
         "Bits, layer by layer",
         Axis("layer", names=tuple(str(number) for number in range(len(names)))),
-        Axis("bits"),
+        Axis("bits", whole=True),
         tuple(groups),
         hollow="of what the layer reads" if done.activation_bits else "",
         note=f"Layers with weights in the order of the network, {names[0]} to {names[-1]}.",
