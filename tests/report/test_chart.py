@@ -5,12 +5,14 @@ import math
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, shown
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quantopsy.report import figures
-from quantopsy.report.chart import Axis, Chart, Group, Line, Point
+from quantopsy.report.chart import Axis, Chart, Group, Line, Point, Section
 from quantopsy.report.palette import DARK, LIGHT, Tone, bit_tones, mix
+from quantopsy.report.sheet import Sheet, write
 
 LINEAR, LOGARITHMIC = Axis("x"), Axis("y", logarithmic=True)
 numbers = st.floats(-1e30, 1e30) | st.sampled_from([math.nan, math.inf, -math.inf])
@@ -101,3 +103,19 @@ def test_the_finest_bits_are_calm_and_the_coarsest_alarming():
         mix(LIGHT.accent, LIGHT.worse, 0.5),
         LIGHT.worse,
     ]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize(
+    ("x", "values", "marks"),
+    [
+        (Axis("epoch", whole=True), (0.0, 1.0, 2.0), {"0", "1", "2"}),
+        (Axis("noise", logarithmic=True), (0.32, 0.41), {"0.32", "0.34", "0.36", "0.38", "0.4"}),
+    ],
+)
+def test_axes_have_whole_marks_where_they_count_and_never_one_alone(tmp_path, x, values, marks):
+    made = chart([Point(value, 0) for value in values], x, Axis("", names=("one",)))
+    page = Sheet("heading", (), "lead", sections=(Section("key", "section", charts=(made,)),))
+    text = set(shown(write(page, tmp_path / "page.html")).text)
+    assert marks <= text
+    assert not {"0.5", "1.5"} & text

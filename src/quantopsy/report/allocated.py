@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 from quantopsy.analysis.results import Results
@@ -58,8 +60,8 @@ def _proof(results: Results, done: Allocation) -> Iterator[str]:
     expected, decimals = done.expected, degradation_decimals(results)
     unit = f" {results.unit}" if results.unit else ""
     yield (
-        f"{expected.metric} {fixed(expected.after[0], decimals)} at {_uses(done.uses, done.limits)} against "
-        f"{fixed(expected.before[0], decimals)} of uniform {done.baseline} bits "
+        f"{expected.metric} {fixed(expected.after[0], decimals)} at {_uses(done.uses, done.limits)}"
+        f"{_in_a_file(results, done)} against {fixed(expected.before[0], decimals)} of uniform {done.baseline} bits "
         f"({_uses(done.baseline_uses, done.limits)}), float {fixed(expected.float[0], decimals)}: gained "
         f"{with_interval(*expected.gained, decimals)}{unit} ({confidence(results)} interval, "
         f"{count(expected.samples, 'image')} held out, both with {_CORRECTIONS[done.correction]})."
@@ -86,6 +88,30 @@ def _uses(uses: Mapping[str, float], some: Iterable[str]) -> str:
     return ", ".join(f"{_NAMES[name]}{amount(name, uses[name])}" for name in some)  # type: ignore[arg-type]
 
 
+def _in_a_file(results: Results, done: Allocation) -> str:
+    """`` (89 KB as ONNX stores it)``, where that is another size: it has integers of 4 and 8 bits and none between."""
+    stored = onnx_bytes(results, done)
+    if "size" not in done.limits or stored is None or amount("size", stored) == amount("size", done.uses["size"]):
+        return ""
+    return f" ({amount('size', stored)} as ONNX stores it)"
+
+
+def onnx_bytes(results: Results, done: Allocation) -> int | None:
+    """Bytes of the weights in a file of ONNX: up to 4 bits two in a byte, up to 8 one in a byte, then 16 or 32 bits.
+
+    None where weights take another size than their values times bits: some are shared, or on grids of several
+    tensors.
+    """
+    shapes = results.layers.set_index("name")["weight_shape"]
+    values = {name: math.prod(shapes[name]) for name in done.bits if isinstance(shapes.get(name), tuple | list)}
+    if sum(number * done.bits[name] for name, number in values.items()) != 8 * done.uses["size"]:
+        return None
+    widths = {name: next(width for width in _STORED_BITS if width >= bits) for name, bits in done.bits.items()}
+    return sum(math.ceil(number * widths[name] / 8) for name, number in values.items())
+
+
+_STORED_BITS = (4, 8, 16, 32)
+
 _NAMES: Mapping[str, str] = {"size": "", "bitops": "BitOps ", "latency": "latency "}
 assert set(_NAMES) == set(get_args(Resource))
 
@@ -102,13 +128,32 @@ def bits_table(done: Allocation) -> Table:
 
 def rivals_table(results: Results, done: Allocation) -> Table:
     """What each criterion proposes at the limit."""
-    return _table("Criteria at the limit, over the images that choose", done.rivals, results, done)
+    rivals = (
+        replace(rival, words=f"{rival.words} (chosen)" if rival.words == done.criterion else rival.words)
+        for rival in done.rivals
+    )
+    return _table("Criteria at the limit, over the images that choose", rivals, results, done)
 
 
 def front_table(results: Results, done: Allocation) -> Table:
-    """The front, greedy choices and uniform widths."""
-    found = sorted((*done.front, *done.greedy, *done.uniform), key=lambda outcome: outcome.uses[done.along])
-    return _table("Front, greedy steps and uniform widths", found, results, done)
+    """The front, greedy choices and uniform widths, each once; and what was chosen, on the images held out."""
+    words: dict[Any, dict[str, None]] = {}
+    outcomes = {_figures(outcome): outcome for outcome in (*done.front, *done.greedy, *done.uniform)}
+    for outcome in (*done.front, *done.greedy, *done.uniform):
+        words.setdefault(_figures(outcome), {})[outcome.words] = None
+    found = [replace(outcome, words=", ".join(words[figures])) for figures, outcome in outcomes.items()]
+    chosen = _chosen(done)
+    ordered = sorted((*found, chosen), key=lambda outcome: outcome.uses[done.along])
+    return _table("Front, greedy steps and uniform widths", ordered, results, done)
+
+
+def _chosen(done: Allocation) -> Outcome:
+    return Outcome("chosen, on images held out", done.uses, math.nan, math.nan, done.expected.lost)
+
+
+def _figures(outcome: Outcome) -> tuple[Any, ...]:
+    """What two outcomes that are the same choice share."""
+    return (*outcome.uses.values(), outcome.noise, *outcome.degradation)
 
 
 def _table(caption: str, outcomes: Iterable[Outcome], results: Results, done: Allocation) -> Table:
@@ -135,11 +180,13 @@ def front_chart(results: Results, done: Allocation) -> Chart:
         title = f"{outcome.words}\n{_uses(outcome.uses, done.uses)}\nloss {fixed(outcome.degradation[0], decimals)}"
         return Point(outcome.uses[done.along] / _SCALES[done.along], *outcome.degradation, title, hollow=hollow)
 
+    chosen = _chosen(done)
     groups = tuple(
         Group(label, tuple(point(outcome, label == "uniform") for outcome in outcomes), tone)
         for label, outcomes, tone in (
             ("mixed", done.front, Tone("accent")),
             ("uniform", done.uniform, Tone("worse")),
+            (chosen.words, (chosen,), Tone("ink")),
         )
     )
     return Chart(
@@ -209,7 +256,7 @@ def bits_chart(done: Allocation) -> Chart:
     return Chart(
         "Bits, layer by layer",
         Axis("layer", names=tuple(str(number) for number in range(len(names)))),
-        Axis("bits"),
+        Axis("bits", whole=True),
         tuple(groups),
         hollow="of what the layer reads" if done.activation_bits else "",
         note=f"Layers with weights in the order of the network, {names[0]} to {names[-1]}.",

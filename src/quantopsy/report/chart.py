@@ -23,12 +23,14 @@ _MARGIN = 0.05
 class Axis:
     """What is along an axis. A logarithmic one holds positive numbers only: the others are left out.
 
-    With ``names`` 0, 1, ... are the named things, and the axis is as long as there are names.
+    With ``names`` 0, 1, ... are the named things, and the axis is as long as there are names. A ``whole`` one is
+    marked at whole numbers only.
     """
 
     label: str
     logarithmic: bool = False
     names: tuple[str, ...] = ()
+    whole: bool = False
 
     def holds(self, value: float) -> bool:
         """Whether ``value`` has a place on it."""
@@ -166,7 +168,7 @@ class Chart:
 
 
 def _axis_json(axis: Axis, ends: Ends) -> dict[str, Any]:
-    described = {"label": axis.label, "log": axis.logarithmic, "names": list(axis.names)}
+    described = {"label": axis.label, "log": axis.logarithmic, "names": list(axis.names), "whole": axis.whole}
     return {**described, "ends": [drawn(end) for end in ends]}
 
 

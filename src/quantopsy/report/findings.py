@@ -266,7 +266,13 @@ def channel_charts(results: Results, layer: str, bits: int) -> Iterator[Chart]:
             Line("ends of the grid" if i == 0 else "", ((0.0, end), (len(low) - 1.0, end)), Tone("worse"), dashed=True)
             for i, end in enumerate(ends)
         )
-        yield Chart(f"{layer}: weights by output channel", Axis("output channel"), Axis("weight"), (channels,), lines)
+        yield Chart(
+            f"{layer}: weights by output channel",
+            Axis("output channel", whole=True),
+            Axis("weight"),
+            (channels,),
+            lines,
+        )
     if local is not None and len(local.shift) > 1:
         size = np.sqrt(local.variance)
         shifted = Group(
@@ -283,7 +289,7 @@ def channel_charts(results: Results, layer: str, bits: int) -> Iterator[Chart]:
         )
         yield Chart(
             f"{layer}: mean shift of its output at {bits} bits",
-            Axis("output channel"),
+            Axis("output channel", whole=True),
             Axis("mean of quantized minus float"),
             (shifted,),
             note=f"The mean shift is {percent(local.shift_share)} of the noise there.",

@@ -28,6 +28,9 @@ _SHOWN = 6
 _FEW = 32
 """Levels before training that can still be told apart in a picture."""
 
+_EVEN = 1e-3
+"""Spread of the distances of levels, over their mean, up to which they are evenly spaced: float32 leaves no less."""
+
 _KINDS = {"depthwise": "worse", "pointwise": "accent"}
 """Colours of the kinds of layers that DDQ's Figure 3 tells apart; all others are muted."""
 
@@ -140,7 +143,7 @@ def epochs_chart(done: Trained) -> Chart:
     label = f"{done.expected.metric}{f' ({unit})' if unit else ''}"
     return Chart(
         "The validation images",
-        Axis("epoch"),
+        Axis("epoch", whole=True),
         Axis(label),
         (Group("behind the epoch", points, Tone("accent")),),
         (Line("", tuple((e.number, e.value) for e in epochs), Tone("accent")),),
@@ -153,7 +156,7 @@ def loss_chart(done: Trained) -> Chart:
     losses = done.history.losses
     return Chart(
         "Loss",
-        Axis("step"),
+        Axis("step", whole=True),
         Axis("loss", logarithmic=True),
         (
             Group(
@@ -179,8 +182,8 @@ def bits_chart(done: Trained, what: str = "weights") -> Chart:
         groups.append(Group(kind, points, Tone(_KINDS.get(kind, "muted"))))
     return Chart(
         f"Bits of {what} after training",
-        Axis("layer, in order"),
-        Axis("bits"),
+        Axis("layer, in order", whole=True),
+        Axis("bits", whole=True),
         tuple(groups),
         (Line("", tuple((i, bits[name]) for i, name in enumerate(names)), Tone("muted")),),
         wide=True,
@@ -208,8 +211,8 @@ def bits_over_time(done: Trained, what: str = "weights") -> Chart:
     )
     return Chart(
         f"Bits of {what} over time",
-        Axis("epoch"),
-        Axis("bits"),
+        Axis("epoch", whole=True),
+        Axis("bits", whole=True),
         (
             Group("layers, at the start and at the end", ends, Tone("accent")),
             Group("mean of all layers", points, Tone("ink")),
@@ -233,7 +236,7 @@ def errors_chart(done: Trained) -> Chart:
     )
     return Chart(
         "Quantization error of weights",
-        Axis("epoch"),
+        Axis("epoch", whole=True),
         Axis("share of the weight's square", logarithmic=True),
         (Group("at the start and at the end", ends, Tone("accent")),),
         lines,
@@ -243,7 +246,7 @@ def errors_chart(done: Trained) -> Chart:
 def levels_charts(done: Trained) -> tuple[Chart, ...]:
     """Learned levels over the histogram of the weights (DDQ, Figures 1 and 5(b)), of the layers whose levels moved
     most."""
-    found = sorted((levels for levels in done.levels if levels.levels), key=lambda levels: -_moved(levels))
+    found = sorted((levels for levels in done.levels if _moved(levels) > _EVEN), key=lambda levels: -_moved(levels))
     return tuple(_levels_chart(levels) for levels in found[:_SHOWN])
 
 
@@ -285,16 +288,17 @@ def page(done: Trained) -> Sheet:
         learned = ("weights",) if settings.bitops is None else ("weights", "inputs")
         charts = tuple(chart for what in learned for chart in (bits_chart(done, what), bits_over_time(done, what)))
         sections.append(Section("bits", "Bits", charts=charts))
-    if done.levels:
+    if charts := levels_charts(done):
         sections.append(
             Section(
                 "levels",
                 "Levels",
                 "Where the levels of weights are, over how the weights are distributed: of the layers with the most "
                 "unevenly spaced ones; of the first channel where every channel has its own.",
-                charts=levels_charts(done),
+                charts=charts,
             )
         )
+    if done.levels:
         sections.append(Section("errors", "Quantization error", charts=(errors_chart(done),)))
     return Sheet(
         heading=f"{done.model}: training",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Given
 from quantopsy.core import QuantopsyError
 from quantopsy.engine.exact import ExactEngine
+from quantopsy.report.calibration.words import lead, statements
 
 HELD_OUT = photographs(120, seed=100)
 
@@ -65,7 +67,7 @@ def test_a_right_set_is_not_wrong(right) -> None:
 
 def test_right_sets_raise_no_more_alarms_than_stated() -> None:
     # Four kinds of 1 in 100: above 4 of 24 comes with probability 0.003.
-    assert sum(looked_at(photographs(40, seed)).wrong for seed in range(24)) <= 4
+    assert sum(looked_at(photographs(40, seed)).different for seed in range(24)) <= 4
 
 
 MISTAKES = {
@@ -81,7 +83,7 @@ MISTAKES = {
 def test_a_wrong_preprocessing_is_named(name) -> None:
     change, kind = MISTAKES[name]
     found = looked_at(changed(100, change))
-    assert found.wrong
+    assert found.mistaken
     (shift,) = found.shifts
     assert (shift.order is not None and shift.order.channels == (2, 1, 0)) == (kind == "order")
     assert shift.range_differs == (kind == "range")
@@ -231,3 +233,22 @@ def test_a_subset_of_a_folder_study_is_another_experiment(right) -> None:
     _, folder = right
     with pytest.raises(QuantopsyError, match="another experiment"):
         checked(Subset(photographs(), range(40)), out=folder)
+
+
+def test_what_differs_without_a_measurable_effect_is_not_called_wrong() -> None:
+    study = checked(changed(64, lambda x: normalised(255 * (x / 255) ** 1.6)))
+    assert any(shift.location_differs for shift in study.shifts)
+    assert not any(shift.range_differs for shift in study.shifts)
+    assert study.cost.low <= 0.0
+    assert study.verdict.kind == "different"
+    assert lead(study).startswith("The 64 calibration images are different, without a measurable effect: ")
+    assert "  " not in " ".join(statements(study))
+
+
+def test_a_loss_without_a_unit_is_said_in_plain_words() -> None:
+    study = checked(photographs(4))
+    nothing = study.growth["loss"].mask(study.growth["loss"].notna(), 0.0)
+    bare = replace(study, unit="", growth=study.growth.assign(loss=nothing))
+    text = " ".join(statements(bare))
+    assert "lose next to nothing of" in text
+    assert "  " not in text

@@ -15,8 +15,15 @@ import quantopsy as qp
 from quantopsy.analysis.results import Results
 from quantopsy.core import QuantopsyError
 from quantopsy.core.recipe import Recipe
+from quantopsy.remedy.allocation.costs import amount
 from quantopsy.remedy.repair import Parts
-from quantopsy.report.allocated import allocation_section, allocation_statements
+from quantopsy.report.allocated import (
+    allocation_section,
+    allocation_statements,
+    front_table,
+    onnx_bytes,
+    rivals_table,
+)
 from quantopsy.study import open_existing
 
 BITS = (2, 3, 4, 8)
@@ -120,6 +127,25 @@ def test_what_was_allocated_is_shown(study, outcome) -> None:
     assert len(section.charts) == 3
     assert any("uniform 4 bits" in words for words in allocation_statements(outcome))
     assert "Mixed precision" in (study / "report.html").read_text()
+
+
+def test_every_choice_is_in_the_table_once_and_what_was_chosen_is_marked(outcome) -> None:
+    done = outcome.allocated
+    rows = front_table(outcome, done).rows
+    assert len({row[1:] for row in rows}) == len(rows)
+    uniform = {f"uniform {bits} bits" for bits in BITS}
+    assert uniform <= {word for row in rows for word in row[0].split(", ")}
+    assert [row[1] for row in rows if row[0].startswith("chosen")] == [amount("size", done.uses["size"])]
+    marked = [row[0] for row in rivals_table(outcome, done).rows if "chosen" in row[0]]
+    assert marked == [f"{done.criterion} (chosen)"]
+
+
+def test_the_size_in_a_file_of_onnx_has_four_or_eight_bits_a_weight(outcome) -> None:
+    done = outcome.allocated
+    weights = {name: parameter.numel() for name, parameter in network().named_parameters() if parameter.dim() > 1}
+    by_hand = sum(weights[f"{name}.weight"] * (4 if bits <= 4 else 8) / 8 for name, bits in done.bits.items())
+    assert onnx_bytes(outcome, done) == pytest.approx(by_hand, abs=len(done.bits))
+    assert "as ONNX stores it)" in allocation_statements(outcome)[0]
 
 
 def test_activations_may_be_chosen_too(tmp_path, study) -> None:

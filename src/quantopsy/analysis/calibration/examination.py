@@ -38,11 +38,19 @@ class Examination:
     activations: pd.DataFrame
 
     @property
-    def wrong(self) -> bool:
+    def mistaken(self) -> bool:
+        """Whether their preparation differs, or images that do not belong widen a range: harm without a run."""
+        return (
+            any(shift.range_differs or (shift.order is not None and shift.order.swapped) for shift in self.shifts)
+            or self.outliers.factor >= HALF_A_BIT
+        )
+
+    @property
+    def different(self) -> bool:
         """Whether the images are not like the evaluation images."""
         return (
-            any(shift.differs for shift in self.shifts)
-            or self.outliers.factor >= HALF_A_BIT
+            self.mistaken
+            or any(shift.differs for shift in self.shifts)
             or bool((self.activations["p"] < FALSE_ALARM).any())
         )
 

@@ -14,7 +14,7 @@ from quantopsy.analysis.calibration.outliers import RangeSetter
 from quantopsy.analysis.calibration.shift import Shift
 from quantopsy.analysis.significance import Interval
 
-Kind = Literal["enough", "too few", "wrong"]
+Kind = Literal["enough", "too few", "different", "wrong"]
 
 TWICE = 2.0
 """Noise that is too much: what half a bit less of resolution would make of it."""
@@ -91,8 +91,8 @@ class Selection:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``enough``, ``too few`` or ``wrong``; ``needed`` images would do, as subsets of the ``source`` set show; None
-    where none of the sizes that were run do."""
+    """``enough``, ``too few``, ``wrong``, or ``different`` without a measurable effect; ``needed`` images would do, as
+    subsets of the ``source`` set show; None where none of the sizes that were run do."""
 
     kind: Kind
     needed: int | None = None

@@ -208,7 +208,7 @@ class _Study:
             return {size: self._does("calibration", size) for size in smaller}
         passed: dict[int, bool] = {}
         # Of a set that is wrong nobody needs to know how much of it would do.
-        while not self.found.wrong and (size := next_size(smaller, passed)) is not None:
+        while not self.found.mistaken and (size := next_size(smaller, passed)) is not None:
             self._run_draws("calibration", [size])
             passed[size] = self._does("calibration", size)
         return passed
@@ -260,12 +260,12 @@ class _Study:
         self, sizes: Sequence[int], passed: Mapping[int, bool], cost: Interval, given_noise: float, own_noise: float
     ) -> Verdict:
         found = needed(sizes, passed)
-        if self.found.wrong:
-            return Verdict("wrong", found)
         costly = self._too_much(cost, given_noise, own_noise)
+        if self.found.mistaken or (self.found.different and (costly or cost.low > 0.0)):
+            return Verdict("wrong", found)
         if costly or found is None or len(self.found.kept) < 2:
             return Verdict("too few", None)
-        return Verdict("enough", found)
+        return Verdict("different" if self.found.different else "enough", found)
 
     def _growth(self, sizes: Mapping[Source, Sequence[int]]) -> pd.DataFrame:
         """``GROWTH_COLUMNS`` for every subset, its metric where it was run."""
@@ -346,7 +346,7 @@ class _Study:
         smaller = len(default_sizes(len(self.found.kept))) - 1
         if self.choices.sizes is not None:
             count += draws * len(self.choices.sizes)
-        elif not self.found.wrong and smaller:
+        elif not self.found.mistaken and smaller:
             count += draws * (1 + ceil(log2(smaller)))
         if self.choices.select is not None:
             count += 1 + draws

@@ -27,9 +27,9 @@ const shared = (() => {
     return text.replace(/-/g, "\u2212");
   };
 
-  function linearTicks(low, high, wanted) {
+  function linearTicks(low, high, wanted, whole) {
     const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
-    const step = [1, 2, 5, 10].map((s) => s * power).find((s) => s >= raw * 0.7);
+    const least = whole ? 1 : 0, step = Math.max(least, [1, 2, 5, 10].map((s) => s * power).find((s) => s >= raw * 0.7));
     const ticks = [];
     for (let i = Math.ceil(low / step); i * step <= high + step * 1e-6; i++) ticks.push(i * step);
     return ticks;
@@ -40,14 +40,16 @@ const shared = (() => {
     const step = Math.max(1, Math.ceil((high - low) / 6)), ticks = [];
     for (let power = Math.floor(low); power <= high; power += step)
       ticks.push(...(high - low < 2 ? [1, 2, 5] : [1]).map((digit) => digit * 10 ** power));
-    return ticks.filter((tick) => Math.log10(tick) >= low && Math.log10(tick) <= high);
+    const held = ticks.filter((tick) => Math.log10(tick) >= low && Math.log10(tick) <= high);
+    // One tick alone does not say what is logarithmic about the axis.
+    return held.length > 1 ? held : linearTicks(10 ** low, 10 ** high, 4).filter((tick) => Math.log10(tick) >= low && Math.log10(tick) <= high);
   }
 
-  function axisOf({ log, ends, names }, from, to) {
+  function axisOf({ log, ends, names, whole }, from, to) {
     const map = log ? Math.log10 : (value) => value, [low, high] = ends.map(map);
     const clipped = (value) => Math.min(Math.max(value, ends[0]), ends[1]);
     return { at: (value) => from + ((map(value) - low) / (high - low)) * (to - from), clipped,
-      ticks: names.length ? [...names.keys()] : log ? logTicks(low, high) : linearTicks(low, high, 5).filter((tick) => tick >= low && tick <= high),
+      ticks: names.length ? [...names.keys()] : log ? logTicks(low, high) : linearTicks(low, high, 5, whole).filter((tick) => tick >= low && tick <= high),
       lines: (tick) => names.length ? names[tick].split("\n").map((line) => elide(line, Math.floor((to - from) / names.length / 6))) : [tickText(tick)] };
   }
 

@@ -17,7 +17,7 @@ from quantopsy.report.wording import duration
 _WORST = 6
 """Activations in the table; the page has them all."""
 
-_COLOURS = {"enough": "bold green", "too few": "bold yellow", "wrong": "bold red"}
+_COLOURS = {"enough": "bold green", "too few": "bold yellow", "different": "bold yellow", "wrong": "bold red"}
 
 
 def print_study(study: CalibrationStudy, console: Console) -> None:

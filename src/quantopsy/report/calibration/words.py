@@ -9,7 +9,7 @@ import pandas as pd
 
 from quantopsy.analysis.calibration.result import TWICE, CalibrationStudy
 from quantopsy.analysis.calibration.shift import Channel, Shift
-from quantopsy.report.wording import capital, count, fixed, interval, percent, significant
+from quantopsy.report.wording import MINUS, capital, count, fixed, interval, percent, significant
 
 _NAMED = 5
 """Images and layers named in a sentence; the document has all."""
@@ -29,14 +29,14 @@ def lead(study: CalibrationStudy) -> str:
         if verdict.needed is not None:
             return f"The {images} are too few: {verdict.needed} like the evaluation images would do."
         return f"The {images} are too few: give at least {2 * study.distinct}, better ten times as many."
-    reasons = wrong(study)
-    return f"The {images} are wrong: {reasons[0]}."
+    kind = "wrong" if verdict.kind == "wrong" else "different, without a measurable effect"
+    return f"The {images} are {kind}: {differences(study)[0]}."
 
 
 def statements(study: CalibrationStudy) -> list[str]:
     """What was found, most important first, without the lead."""
     return [
-        *(f"{capital(reason)}." for reason in wrong(study)[1:]),
+        *(f"{capital(reason)}." for reason in differences(study)[1:]),
         *_growth_sentences(study),
         _cost_sentence(study),
         *_cleaned_sentences(study),
@@ -95,8 +95,8 @@ def cautions(study: CalibrationStudy) -> list[str]:
     return said
 
 
-def wrong(study: CalibrationStudy) -> list[str]:
-    """Why the images are wrong, a clause each; empty where they are not."""
+def differences(study: CalibrationStudy) -> list[str]:
+    """In what the images differ from the evaluation images, a clause each; empty where they do not."""
     reasons = [clause for shift in study.shifts for clause in shift_clauses(shift, len(study.shifts) > 1)]
     if _outliers_matter(study):
         reasons.append(_outliers_clause(study))
@@ -272,7 +272,7 @@ def _whole_noise(study: CalibrationStudy) -> float:
 
 def _alarms_sentence(study: CalibrationStudy) -> str:
     checks = "value range, brightness and contrast, order of channels, activations, odd images, images that set a range"
-    result = "An alarm of a kind" if study.verdict.kind == "wrong" else "Nothing else was found; an alarm of a kind"
+    result = "An alarm of a kind" if differences(study) else "Nothing else was found; an alarm of a kind"
     return f"Tested: {checks}, duplicates. {result} comes by chance in at most one of a hundred right sets."
 
 
@@ -318,7 +318,10 @@ def _lost(study: CalibrationStudy, value: float) -> str:
 
 
 def _spread(study: CalibrationStudy, rows: pd.DataFrame) -> str:
-    return f"{interval(rows['loss'].min(), rows['loss'].max(), decimals(study))} {study.unit} of {study.metric}"
+    ends = [fixed(end, decimals(study)) for end in (rows["loss"].min(), rows["loss"].max())]
+    if all(float(end.replace(MINUS, "-")) == 0 for end in ends):
+        return f"next to nothing of {study.metric}"
+    return f"{' '.join(filter(None, [' to '.join(ends), study.unit]))} of {study.metric}"
 
 
 def _range(low: float, high: float) -> str:

@@ -65,7 +65,7 @@ def profile_chart(compared: Compared, quantity: Literal["degradation", "noise"])
     y = Axis(f"degradation{degradation_unit(first)}") if quantity == "degradation" else Axis("noise / signal", True)
     return Chart(
         "Degradation of single layers" if quantity == "degradation" else "Noise of single layers over the signal",
-        Axis("layer, in topological order"),
+        Axis("layer, in topological order", whole=True),
         y,
         tuple(groups),
         tuple(Line("", tuple((p.x, p.y) for p in group.points if y.holds(p.y)), group.tone) for group in groups),
