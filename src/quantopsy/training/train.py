@@ -202,7 +202,8 @@ def settings_line(job: Job) -> str:
         epochs += f" (each without {left} of the {images} images, others every time)"
     return (
         f"{what}; {epochs}, rate {settings.rate:g}, distillation {settings.distillation:g}; {len(job.validation)} "
-        f"other images choose the epoch; batch norms {settings.norms}; {settings.device}, {torch.get_num_threads()} threads"
+        f"other images choose the epoch; batch norms {settings.norms}; {settings.device}, "
+        f"{torch.get_num_threads()} threads"
     )
 
 
