@@ -415,7 +415,7 @@ def apply(
     progress: Progress | None = None,
     **settings: Any,
 ) -> Applied:
-    """The network that a recipe makes of ``model``, run on ``data``; ``module`` of what is returned is that network.
+    """The network that a recipe makes of ``model``, run on ``data``; ``module`` of what is returned runs it again.
 
     ``settings``: ``metric``, ``preprocess``, ``samples``, ``device``, as :func:`quantopsy.remedy.applied.apply` takes
     them. Without model and data those of the study that the recipe comes from are taken.

@@ -442,7 +442,10 @@ def train(
     ] = None,
     norms: Annotated[str, typer.Option(help="Batch norms: kept (weights get grids per channel), or folded")] = "kept",
     epochs: Annotated[int, typer.Option(help="How many")] = 10,
-    batch: Annotated[int, typer.Option(help="Images of a step, of all processes together")] = 64,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Images of a step, of all processes together  (default: 64, of few images fewer)"),
+    ] = None,
     rate: Annotated[float, typer.Option(help="Learning rate of weights")] = 0.01,
     distillation: Annotated[
         float, typer.Option(help="Weight of the float network's outputs in the loss; 0: none")

@@ -261,6 +261,15 @@ def test_a_float_baseline_at_chance_is_said() -> None:
     assert any("chance level" in line for line in found.results.warnings)
 
 
+def test_a_float_baseline_at_chance_is_said_right_behind_it(command) -> None:
+    for data, warned in (("random_labels", True), ("data", False)):
+        options = ("--bits", "8", "--layers", "head", "--mode", "screen", "--out", data)
+        code, _, err = command("analyze", "sample_models:network", "--data", f"sample_models:{data}", *options)
+        said = " ".join(err.split())
+        assert code == 0
+        assert ("! float top1 is not certainly better than guessing among 5 classes (20): preprocess" in said) == warned
+
+
 def test_the_module_is_left_as_it_was() -> None:
     module = sample_models.network().train()
     before = {name: value.clone() for name, value in module.state_dict().items()}

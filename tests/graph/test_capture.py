@@ -486,3 +486,15 @@ def test_a_value_reshaped_by_the_number_of_images_keeps_its_grid() -> None:
     network = capture(Flattened(), (torch.randn(2, 3, 6, 6),))
     (read,) = network.layer("head").inputs
     assert network.origin(read) == network.layer("conv").output
+
+
+def test_images_in_bytes_are_named(small) -> None:
+    images = torch.randint(0, 255, (2, 3, 12, 12), dtype=torch.uint8)
+    with pytest.raises(QuantopsyError, match="; images are uint8: convert to float and normalise, as in training"):
+        capture(small, (images,))
+
+
+def test_tensors_under_names_that_forward_lacks_are_named(small, images) -> None:
+    with pytest.raises(QuantopsyError, match=r"by name \(x\), not image: name them so, or give \(tensor, label\)"):
+        capture(small, {"image": images[:2]})
+    assert capture(small, {"x": images[:2]}).names == capture(small, (images[:2],)).names

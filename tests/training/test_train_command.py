@@ -38,6 +38,21 @@ def test_words_files_and_page(command, tmp_path) -> None:
     assert f"Recipe of train ({MODEL}, ddq)" in err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "1 epoch of 8 batches of 11 (each without 2 of the 90 images, others every time), rate"),
+        (("--batch", "64"), "1 epoch of 1 batch of 64 (each without 26 of the 90 images, others every time), rate"),
+        (("--batch", "30"), "1 epoch of 3 batches of 30, rate"),
+    ],
+)
+def test_few_images_make_smaller_batches_and_what_is_left_out_is_said(command, options, said) -> None:
+    few = ("--samples", "100", "--epochs", "1", "--out", "trained")
+    code, _, err = command("train", MODEL, "--data", DATA, *few, *options)
+    assert code == 0
+    assert said in " ".join(err.split())
+
+
 def test_bits_are_told_and_drawn_where_they_learn(command, tmp_path) -> None:
     options = ("--data", DATA, "--epochs", "3", "--batch", "16", "--bits", "5", "--target", "4bits", "--edge-bits", "0")
     code, out, err = command("train", MODEL, *options, "--out", "trained")

@@ -28,6 +28,7 @@ from quantopsy.core import Plan, QuantopsyError, Site
 from quantopsy.engine.calibration import Calibration, grid_ends
 from quantopsy.engine.memory import bytes_per_image, screen_bytes_per_image
 from quantopsy.graph.network import Layer
+from quantopsy.metrics import chance_level, is_at_chance
 from quantopsy.study import FLOAT, Store, open_or_create
 
 DEFAULT_BUDGET = Budget(passes=30.0)
@@ -71,6 +72,8 @@ def analyze(
             try:
                 measure_float(bench)
                 progress.say(float_line(bench, subject.settings.level))
+                if (warning := chance_line(bench)) is not None:
+                    progress.say(warning)
                 _measure(bench, subject, begin)
             except KeyboardInterrupt:
                 stopped = True
@@ -169,6 +172,19 @@ def float_line(measuring: Measuring, level: float) -> str:
     return (
         f"float {measuring.metric.name} {found.value:.4g} ({level:.0%} interval {found.low:.4g} to {found.high:.4g}); "
         f"a pass takes {unit * len(measuring.order):.2g} s"
+    )
+
+
+def chance_line(measuring: Measuring) -> str | None:
+    """A warning where the float network is no better than guessing, else None."""
+    metric, store = measuring.metric, measuring.store
+    result, classes = store.result(FLOAT), store.noted("classes")
+    assert result is not None
+    if not classes or not is_at_chance(metric, result.statistics, classes):
+        return None
+    return (
+        f"! float {metric.name} is not certainly better than guessing among {classes} classes "
+        f"({chance_level(metric, classes):.3g}): preprocessing other than in training is the usual cause"
     )
 
 

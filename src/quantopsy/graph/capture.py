@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
@@ -178,9 +179,7 @@ def _exported(
         _check_float32_on_cpu(model)
         where = _user_frame(error)
         raise QuantopsyError(
-            "model",
-            f"does not run on the data ({_first_line(error)}{where})",
-            "check the shape and number of the data's tensors",
+            "model", f"does not run on the data ({_first_line(error)}{where})", _data_remedy(model, args, kwargs)
         ) from error
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(outputs)):
         raise QuantopsyError(
@@ -227,6 +226,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before.items():
             module.training = training
+
+
+def _data_remedy(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> str:
+    """What to do where ``model`` does not take these tensors."""
+    takes = inspect.signature(model.forward).parameters
+    if kwargs and not set(kwargs) <= set(takes):
+        return (
+            f"a dict gives forward's arguments by name ({', '.join(takes)}), not {', '.join(kwargs)}: "
+            "name them so, or give (tensor, label)"
+        )
+    if any(x.dtype == torch.uint8 for x in (*args, *kwargs.values())):
+        return "images are uint8: convert to float and normalise, as in training"
+    return "check the shape and number of the data's tensors"
 
 
 def _can_evaluate(model: nn.Module) -> bool:

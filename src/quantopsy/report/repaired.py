@@ -261,14 +261,13 @@ def applied_sentences(found: Applied) -> list[str]:
     expected = found.expected
     if expected is not None and expected.metric == found.metric:
         # A training moves the weights: the loss that its recipe expects is against the float network before it.
-        what, theirs, own = "a loss of", expected.lost, found.lost
-        rest = ""
+        what, wanted, given, rest = "a loss of", expected.lost, found.lost, ""
         if found.trained:
-            what, theirs, own = found.metric, expected.after, found.after
+            what, wanted, given = found.metric, expected.after, found.after
             rest = f"; float before training {fixed(expected.float[0], decimals)}"
-        agree = own[2] >= theirs[1] and own[1] <= theirs[2]
+        agree = given[2] >= wanted[1] and given[1] <= wanted[2]
         lines.append(
-            f"The recipe expects {what} {with_interval(*theirs, decimals)}{unit} on "
+            f"The recipe expects {what} {with_interval(*wanted, decimals)}{unit} on "
             f"{count(expected.samples, 'image')}{rest}: {'they agree' if agree else 'they disagree'}."
         )
     if found.renamed:

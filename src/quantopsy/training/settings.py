@@ -21,6 +21,12 @@ CORRECTION = 1e-3
 PRECISIONS = ("no", "bf16", "fp16")
 """Of the computation: float32, or mixed with a half precision."""
 
+BATCH, LEAST_BATCH = 64, 8
+"""Images of a step, where nothing else is said."""
+
+STEPS = 8
+"""Of an epoch, for which batches are made smaller, down to the least."""
+
 EDGES = ("all", "inputs")
 """Values that are quantized of a model: all, or the inputs of layers with weights alone."""
 
@@ -40,6 +46,7 @@ class TrainingSettings:
     too. ``distillation``: weight of the divergence from
     the float network's outputs beside the labels' loss; 0 for none. ``correction``: lambda of DDQ equation (9), by
     default :data:`CORRECTION` with DDQ and 0 else.
+    ``batch``: images of a step, None for :data:`BATCH`, and fewer where few images are trained on.
     ``rate``: of weights and biases; the others follow from it
     (:func:`quantopsy.training.optimizers.optimizers`). ``patience``: epochs without a better one after which it ends.
     """
@@ -62,7 +69,7 @@ class TrainingSettings:
     correction: float | None = None
     norms: str = "kept"
     epochs: int = 10
-    batch: int = 64
+    batch: int | None = None
     rate: float = 0.01
     decay: float = 1e-4
     warm_up: float = 0.05
@@ -120,6 +127,11 @@ class TrainingSettings:
             raise QuantopsyError(f"validation {self.validation:g}", "is no share", "give a share such as 0.1")
         if not 0.0 <= self.ema < 1.0:
             raise QuantopsyError(f"ema {self.ema:g}", "is no decay", "give 0 for none, or one such as 0.999")
+
+    def batch_of(self, images: int) -> int:
+        """How many images a step takes where ``images`` are trained on."""
+        usual = min(BATCH, max(images // STEPS, LEAST_BATCH))
+        return min(usual if self.batch is None else self.batch, images)
 
     @property
     def limit(self) -> str | None:

@@ -87,13 +87,14 @@ def train(
         device=str(processes.device),
     )
     training, validation = start.split(settings)
+    settings = replace(settings, batch=settings.batch_of(len(training)))
     program = compile_network(start.network, processes.device)
     moments, batches = None, []
     if settings.norms == "kept":
         batches = [batch.inputs for batch in _some(start.images, training, settings.calibration_samples)]
         moments = measured_moments(program, batches)
     network = TrainableNetwork(program, start.plan, start.calibration, settings.grids, moments)
-    network.check_batches(min(settings.batch, len(training)) // processes.num_processes)
+    network.check_batches(settings.batch_of(len(training)) // processes.num_processes)
     limit = None
     if settings.limit is not None:
         for pattern in settings.share:
@@ -192,11 +193,17 @@ def settings_line(job: Job) -> str:
         if "ste" in (settings.grids.weight, settings.grids.activation):
             what += ", ranges of ste from least to greatest value"
         what += f", {settings.bitops} of BitOps the limit" if settings.bitops else ""
-    batch = min(settings.batch, len(job.training))
+    images = len(job.training)
+    batch = settings.batch_of(images)
+    steps = steps_per_epoch(images, batch)
+    epochs = f"{settings.epochs} {'epoch' if settings.epochs == 1 else 'epochs'}"
+    epochs += f" of {steps} {'batch' if steps == 1 else 'batches'} of {batch}"
+    if left := images - steps * batch:
+        epochs += f" (each without {left} of the {images} images, others every time)"
     return (
-        f"{what}; {settings.epochs} epochs of {steps_per_epoch(len(job.training), batch)} batches of {batch}, rate "
-        f"{settings.rate:g}, distillation {settings.distillation:g}; {len(job.validation)} other images choose the "
-        f"epoch; batch norms {settings.norms}; {settings.device}, {torch.get_num_threads()} threads"
+        f"{what}; {epochs}, rate {settings.rate:g}, distillation {settings.distillation:g}; {len(job.validation)} "
+        f"other images choose the epoch; batch norms {settings.norms}; {settings.device}, "
+        f"{torch.get_num_threads()} threads"
     )
 
 

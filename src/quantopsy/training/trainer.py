@@ -87,7 +87,7 @@ class Trainer:
         self.accelerator = accelerator(self.settings)
         set_seed(self.settings.seed)
         self.network = job.network
-        self.steps_per_epoch = steps_per_epoch(len(job.training), self.settings.batch)
+        self.steps_per_epoch = steps_per_epoch(len(job.training), self.settings.batch_of(len(job.training)))
         self.steps = self.steps_per_epoch * self.settings.epochs
         gates = gate_rate(job.limit, self.steps) if job.limit is not None else 0.0
         self.optimizers = optimizers(self.network, self.settings.rate, self.settings.decay, gates)
@@ -153,7 +153,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """What is left of the epoch, this process's share of every batch."""
-        job, size = self.job, min(self.settings.batch, len(self.job.training))
+        job, size = self.job, self.settings.batch_of(len(self.job.training))
         epoch, done = divmod(self.step, self.steps_per_epoch)
         order = np.random.default_rng((self.settings.seed, epoch)).permutation(job.training)
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
