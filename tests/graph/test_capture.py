@@ -251,6 +251,14 @@ def test_a_number_for_all_images_has_no_grid() -> None:
     assert [item.operator for item in network.unquantized] == ["aten.mean.default"]
 
 
+@pytest.mark.parametrize("factor", [1.3, 2.2, 1.04])
+def test_resampling_to_the_nearest_keeps_images_apart(factor) -> None:
+    """Also where torch has kernels that take different neighbours."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Upsample(scale_factor=factor, mode="nearest"))
+    for size in (3, 4, 7):
+        capture(module.eval(), (torch.randn(2, 3, size, size),))
+
+
 @pytest.mark.parametrize(
     "end",
     [
