@@ -284,7 +284,7 @@ def test_a_transformed_networks_float_function_is_unchanged(outcome) -> None:
     ("options", "reason"),
     [
         ({"bits": 9}, "the study has 5"),
-        ({"to": "tensorrt"}, "only symmetric grids|no 5 bits"),
+        ({"target": "tensorrt"}, "only symmetric grids|no 5 bits"),
         ({"budget": "30p"}, "limited by time"),
     ],
 )
