@@ -369,6 +369,16 @@ def test_mode_auto_labels_what_it_ran_and_what_it_only_screened(tmp_path) -> Non
                 assert ran == row.samples
 
 
+def test_where_no_further_look_is_affordable_auto_ends_with_what_is_open(tmp_path, monkeypatch) -> None:
+    looks = []
+    monkeypatch.setattr("quantopsy.analysis.auto._affordable", lambda runs, *_: looks.append(runs) or [])
+    found = qp.analyze(sample_models.network(), many_data(1000), bits=(2, 3, 4, 6, 8), out=tmp_path, budget="100000")
+    (asked,) = looks
+    assert len(asked) > 0
+    assert found.results.complete
+    assert found.results.open_cells >= len(asked)
+
+
 def test_mode_auto_is_the_default() -> None:
     assert Settings().mode == "auto"
 

@@ -95,7 +95,7 @@ def measure_what_decides(
         everywhere = frozenset(todo if share == 1.0 else ())
         drawn = {run: store.draw(run) for run in todo if share < 1.0}
         before = {run: draw for run, draw in drawn.items() if draw is not None}
-        if share < 1.0:
+        if todo and share < 1.0:
             _draw_together(state, todo, store, share, measuring.setup.seed)
 
 
