@@ -262,6 +262,16 @@ def test_an_image_scores_alone_as_among_others_however_values_hold_images(kind) 
         assert np.linalg.norm(found - expected) <= 0.2 * np.linalg.norm(expected) + 1e-6
 
 
+@pytest.mark.parametrize("kind", FOLDED)
+def test_a_tile_scores_the_same_whatever_an_engine_scored_before(kind) -> None:
+    case = case_of(folded(kind), pictures(6))
+    candidates = case.candidates()
+    engine = ScreenEngine(case.program, case.ranges)
+    for rows in (np.array([5]), np.arange(5), np.array([5])):
+        found = engine.run_tile((case.images[rows],), rows, candidates)
+        np.testing.assert_array_equal(found.e, case.screened(candidates, rows).e)
+
+
 def test_a_layer_whose_input_mixes_images_is_hidden() -> None:
     found = case_of(folded(Mixed), pictures(6)).screened()
     assert set(found.hidden) >= {"aside"}

@@ -184,7 +184,8 @@ class ScreenEngine:
         self.loss = loss
         self.seed = seed
         self._weights = TensorCache[tuple[Site, tuple[Spec, ...]]](WEIGHT_CACHE_BYTES)
-        self._axes: dict[str, ImageAxis | None] = {}
+        self._layouts: dict[bool, dict[str, ImageAxis | None]] = {}  # of tiles with several images, and with one
+        self._axes: dict[str, ImageAxis | None] = {}  # that of the tile at hand
         self._readers: dict[str, set[int]] = {}
         for step in program.steps:
             for name in step.reads:
@@ -195,9 +196,12 @@ class ScreenEngine:
     ) -> Screened:
         """Score every spec of ``candidates`` on one tile; ``images`` (B,) seed their own probes."""
         placed = self.program.place(inputs)
-        alone = {name: value[:1] for name, value in placed.items()}
+        first = {name: value[:1] for name, value in placed.items()}
         trace, outputs = self._forward(placed)
-        self._axes = self._axes if len(self._axes) and len(images) > 1 else self._find_images(trace, alone, len(images))
+        several = len(images) > 1
+        if several not in self._layouts:
+            self._layouts[several] = self._find_images(trace, first, len(images))
+        self._axes = self._layouts[several]
         walk, margins, kind = self._start(outputs, images, labels, candidates)
         with torch.no_grad():
             while trace:
@@ -237,12 +241,17 @@ class ScreenEngine:
                         del values[name]
         return trace, [values[name] for name in self.program.outputs]
 
-    def _find_images(self, trace: Sequence[_Local], alone: Values, images: int) -> dict[str, ImageAxis | None]:
-        """Where every value holds its images: see :func:`quantopsy.graph.images.image_axis`."""
-        with torch.no_grad():
-            self.program.forward(alone, keep=True)
+    def _find_images(self, trace: Sequence[_Local], first: Values, images: int) -> dict[str, ImageAxis | None]:
+        """Where every value holds its images: see :func:`quantopsy.graph.images.image_axis`.
+
+        ``first`` are the inputs of the first image; it gets what they lead to.
+        """
         values = {name: value for local in trace for name, value in local.inputs.items()}
         values |= {local.step.writes: local.result for local in trace}
+        alone = first if images > 1 else values
+        if images > 1:
+            with torch.no_grad():
+                self.program.forward(first, keep=True)
         return {
             name: image_axis(value, alone[name], images) for name, value in values.items() if isinstance(value, Tensor)
         }
