@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import product
 
 import numpy as np
 import onnx
@@ -165,11 +164,8 @@ def test_a_resampling(name: str) -> None:
     check(Then(lambda x: F.interpolate(x, **RESIZES[name])), pictures(), reference="size" not in RESIZES[name])
 
 
-SCALES = [1.5, 1.3, 0.6, 0.29, (1.25, 2.0)]
-MODES = ["nearest", "bilinear", "bilinear, corners", "bicubic", "bilinear, by sizes"]
-
-
-@pytest.mark.parametrize(("mode", "scale"), [*product(MODES, SCALES), *product(MODES[1:], [(1.04, 1.5)])])
+@pytest.mark.parametrize("scale", [1.5, 1.3, 0.6, 0.29, (1.04, 1.5), (1.25, 2.0)])
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bilinear, corners", "bicubic", "bilinear, by sizes"])
 def test_a_resampling_by_a_factor_that_is_no_ratio_of_sizes(mode: str, scale) -> None:
     """torch places values by the factor that it is given, and 7 pixels by 1.5 are 10, not 10.5."""
     torch.manual_seed(0)
@@ -189,7 +185,7 @@ def test_a_resampling_that_keeps_the_size_but_not_the_places_is_named() -> None:
 
 def test_every_size_is_resampled_to_torchs_size_at_torchs_places() -> None:
     torch.manual_seed(0)
-    for size in range(5, 40, 3):
+    for size in range(4, 40, 3):
         for mode, scale in (("nearest", 2.2), ("nearest", 1.3), ("bilinear", 0.29)):
             resample = partial(F.interpolate, scale_factor=scale, mode=mode)
             check(Then(resample), pictures(2, size=size), reference=False)
