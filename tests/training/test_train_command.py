@@ -22,6 +22,7 @@ def test_words_files_and_page(command, tmp_path) -> None:
     page = (folder / "report.html").read_text()
     for heading in ("The validation images", "Quantization error"):
         assert heading in page
+    assert ">Levels<" not in page  # in so few steps none has moved
     assert not re.search(r'(src|href)="http', page)  # works offline
     code, out, err = command("apply", "trained", "--json")
     document = json.loads(out)
@@ -36,6 +37,13 @@ def test_words_files_and_page(command, tmp_path) -> None:
     assert f"The recipe expects top1 {expected['after'][0]:.1f}" in out
     assert f"float before training {expected['float'][0]:.1f}: they agree." in out
     assert f"Recipe of train ({MODEL}, ddq)" in err
+
+
+def test_levels_that_have_moved_are_drawn(command, tmp_path) -> None:
+    options = ("--data", DATA, "--evaluation", EVALUATION, "--epochs", "4", "--batch", "16", "--bits", "2")
+    code, _, err = command("train", MODEL, *options, "--out", "trained")
+    assert code == 0, err
+    assert ">Levels<" in (tmp_path / "trained" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
