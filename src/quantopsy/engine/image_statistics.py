@@ -125,7 +125,7 @@ class ImageStatistics:
 
     def ranges(self, calibration: Calibration) -> np.ndarray:
         """(V, 2): the ends of every activation's grid; of several grids the outermost."""
-        return np.array([_ends(calibration.qparams(item.value, item.spec)) for item in self.activations])
+        return np.array([calibration.qparams(item.value, item.spec).outermost for item in self.activations])
 
 
 def image_statistics(
@@ -214,12 +214,6 @@ def _digests(batch: Batch) -> list[str]:
     ]
 
 
-def _ends(qparams: QParams) -> tuple[float, float]:
-    """The least and the greatest number on the grid; of several grids the outermost."""
-    low, high = qparams.ends
-    return float(low.min()), float(high.max())
-
-
 def _clipped(x: Tensor, grid: QParams, part: ByImage) -> np.ndarray:
     """(B, 2): share of each image's values that ``grid`` clips, and how far the furthest lies beyond it, in widths."""
     found = torch.zeros(len(x), 2)
@@ -227,7 +221,7 @@ def _clipped(x: Tensor, grid: QParams, part: ByImage) -> np.ndarray:
     if grid.covers(torch.cat((part.low, part.high))).all():
         return found.numpy()
     outside = ~grid.covers(x)
-    low, high = _ends(grid)
+    low, high = grid.outermost
     found[:, 0] = outside.reshape(len(x), -1).float().mean(1)
     found[:, 1] = (x - grid.snap(x)).abs().where(outside, 0).reshape(len(x), -1).amax(1) / (high - low)
     return found.numpy()

@@ -17,7 +17,7 @@ from torch import Tensor
 from quantopsy.core import Plan, Role
 from quantopsy.engine.exact import ExactEngine, LayerQuantizers
 from quantopsy.graph.execute import Step, Values
-from quantopsy.quant import QParams, fake_quantize
+from quantopsy.quant import QParams
 
 _SAMPLED = 2**14  # values of an edge and tile that its quantile is taken from
 TAIL = 0.999
@@ -103,12 +103,10 @@ class _SeenEdge:
     beyond: int = 0
     negative: int = 0
     bodies: list[float] = field(default_factory=list)
-    ends: tuple[float, float] | None = None
 
     def add(self, x: Tensor) -> None:
         low, high = x.aminmax()
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
-        self.ends = self.ends or _ends(self.qparams, x)
         self.count += x.numel()
         self.beyond += int((~self.qparams.covers(x)).sum())
         self.negative += int((x < 0).sum())
@@ -119,27 +117,19 @@ class _SeenEdge:
         self.bodies.append(float(some.kthvalue(max(1, round(TAIL * len(some)))).values))
 
     def edge(self) -> Edge:
-        assert self.ends is not None
+        grid_low, grid_high = self.qparams.outermost
         alive = self.reach[self.reach > 0]
         return Edge(
             low=self.low,
             high=self.high,
-            grid_low=self.ends[0],
-            grid_high=self.ends[1],
+            grid_low=grid_low,
+            grid_high=grid_high,
             step=_step(self.qparams),
             beyond=self.beyond / self.count,
             body=float(np.median(self.bodies)),
             negative=self.negative / self.count,
             typical=float(alive.median()) if len(alive) else 0.0,
         )
-
-
-def _ends(qparams: QParams, like: Tensor) -> tuple[float, float]:
-    """The ends of a grid; of grids by channel the outermost ones."""
-    far = torch.finfo(torch.float32).max / 4
-    shape = [n if dim == qparams.axis else 1 for dim, n in enumerate(like.shape)]
-    ends = [fake_quantize(like.new_full(shape, sign * far), qparams) for sign in (-1.0, 1.0)]
-    return float(ends[0].min()), float(ends[1].max())
 
 
 def _step(qparams: QParams) -> float:

@@ -45,6 +45,12 @@ class QParams(ABC):
     def ends(self) -> tuple[Tensor, Tensor]:
         """The lowest and the highest real of every grid: two tensors (float32) of the grid shape."""
 
+    @property
+    def outermost(self) -> tuple[float, float]:
+        """The lowest and the highest real of all grids."""
+        low, high = self.ends
+        return float(low.min()), float(high.max())
+
     @abstractmethod
     def map_grids(self, change: Callable[[Tensor], Tensor], **layout: Any) -> Self:
         """The same grids with ``change`` applied to every tensor of the grid shape (levels: its leading
