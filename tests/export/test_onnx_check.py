@@ -49,8 +49,8 @@ def batches(images):
 
 def test_what_is_verified_is_what_other_software_computes(case) -> None:
     network, plan, ranges, images, x, labels = case
-    model = to_onnx(network, plan, ranges)
-    found = verify(model, network, plan, ranges, batches(images), resolve_metric("top1", True))
+    model, exact = (to_onnx(network, made, ranges) for made in (plan, Plan()))
+    found = verify(model, exact, network, plan, ranges, batches(images), resolve_metric("top1", True))
 
     def top1(outputs) -> float:
         return 100 * float((np.asarray(outputs).argmax(1) == labels.numpy()).mean())
@@ -77,12 +77,12 @@ def test_what_is_verified_is_what_other_software_computes(case) -> None:
 
 def test_a_file_that_computes_something_else_is_found_with_its_layer(case) -> None:
     network, plan, ranges, images, _, _ = case
-    model = to_onnx(network, plan, ranges)
+    model, exact = (to_onnx(network, made, ranges) for made in (plan, Plan()))
     codes = stored(model, "right.0.weight.codes")
     wrong = numpy_helper.to_array(codes).copy()
     wrong[:, :, 1, 1] = -wrong[:, :, 1, 1]
     codes.CopyFrom(numpy_helper.from_array(wrong, codes.name))
-    found = verify(model, network, plan, ranges, batches(images), resolve_metric("top1", True))
+    found = verify(model, exact, network, plan, ranges, batches(images), resolve_metric("top1", True))
     for run in (found.plain, found.optimised):
         shares = {layer: departure.within_step for layer, departure in run.by_layer.items()}
         assert shares.pop("right.0") < 0.9
@@ -165,10 +165,10 @@ def test_mistakes_are_told_in_a_line(case, tmp_path) -> None:
         export_onnx(network, plan, ranges, tmp_path / "none" / "a.onnx", batches(images), metric)
     with pytest.raises(QuantopsyError, match="no image"):
         export_onnx(network, plan, ranges, tmp_path / "a.onnx", [], metric)
-    broken = to_onnx(network, plan, ranges)
+    broken, exact = (to_onnx(network, made, ranges) for made in (plan, Plan()))
     broken.graph.node[3].op_type = "NoSuchOperator"
     with pytest.raises(QuantopsyError, match="checker refuses"):
-        verify(broken, network, plan, ranges, batches(images), metric)
+        verify(broken, exact, network, plan, ranges, batches(images), metric)
     with pytest.raises(QuantopsyError, match="does not load"):
         open_session(broken)
     split = to_onnx(network, plan, ranges)
@@ -176,7 +176,7 @@ def test_mistakes_are_told_in_a_line(case, tmp_path) -> None:
     split.graph.initializer.append(numpy_helper.from_array(np.array([7], np.int64), "seven"))
     split.graph.output.append(onnx.helper.make_tensor_value_info("part", onnx.TensorProto.FLOAT, [7]))
     with pytest.raises(QuantopsyError, match=r"ONNX model: the runtime fails on it .*Reshape"):
-        verify(split, network, plan, ranges, batches(images), metric)
+        verify(split, exact, network, plan, ranges, batches(images), metric)
     assert not list(tmp_path.iterdir())
 
 
@@ -186,7 +186,8 @@ def test_outputs_off_any_grid_are_measured_by_their_range() -> None:
     plan = everywhere(network, Spec(bits=4))
     images = open_data(TensorDataset(x))
     ranges = calibrated(network, plan, x)
-    found = verify(to_onnx(network, plan, ranges), network, plan, ranges, batches(images), resolve_metric(None, False))
+    model, exact = (to_onnx(network, made, ranges) for made in (plan, Plan()))
+    found = verify(model, exact, network, plan, ranges, batches(images), resolve_metric(None, False))
     assert found.plain.outputs.equal == 1.0
     assert found.plain.outputs.largest < 1e-3
     assert found.plain.by_layer == {}

@@ -30,7 +30,8 @@ def verified(network: Network, plan: Plan, x: torch.Tensor) -> Run:
     ranges, images = calibrated(network, plan, x), open_data(TensorDataset(x))
     batches: list[Batch] = [images.batch(range(len(x)))]
     metric, also = resolve_metric(None, False), {"openvino": openvino.open_session}
-    return verify(to_onnx(network, plan, ranges), network, plan, ranges, batches, metric, also=also).also["openvino"]
+    model, exact = (to_onnx(network, made, ranges) for made in (plan, Plan()))
+    return verify(model, exact, network, plan, ranges, batches, metric, also=also).also["openvino"]
 
 
 @pytest.fixture(scope="module")

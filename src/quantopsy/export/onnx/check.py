@@ -24,7 +24,7 @@ from quantopsy.core.recipe import Estimate
 from quantopsy.data import Batch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine, Prepared
-from quantopsy.export.onnx.graph import BIAS_CODES_NAME, BIAS_SCALE_NAME, CODES_NAME, activation_grid, to_onnx
+from quantopsy.export.onnx.graph import BIAS_CODES_NAME, BIAS_SCALE_NAME, CODES_NAME, activation_grid
 from quantopsy.export.onnx.grids import ActivationGrid
 from quantopsy.export.onnx.runtime import Inputs, Opener, feed, open_session, run
 from quantopsy.graph.execute import Overlay, channels_last, compile_network
@@ -123,6 +123,7 @@ class Tally:
 
 def verify(
     model: onnx.ModelProto,
+    exact: onnx.ModelProto,
     network: Network,
     plan: Plan,
     calibration: Calibration,
@@ -134,9 +135,11 @@ def verify(
 ) -> Verified:
     """Check ``model``, which :func:`to_onnx` made of the others, and run it beside them on ``batches``.
 
+    ``exact`` is what it makes of them without a plan.
+
     ONNX's checker with shape inference, then ONNX Runtime with its optimisations off and on, and whatever ``also``
     opens, against the exact engine. Raises :class:`QuantopsyError` where the checker or a runtime refuses the model,
-    where the same operators without a plan do not compute the network (:func:`check_float`), and without images.
+    where ``exact`` does not compute the network (:func:`check_float`), and without images.
     """
     check_model(model)
     engine = ExactEngine(compile_network(network), calibration)
@@ -161,7 +164,7 @@ def verify(
         stored = list(engine_stored.run_tile(batch.inputs, [prepared_stored]))[1].outputs
         runs = {name: run(session, network, batch.inputs) for name, session in sessions.items()}
         if not images:
-            check_float(network, calibration, batch.inputs, reals, threads=threads)
+            check_float(exact, network, batch.inputs, reals, threads=threads)
             steps = _output_steps(network, engine, prepared, simulated)
             layers_apart = {
                 name: layer_tallies(
@@ -299,14 +302,14 @@ def check_model(model: onnx.ModelProto) -> None:
 
 
 def check_float(
-    network: Network, calibration: Calibration, inputs: Inputs, outputs: Sequence[Any], *, threads: int = 1
+    exact: onnx.ModelProto, network: Network, inputs: Inputs, outputs: Sequence[Any], *, threads: int = 1
 ) -> None:
-    """That ONNX without a plan gives the network's float ``outputs`` for ``inputs``, up to rounding.
+    """That ``exact``, without a plan, gives the network's float ``outputs`` for ``inputs``, up to rounding.
 
     A comparison of grids would take an operator written wrongly for a step more of noise. Raises
     :class:`QuantopsyError` where a floating output is further off than :data:`FLOAT_ROUNDING` of its length.
     """
-    session = open_session(to_onnx(network, Plan(), calibration), optimised=False, threads=threads)
+    session = open_session(exact, optimised=False, threads=threads)
     found = output_tensors(run(session, network, inputs))
     for tensor, reference in zip(found, output_tensors(outputs), strict=True):
         same = (tensor == reference) | (tensor.isnan() & reference.isnan())  # infinities have no distance

@@ -72,7 +72,8 @@ def export_onnx(
         raise QuantopsyError("plan", "it quantizes nothing", "give it sites, or export the float network from PyTorch")
     model = to_onnx(network, plan, calibration, opset=opset, integer_convolutions=integer_convolutions)
     openers = {runtime.name: runtime.opener(threads=threads) for runtime in also}
-    verified = verify(model, network, plan, calibration, batches, metric, threads=threads, also=openers)
+    exact = to_onnx(network, Plan(), calibration, opset=opset)
+    verified = verify(model, exact, network, plan, calibration, batches, metric, threads=threads, also=openers)
     running, elsewhere = kernels(model, network), {runtime.name: runtime.kernels(model, network) for runtime in also}
     target, content = Path(path), model.SerializeToString()
     try:
@@ -83,7 +84,7 @@ def export_onnx(
     return Exported(
         path=target,
         bytes=len(content),
-        bytes_float=to_onnx(network, Plan(), calibration, opset=opset).ByteSize(),
+        bytes_float=exact.ByteSize(),
         verified=verified,
         kernels=running,
         also=elsewhere,
