@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quantopsy.core import QuantopsyError, names
-from quantopsy.remedy.allocation.costs import REFERENCE_BITS, UNITS, Resource, amount
+from quantopsy.remedy.allocation.costs import LIMIT_FORMS, REFERENCE_BITS, UNITS, Resource, amount, number_and_unit
 from quantopsy.training.quantizers.fake_quantizer import FakeQuantizer
 from quantopsy.training.quantizers.gates import Gates
 
@@ -26,8 +25,6 @@ Width = Gates | int
 
 # By form: what an element of s bits counts. Memory is proportional to s; equation (6) as printed sums 2^s.
 FORMS: Mapping[str, Callable[[Any], Any]] = {"bits": lambda s: s, "levels": lambda s: 2**s}
-
-_WANTED = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
 
 
 class Part(NamedTuple):
@@ -149,8 +146,8 @@ class Limit:
         take with inputs as they start, ``1.5G``, or ``0.5x`` of 8-bit weights, as
         :class:`quantopsy.remedy.allocation.costs.Costs` reads them. Raises :class:`QuantopsyError`."""
         size = footprint.resource == "size"
-        match, units = _WANTED.fullmatch(text), UNITS[footprint.resource]
-        number, unit = (float(match[1]), match[2].lower()) if match else (0.0, "none")
+        units = UNITS[footprint.resource]
+        number, unit = number_and_unit(text) or (0.0, "none")
         if unit in ("bit", "bits"):
             return cls(footprint, number)
         if unit == "x":
@@ -161,9 +158,7 @@ class Limit:
             raise QuantopsyError(
                 f"limit {text!r}", "is no footprint", "write 4bits, 0.125x (of float32), 300KB or 2MiB"
             )
-        raise QuantopsyError(
-            f"limit {text!r}", "is no number of BitOps", "write 4bits, 0.5x (of 8-bit weights) or 1.5G"
-        )
+        raise QuantopsyError(f"limit {text!r}", "is no number of BitOps", LIMIT_FORMS["bitops"])
 
     @property
     def target(self) -> float:

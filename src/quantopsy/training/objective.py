@@ -29,7 +29,7 @@ def label_loss(outputs: Any, labels: Tensor) -> Tensor:
     if labels.is_floating_point() or scores.dim() < 2 or scores.shape[1] < 2:
         what = "are numbers, not classes" if labels.is_floating_point() else "are of classes, the output has one"
         raise QuantopsyError("labels", what, _OWN_LOSS)
-    if scores.dim() < 2 or scores.shape[0] != labels.shape[0] or scores.shape[2:] != labels.shape[1:]:
+    if scores.shape[0] != labels.shape[0] or scores.shape[2:] != labels.shape[1:]:
         raise QuantopsyError(
             "labels",
             f"of shape {tuple(labels.shape)} for an output of {tuple(scores.shape)}",

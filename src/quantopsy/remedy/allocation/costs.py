@@ -29,12 +29,18 @@ UNITS: Mapping[Resource, Mapping[str, float]] = {
     "bitops": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
     "latency": {"": 1.0},
 }
-_FORMS: Mapping[Resource, str] = {
+LIMIT_FORMS: Mapping[Resource, str] = {
     "size": "write 4bits, 0.5x (of 8 bits), 300KB or 2MiB",
     "bitops": "write 4bits, 0.5x (of 8-bit weights) or 1.5G",
     "latency": "write 4bits, 0.5x (of 8-bit weights) or a number in the table's unit",
 }
 _WANTED = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+def number_and_unit(text: str) -> tuple[float, str] | None:
+    """``1.5G`` as 1.5 and ``g``; None where it is nothing of the kind."""
+    match = _WANTED.fullmatch(text)
+    return None if match is None else (float(match[1]), match[2].lower())
 
 
 @dataclass(frozen=True)
@@ -236,10 +242,10 @@ def _ceiled(value: float, digits: int) -> float:
 
 def _amount(costs: Costs, resource: Resource, text: str) -> float:
     thing = f"--{'latency-limit' if resource == 'latency' else resource} {text!r}"
-    match = _WANTED.fullmatch(text)
-    if match is None:
-        raise QuantopsyError(thing, "is no limit", _FORMS[resource])
-    number, unit = float(match[1]), match[2].lower()
+    wanted = number_and_unit(text)
+    if wanted is None:
+        raise QuantopsyError(thing, "is no limit", LIMIT_FORMS[resource])
+    number, unit = wanted
     if unit in ("bit", "bits", "x"):
         bits = REFERENCE_BITS if unit == "x" else number
         if bits != int(bits):
@@ -251,5 +257,5 @@ def _amount(costs: Costs, resource: Resource, text: str) -> float:
             raise QuantopsyError(thing, f"the latency table does not have {bits:g} bits", "give a number")
         return value * number if unit == "x" else value
     if unit not in UNITS[resource]:
-        raise QuantopsyError(thing, "is no limit", _FORMS[resource])
+        raise QuantopsyError(thing, "is no limit", LIMIT_FORMS[resource])
     return number * UNITS[resource][unit]
