@@ -23,7 +23,7 @@ from quantopsy.analysis.significance import metric_interval
 from quantopsy.analysis.subject import reopen
 from quantopsy.core import Plan, Spec
 from quantopsy.engine.adaround import Effort
-from quantopsy.remedy.clinic import Clinic, Correction, Treatment
+from quantopsy.remedy.variants import Correction, Variant, Variants
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "shared"))
 
@@ -75,17 +75,17 @@ def main() -> None:
             out=arguments.out / name,
         )
         with reopen(arguments.out / name, Silent()) as (store, subject):
-            clinic = Clinic(subject, store, (), Effort(), Silent())
+            variants = Variants(subject, store, (), Effort(), Silent())
             order, first = subject.order, None
-            top1 = metric_interval(subject.metric, clinic.result(None, order).statistics).value
+            top1 = metric_interval(subject.metric, variants.result(None, order).statistics).value
             print(f"| {name}, {len(order)} images, float {top1:.1f} | top-1 | lost | noise | s |")
             print("| --- | ---: | --- | ---: | ---: |")
             for words, weight, correction in ROWS:
                 begin = time.monotonic()
                 plan = Plan.of({site: weight if site.role == "weight" else spec for site, spec in subject.full.sites})
-                treatment = Treatment(plan, correction=correction)
-                found = clinic.result(treatment, order)
-                lost = clinic.degradation(treatment, order, 0.95)
+                variant = Variant(plan, correction=correction)
+                found = variants.result(variant, order)
+                lost = variants.degradation(variant, order, 0.95)
                 noise = float(found.energy.mean())
                 first = first or noise
                 print(

@@ -28,8 +28,8 @@ from quantopsy.analysis.significance import metric_interval
 from quantopsy.analysis.subject import reopen
 from quantopsy.core import Plan, Site
 from quantopsy.engine.adaround import Effort
-from quantopsy.remedy.clinic import Clinic, Treatment
 from quantopsy.remedy.repair import Parts
+from quantopsy.remedy.variants import Variant, Variants
 from quantopsy.report.tables import ranked
 from quantopsy.transforms.equalization import find_equalization
 
@@ -78,19 +78,19 @@ def rows(name: str, folder: Path, images: int | None) -> Iterator[tuple[str, flo
     with reopen(folder, Silent(), **given) as (store, again):
         plan, order = again.full, Parts.of(again.order).report
         specs = [spec for some in (plan, clipped(plan)) for _, spec in some.sites]
-        clinic = Clinic(again, store, specs, Effort(), Silent())
-        equalized = clinic.seal(find_equalization(again.network, sweeps=10))
-        held = clinic.result(None, order)
+        variants = Variants(again, store, specs, Effort(), Silent())
+        equalized = variants.register(find_equalization(again.network, sweeps=10))
+        held = variants.result(None, order)
         yield "float", metric_interval(again.metric, held.statistics).value, 0.0, 0.0, 0.0
-        for words, treatment in (
-            ("as it is", Treatment(plan)),
-            ("equalization, IBC", Treatment(plan, (equalized,), "iterative")),
-            ("SAWB everywhere", Treatment(clipped(plan))),
-            (f"SAWB at {guilty}", Treatment(clipped(plan, guilty))),
+        for words, variant in (
+            ("as it is", Variant(plan)),
+            ("equalization, IBC", Variant(plan, (equalized,), "iterative")),
+            ("SAWB everywhere", Variant(clipped(plan))),
+            (f"SAWB at {guilty}", Variant(clipped(plan, guilty))),
         ):
             assert Site(guilty, "weight") in plan
-            value = metric_interval(again.metric, clinic.result(treatment, order).statistics).value
-            lost = clinic.degradation(treatment, order, 0.95)
+            value = metric_interval(again.metric, variants.result(variant, order).statistics).value
+            lost = variants.degradation(variant, order, 0.95)
             yield words, value, lost.value, lost.low, lost.high
     kept = "; ".join(step.words for step in done.steps if step.kept)
     yield f"repair: {kept}", done.expected.after[0], *done.expected.lost

@@ -21,8 +21,8 @@ from quantopsy.core.recipe import Recipe
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.capture import capture
 from quantopsy.remedy.applied import apply
-from quantopsy.remedy.clinic import Clinic
 from quantopsy.remedy.repair import Parts, Session, repair
+from quantopsy.remedy.variants import Variants
 from quantopsy.report.repaired import repair_section, repair_statements
 from quantopsy.report.wording import with_interval
 
@@ -184,14 +184,14 @@ def test_offsets_of_channels_go_to_the_layers_behind(tmp_path) -> None:
 def compared(monkeypatch) -> list[tuple[np.ndarray, float]]:
     """The images of every comparison that a repair decides by, and what it said."""
     calls = []
-    difference = Clinic.difference
+    difference = Variants.difference
 
-    def recorded(clinic, before, after, images, level):
-        found = difference(clinic, before, after, images, level)
+    def recorded(variants, before, after, images, level):
+        found = difference(variants, before, after, images, level)
         calls.append((images, found.change.value))
         return found
 
-    monkeypatch.setattr(Clinic, "difference", recorded)
+    monkeypatch.setattr(Variants, "difference", recorded)
     return calls
 
 

@@ -31,10 +31,10 @@ from quantopsy.engine.adaround import Effort
 from quantopsy.graph.network import Layer, Network
 from quantopsy.metrics import Metric
 from quantopsy.quant.grouping import rows_per_channel
-from quantopsy.remedy.clinic import Clinic, Difference, Treatment
 from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals
 from quantopsy.remedy.target import ANY, Target, check_start
 from quantopsy.remedy.target import target as profile_of
+from quantopsy.remedy.variants import Difference, Variant, Variants
 from quantopsy.study import Store
 from quantopsy.transforms.bias_absorption import find_bias_absorption
 from quantopsy.transforms.dead_channels import find_dead_channels
@@ -119,7 +119,7 @@ def repair(
 
 
 class Session:
-    """One repair under way: the treatment so far, and what was tried."""
+    """One repair under way: the variant so far, and what was tried."""
 
     def __init__(
         self,
@@ -136,14 +136,14 @@ class Session:
         self.subject, self.results, self.profile, self.progress = subject, results, profile, progress
         self.bits, self.max_drop, self.level = bits, max_drop, results.level
         self.parts = Parts.of(subject.order)
-        self.before = Treatment(at_bits(subject.full, bits))
+        self.before = Variant(at_bits(subject.full, bits))
         self.now = self.before
         self.steps: list[Step] = []
         self.causes = _causes(results, bits)
         self._end = time.monotonic() + seconds
         specs = set(self.before.plan.values())
         changed = [replace(s, **fix.fields) for s in specs for fix in FIXES if fix.fields and "kind" not in fix.fields]
-        self.clinic = Clinic(subject, store, [*specs, *changed], effort, progress, self._end)
+        self.variants = Variants(subject, store, [*specs, *changed], effort, progress, self._end)
 
     def run(self) -> tuple[Recipe, Repair]:
         """Try, cheapest first, until the target is met or nothing helps; then prove it on the last part."""
@@ -187,8 +187,8 @@ class Session:
                 return
             tried.add(name)
             for proposal in self._best(name, cost)[:TRIED]:
-                treatment = replace(self.now, plan=proposal.plan)
-                if self._try(treatment, f"{name}: {proposal.fix.words}", (name,), cost):
+                variant = replace(self.now, plan=proposal.plan)
+                if self._try(variant, f"{name}: {proposal.fix.words}", (name,), cost):
                     break
 
     def _best(self, name: str, cost: Cost) -> list[Proposal]:
@@ -205,7 +205,7 @@ class Session:
             site: list(dict.fromkeys([self.now.plan[site], *(p.plan[site] for p in found if site in p.plan)]))
             for site in sites
         }
-        scores = self.clinic.screened(self.now, candidates, self.parts.search)
+        scores = self.variants.screened(self.now, candidates, self.parts.search)
 
         def noise(plan: Plan, proposal: Proposal) -> float:
             return scores.predicted(Plan.of({site: plan[site] for site in proposal.sites}))[0]
@@ -215,17 +215,17 @@ class Session:
 
     def _clean(self) -> None:
         """Channels that hardly move take a range for nothing: they become their constant."""
-        network, ranges = self._network(), self.clinic.channel_ranges(self.now.transforms)
+        network, ranges = self._network(), self.variants.channel_ranges(self.now.transforms)
         found = find_dead_channels(network, ranges)
         if found.constants:
             number = sum(int((~constant.isnan()).sum()) for constant in found.constants.values())
-            treatment = replace(self.now, transforms=(*self.now.transforms, self.clinic.seal(found)))
-            self._try(treatment, f"{number} dead channels made constant", tuple(found.constants), "free")
+            variant = replace(self.now, transforms=(*self.now.transforms, self.variants.register(found)))
+            self._try(variant, f"{number} dead channels made constant", tuple(found.constants), "free")
 
     def _equalize(self) -> None:
         """Function-preserving scales between layers; the variant is chosen by measuring it with biases corrected."""
         network = self._network()
-        ranges = self.clinic.channel_ranges(self.now.transforms)
+        ranges = self.variants.channel_ranges(self.now.transforms)
         variants = {
             "weights": find_equalization(network, sweeps=10),
             "weights, to convergence": find_equalization(network),
@@ -235,24 +235,24 @@ class Session:
         known = [
             (
                 f"cross-layer equalization ({words})",
-                replace(self.now, transforms=(*self.now.transforms, self.clinic.seal(found))),
+                replace(self.now, transforms=(*self.now.transforms, self.variants.register(found))),
             )
             for words, found in variants.items()
             if found.scales
         ]
         if known:
             words, best = min(
-                known, key=lambda pair: self.clinic.noise(replace(pair[1], correction="analytic"), self.parts.search)
+                known, key=lambda pair: self.variants.noise(replace(pair[1], correction="analytic"), self.parts.search)
             )
             self._try(best, words, (), "free")
 
     def _absorb(self) -> None:
         """High biases, which equalization makes, are the next layers' (DFQ, section 4.1.3): ranges begin at zero."""
-        ranges = self.clinic.channel_ranges(self.now.transforms)
+        ranges = self.variants.channel_ranges(self.now.transforms)
         found = find_bias_absorption(self._network(), {value: low for value, (low, _) in ranges.items()})
         if found.absorbed:
-            treatment = replace(self.now, transforms=(*self.now.transforms, self.clinic.seal(found)))
-            self._try(treatment, "high biases absorbed by the layers behind", (), "free")
+            variant = replace(self.now, transforms=(*self.now.transforms, self.variants.register(found)))
+            self._try(variant, "high biases absorbed by the layers behind", (), "free")
 
     def _undo(self) -> None:
         """Local fixes that were kept early may be in the way now that all else has changed: without each of them."""
@@ -270,14 +270,14 @@ class Session:
 
     # What decides -------------------------------------------------------------------------------
 
-    def _try(self, treatment: Treatment, words: str, layers: tuple[str, ...], cost: Cost) -> bool:
-        """Measure a treatment against the one so far; keep it where the second part of the images confirms it."""
+    def _try(self, variant: Variant, words: str, layers: tuple[str, ...], cost: Cost) -> bool:
+        """Measure a variant against the one so far; keep it where the second part of the images confirms it."""
         begin = time.monotonic()
-        against = self.clinic.difference(self.now, treatment, self.parts.confirm, self.level)
+        against = self.variants.difference(self.now, variant, self.parts.confirm, self.level)
         kept, why = self._judge(against)
         if not kept and layers and against.change.low <= 0 and against.noise.value <= 1:
-            kept, why = self._judge_alone(treatment, layers, why)
-        after = self.clinic.degradation(treatment, self.parts.confirm, self.level)
+            kept, why = self._judge_alone(variant, layers, why)
+        after = self.variants.degradation(variant, self.parts.confirm, self.level)
         self.steps.append(
             Step(
                 words, layers, cost, kept, why, estimate(against.change), estimate(against.noise), estimate(after),
@@ -285,7 +285,7 @@ class Session:
             )
         )  # fmt: skip
         if kept:
-            self.now = treatment
+            self.now = variant
         self.progress.say(f"{'kept   ' if kept else 'dropped'} {words}: {why}")
         return kept
 
@@ -304,15 +304,15 @@ class Session:
             return False, f"{-change.value:.1f} {unit} better, but {n} images cannot tell: about {needed} could"
         return False, f"{removed}, {-change.value:+.1f} {unit}: no gain that is certain"
 
-    def _judge_alone(self, treatment: Treatment, layers: tuple[str, ...], why: str) -> tuple[bool, str]:
+    def _judge_alone(self, variant: Variant, layers: tuple[str, ...], why: str) -> tuple[bool, str]:
         """The layers alone in an otherwise float network: what other layers destroy does not hide there what these
-        two treatments differ in."""
+        two variants differ in."""
 
-        def alone(whole: Treatment) -> Treatment:
+        def alone(whole: Variant) -> Variant:
             kept = Plan(tuple((site, spec) for site, spec in whole.plan.sites if site.layer in layers))
             return replace(whole, plan=kept, correction="none")
 
-        found = self.clinic.difference(alone(self.now), alone(treatment), self.parts.confirm, self.level)
+        found = self.variants.difference(alone(self.now), alone(variant), self.parts.confirm, self.level)
         if found.noise.high < 1 and found.noise.value <= EFFECT_ALONE and found.change.value <= 0:
             removed, regained = 100 * (found.noise.value - 1), -found.change.value
             return True, f"alone: noise {removed:+.0f} %, {regained:+.1f} {self.results.unit}; together {why}"
@@ -320,7 +320,7 @@ class Session:
 
     def _met(self) -> bool:
         """Whether the loss over both parts that decide is within what was asked for."""
-        return self.clinic.degradation(self.now, self._deciding, self.level).value <= self.max_drop
+        return self.variants.degradation(self.now, self._deciding, self.level).value <= self.max_drop
 
     def _worse_at_last(self) -> bool:
         """Whether both parts that decide, together, say that it had better been left alone.
@@ -329,7 +329,7 @@ class Session:
         """
         if self.now == self.before:
             return False
-        return self.clinic.difference(self.before, self.now, self._deciding, self.level).change.value > 0
+        return self.variants.difference(self.before, self.now, self._deciding, self.level).change.value > 0
 
     @property
     def _deciding(self) -> np.ndarray:
@@ -337,7 +337,7 @@ class Session:
 
     def _rolled_back(self) -> Step:
         nothing = (0.0, 0.0, 0.0)
-        lost = estimate(self.clinic.degradation(self.before, self.parts.confirm, self.level))
+        lost = estimate(self.variants.degradation(self.before, self.parts.confirm, self.level))
         return Step(
             "all of it undone",
             (),
@@ -358,19 +358,19 @@ class Session:
         return list(here.sort_values("degradation", ascending=False)["name"])
 
     def _loud(self) -> list[str]:
-        """Layers by the noise that the screen expects of them as the network is treated now."""
+        """Layers by the noise that the screen expects of them as the network is now."""
         noises = self._noises(self.now)
         return sorted(noises, key=lambda name: -noises[name])[:LAYERS]
 
-    def _noises(self, treatment: Treatment) -> dict[str, float]:
-        """By layer the noise that the screen expects of its sites under a treatment."""
-        plan = self.clinic.plan(treatment)
-        scores = self.clinic.screened(treatment, {site: [spec] for site, spec in plan.sites}, self.parts.search)
+    def _noises(self, variant: Variant) -> dict[str, float]:
+        """By layer the noise that the screen expects of its sites under a variant."""
+        plan = self.variants.plan(variant)
+        scores = self.variants.screened(variant, {site: [spec] for site, spec in plan.sites}, self.parts.search)
         return {name: float(np.square(e).mean()) for name, e in scores.by_layer(plan).items()}
 
     def _mended(self) -> Iterator[Mended]:
-        noises = [self._noises(treatment) for treatment in (self.before, self.now)]
-        networks = [self.clinic.ward(treatment.transforms).network for treatment in (self.before, self.now)]
+        noises = [self._noises(variant) for variant in (self.before, self.now)]
+        networks = [self.variants.transformed(variant.transforms).network for variant in (self.before, self.now)]
         for layer in networks[0].layers:
             if layer.name in noises[0]:
                 spread = [_spread(network, layer) for network in networks] if layer.weight else None
@@ -378,19 +378,19 @@ class Session:
                 yield Mended(layer.name, (before, after), None if spread is None else (spread[0], spread[1]))
 
     def _network(self) -> Network:
-        return self.clinic.ward(self.now.transforms).network
+        return self.variants.transformed(self.now.transforms).network
 
     # What comes out -----------------------------------------------------------------------------
 
     def _proven(self) -> tuple[Recipe, Repair]:
-        clinic, level = self.clinic, self.level
-        expected = proof(clinic, self.before, self.now, self.parts.report, level)
+        variants, level = self.variants, self.level
+        expected = proof(variants, self.before, self.now, self.parts.report, level)
         lost = expected.lost[0]
         provenance = {**provenance_of(self.results, self.subject, self.parts), "bits": self.bits}
         provenance["target"] = self.profile.name
-        recipe = written(clinic, self.now, expected, self.parts.report, tuple(self.steps), provenance)
-        wide = Treatment(Plan.of({site: spec.wide for site, spec in self.before.plan.sites}))
-        unbounded = estimate(clinic.degradation(wide, self.parts.confirm, level))
+        recipe = written(variants, self.now, expected, self.parts.report, tuple(self.steps), provenance)
+        wide = Variant(Plan.of({site: spec.wide for site, spec in self.before.plan.sites}))
+        unbounded = estimate(variants.degradation(wide, self.parts.confirm, level))
         done = Repair(
             bits=self.bits,
             target=self.profile.name,
@@ -404,10 +404,10 @@ class Session:
         return recipe, done
 
 
-def proof(clinic: Clinic, before: Treatment, after: Treatment, images: np.ndarray, level: float) -> Expected:
+def proof(variants: Variants, before: Variant, after: Variant, images: np.ndarray, level: float) -> Expected:
     """What ``after`` is worth beside ``before``, on ``images`` that nothing was decided on."""
-    held = (clinic.result(treatment, images).statistics for treatment in (None, before, after))
-    return expectation(clinic.subject.metric, *held, level=level)
+    held = (variants.result(variant, images).statistics for variant in (None, before, after))
+    return expectation(variants.subject.metric, *held, level=level)
 
 
 def expectation(metric: Metric, exact: np.ndarray, before: np.ndarray, after: np.ndarray, *, level: float) -> Expected:
@@ -434,24 +434,24 @@ def expectation(metric: Metric, exact: np.ndarray, before: np.ndarray, after: np
 
 
 def written(
-    clinic: Clinic,
-    treatment: Treatment,
+    variants: Variants,
+    variant: Variant,
     expected: Expected,
     images: np.ndarray,
     steps: tuple[Step, ...],
     provenance: Mapping[str, Any],
 ) -> Recipe:
-    """The recipe of ``treatment``, which ``images`` have proven to be worth ``expected``."""
-    ward = clinic.ward(treatment.transforms)
-    plan = portable(ward.network, clinic.plan(treatment), ward.calibration)
+    """The recipe of ``variant``, which ``images`` have proven to be worth ``expected``."""
+    transformed = variants.transformed(variant.transforms)
+    plan = portable(transformed.network, variants.plan(variant), transformed.calibration)
     return Recipe(
         plan=plan,
-        transforms=tuple(clinic.transform(seal).to_json() for seal in treatment.transforms),
-        encodings=encodings_of(ward.network, plan, ward.calibration),
-        given=given_of(plan, ward.calibration),
-        model=model_of(clinic.subject.network, clinic.subject.model_name),
+        transforms=tuple(variants.transform(name).to_json() for name in variant.transforms),
+        encodings=encodings_of(transformed.network, plan, transformed.calibration),
+        given=given_of(plan, transformed.calibration),
+        model=model_of(variants.subject.network, variants.subject.model_name),
         expected=expected,
-        proof=by_image(images, *(clinic.result(found, images).statistics for found in (None, treatment))),
+        proof=by_image(images, *(variants.result(found, images).statistics for found in (None, variant))),
         steps=steps,
         provenance=provenance,
     )

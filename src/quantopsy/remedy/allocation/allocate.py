@@ -29,8 +29,8 @@ from quantopsy.remedy.allocation.choices import Choices
 from quantopsy.remedy.allocation.costs import Costs, LatencyTable, Resource, check_feasible, wanted_limits
 from quantopsy.remedy.allocation.criteria import CRITERIA, Criterion, Values
 from quantopsy.remedy.allocation.program import Limit, Selection, greedy, minimise
-from quantopsy.remedy.clinic import SCREENED_IMAGES, Clinic, Correction, Treatment
 from quantopsy.remedy.repair import Parts, estimate, proof, provenance_of, written
+from quantopsy.remedy.variants import SCREENED_IMAGES, Correction, Variant, Variants
 from quantopsy.study import FLOAT, Store
 
 FRONT = 12
@@ -125,7 +125,7 @@ class Session:
         self.parts = Parts.of(subject.order)
         options = self.choices.options()
         specs = {spec for choice, bits in options for spec in self.choices.specs(choice, bits).values()}
-        self.clinic = Clinic(subject, store, specs, Effort(), progress)
+        self.variants = Variants(subject, store, specs, Effort(), progress)
 
     def run(self, criterion: Criterion | None) -> tuple[Recipe, Allocation]:
         """Propose, choose on the first images, draw the front on the second, prove on the last."""
@@ -135,8 +135,8 @@ class Session:
         self.progress.say(f"chosen: {CRITERIA[best]}")
         chosen, correction = proposed[best], self._correction(proposed[best])
         baseline = self._baseline()
-        now = Treatment(self.choices.realised(chosen), correction=correction)
-        before = Treatment(self.choices.realised(self._uniform(baseline)), correction=correction)
+        now = Variant(self.choices.realised(chosen), correction=correction)
+        before = Variant(self.choices.realised(self._uniform(baseline)), correction=correction)
         front, rest = (
             tuple(self._outcome(words, name, selection, self.parts.confirm) for words, name, selection in found)
             for found in self._fronts(best)
@@ -145,8 +145,8 @@ class Session:
             self._outcome(f"uniform {bits} bits", best, self._uniform(bits), self.parts.confirm)
             for bits in self._widths
         )
-        expected = proof(self.clinic, before, now, self.parts.report, self.level)
-        ratio = self.clinic.difference(before, now, self.parts.report, self.level).noise
+        expected = proof(self.variants, before, now, self.parts.report, self.level)
+        ratio = self.variants.difference(before, now, self.parts.report, self.level).noise
         weights = {site.layer: c.widths[n] for c, n in self._taken(chosen) if c.of_weight for site in c.sites}
         done = Allocation(
             criterion=best,
@@ -172,7 +172,7 @@ class Session:
             "limits": dict(self.wanted),
             "criterion": best,
         }
-        return written(self.clinic, now, expected, self.parts.report, (), provenance), done
+        return written(self.variants, now, expected, self.parts.report, (), provenance), done
 
     # What is proposed ---------------------------------------------------------------------------
 
@@ -206,18 +206,18 @@ class Session:
     @cached_property
     def values(self) -> Values:
         """What every option is worth, as screened on the first images with biases corrected in closed form."""
-        scored = replace(self.choices, plan=self.clinic.corrected(self.choices.plan))
+        scored = replace(self.choices, plan=self.variants.corrected(self.choices.plan))
         candidates = {site: [spec] for site, spec in scored.plan.sites}
         for choice, bits in scored.options():
             for site, spec in scored.specs(choice, bits).items():
                 candidates[site] = list(dict.fromkeys([*candidates[site], spec]))
         images = np.sort(self.parts.search[:SCREENED_IMAGES])
-        nothing = Treatment(self.choices.plan)
-        scores = self.clinic.screened(nothing, candidates, images, noise_probes=PROBES, decision=True)
+        nothing = Variant(self.choices.plan)
+        scores = self.variants.screened(nothing, candidates, images, noise_probes=PROBES, decision=True)
         result, runner_up = self.store.result(FLOAT), self.store.runner_up()
         assert result is not None
         assert runner_up is not None
-        ward = self.clinic.ward(())
+        transformed = self.variants.transformed(())
         self.progress.start("curvature", len(images))
         batches = (self.subject.images.batch(piece).inputs for piece in pieces(images, self.subject.screen_tile))
         return Values(
@@ -225,23 +225,23 @@ class Session:
             scores,
             Baseline.of(result, runner_up, scores.images),
             self.subject.metric,
-            ward.network,
-            ward.calibration,
-            mean_curvature(ward.engine.program, batches, advance=self.progress.advance),
+            transformed.network,
+            transformed.calibration,
+            mean_curvature(transformed.engine.program, batches, advance=self.progress.advance),
         )
 
     # What is measured ---------------------------------------------------------------------------
 
     def _outcome(self, words: str, criterion: Criterion, selection: Selection, images: np.ndarray) -> Outcome:
         """Measured with biases corrected in closed form, as it was valued."""
-        treatment = Treatment(self.choices.realised(selection), correction="analytic")
+        variant = Variant(self.choices.realised(selection), correction="analytic")
         x = self.choices.shape.indicator(selection)
         return Outcome(
             words=words,
             uses=self._uses(selection),
             predicted=self.values.objective(criterion).value(x),
-            noise=self.clinic.noise(treatment, images),
-            degradation=estimate(self.clinic.degradation(treatment, images, self.level)),
+            noise=self.variants.noise(variant, images),
+            degradation=estimate(self.variants.degradation(variant, images, self.level)),
         )
 
     def _correction(self, selection: Selection) -> Correction:
@@ -250,7 +250,7 @@ class Session:
         known: tuple[Correction, ...] = ("none", "analytic", "iterative")
 
         def noise(correction: Correction) -> float:
-            return self.clinic.noise(Treatment(plan, (), correction), self.parts.search)
+            return self.variants.noise(Variant(plan, (), correction), self.parts.search)
 
         return min(known, key=noise)
 
@@ -284,8 +284,8 @@ class Session:
         return list(front.values()), list(steps.values())
 
     def _noise(self, selection: Selection) -> float:
-        treatment = Treatment(self.choices.realised(selection), correction="analytic")
-        return self.clinic.noise(treatment, self.parts.search)
+        variant = Variant(self.choices.realised(selection), correction="analytic")
+        return self.variants.noise(variant, self.parts.search)
 
     @property
     def _widths(self) -> list[int]:

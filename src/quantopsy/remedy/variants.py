@@ -1,4 +1,4 @@
-"""Where treatments of a network are worked out and measured, image by image, against the float network."""
+"""Where variants of a network are worked out and measured, image by image, against the float network."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ SCREENED_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class Treatment:
-    """What is done to a network: transforms (:meth:`Clinic.seal`), a plan, and what is corrected behind its grids.
+class Variant:
+    """What is done to a network: transforms (by name, :meth:`Variants.register`), a plan, what is corrected behind it.
 
     ``plan`` holds nothing that was found for particular values; ``correction`` says what is worked out for it.
     """
@@ -61,7 +61,7 @@ class Treatment:
 
 
 @dataclass(frozen=True)
-class Ward:
+class Transformed:
     """A transformed network with its engine and ranges; ``moved``: relative change of its float outputs."""
 
     network: Network
@@ -75,7 +75,7 @@ class Ward:
 
 @dataclass(frozen=True)
 class Difference:
-    """One treatment against another over the same images.
+    """One variant against another over the same images.
 
     ``change`` of the degradation, positive is worse; ``noise``: the second's over the first's.
     """
@@ -84,8 +84,8 @@ class Difference:
     noise: Interval
 
 
-class Clinic:
-    """Works out and measures treatments of a subject. Measured results stay in the study."""
+class Variants:
+    """Works out and measures variants of a subject. Measured results stay in the study."""
 
     def __init__(
         self,
@@ -101,32 +101,32 @@ class Clinic:
         self.subject, self.store, self.progress, self.effort = subject, store, progress, effort
         self._alternatives = tuple(dict.fromkeys(alternatives))
         self._transforms: dict[str, Transform] = {}
-        self._wards: dict[tuple[str, ...], Ward] = {}
+        self._transformed: dict[tuple[str, ...], Transformed] = {}
         self._batches: dict[bytes, Batch] = {}
         self._references: dict[bytes, tuple[Any, ...]] = {}
         self._room = int(subject.settings.max_memory * GIB / 4)
-        self._base = ExactEngine(subject.program, Calibration())
+        self._float = ExactEngine(subject.program, Calibration())
 
-    def seal(self, transform: Transform) -> str:
-        """The name that treatments have for ``transform``: of what it does, not of which object it is."""
+    def register(self, transform: Transform) -> str:
+        """The name that variants have for ``transform``: of what it does, not of which object it is."""
         name = hashlib.sha256(json.dumps(transform.to_json(), sort_keys=True).encode()).hexdigest()[:16]
         self._transforms[name] = transform
         return name
 
-    def transform(self, seal: str) -> Transform:
-        """The transform that :meth:`seal` named."""
-        return self._transforms[seal]
+    def transform(self, name: str) -> Transform:
+        """The transform that :meth:`register` named."""
+        return self._transforms[name]
 
-    def ward(self, transforms: tuple[str, ...]) -> Ward:
+    def transformed(self, transforms: tuple[str, ...]) -> Transformed:
         """The network under ``transforms``, calibrated; checked to be the float network still.
 
         Raises :class:`QuantopsyError` where an exact transform moves the float outputs beyond rounding.
         """
-        if transforms not in self._wards:
-            self._wards[transforms] = self._opened(transforms)
-        return self._wards[transforms]
+        if transforms not in self._transformed:
+            self._transformed[transforms] = self._transform(transforms)
+        return self._transformed[transforms]
 
-    def _opened(self, transforms: tuple[str, ...]) -> Ward:
+    def _transform(self, transforms: tuple[str, ...]) -> Transformed:
         subject = self.subject
         network, moved = subject.network, 0.0
         few = [subject.calibration_images.batch(subject.calibration_order[:8]).inputs]
@@ -142,15 +142,17 @@ class Clinic:
             wanted_statistics(network, plans),
             self.progress.advance,
         )
-        return Ward(network, ExactEngine(program, calibration), calibration, " ".join(("repair", *transforms)), moved)
+        return Transformed(
+            network, ExactEngine(program, calibration), calibration, " ".join(("repair", *transforms)), moved
+        )
 
     def channel_ranges(self, transforms: tuple[str, ...]) -> dict[str, tuple[Tensor, Tensor]]:
         """By value the least and greatest number of every channel, (C,) each, over the calibration images."""
-        ward = self.ward(transforms)
+        base = self.transformed(transforms)
         order = self.subject.calibration_order
         self.progress.start("channels", len(order))
         batches = (self._batch(piece, calibration=True).inputs for piece in pieces(order, self.subject.tile))
-        statistics = channel_statistics(ward.engine.program, batches, self.progress.advance)
+        statistics = channel_statistics(base.engine.program, batches, self.progress.advance)
         return {value: (found.low, found.high) for value, found in statistics.items()}
 
     def _wide_plans(self) -> list[Plan]:
@@ -171,39 +173,39 @@ class Clinic:
             }
         )
 
-    def plan(self, treatment: Treatment) -> Plan:
-        """The treatment's plan with what its correction found."""
-        ward = self.ward(treatment.transforms)
-        key = treatment.plan, treatment.correction
-        if key not in ward.plans:
-            ward.plans[key] = self._worked_out(ward, treatment)
-        return ward.plans[key]
+    def plan(self, variant: Variant) -> Plan:
+        """The variant's plan with what its correction found."""
+        base = self.transformed(variant.transforms)
+        key = variant.plan, variant.correction
+        if key not in base.plans:
+            base.plans[key] = self._worked_out(base, variant)
+        return base.plans[key]
 
-    def _worked_out(self, ward: Ward, treatment: Treatment) -> Plan:
-        if treatment.correction == "none":
-            return treatment.plan
-        if treatment.correction == "analytic":
-            return self.corrected(treatment.plan)
+    def _worked_out(self, base: Transformed, variant: Variant) -> Plan:
+        if variant.correction == "none":
+            return variant.plan
+        if variant.correction == "analytic":
+            return self.corrected(variant.plan)
         order = self.subject.calibration_order
         some = order[np.linspace(0, len(order) - 1, min(self._correction_images, len(order))).astype(int)]
         batches = [self._batch(piece, calibration=True).inputs for piece in pieces(some, min(32, self.subject.tile))]
-        layers = {layer.name for layer in ward.network.layers if bias_can_move(layer)}
-        steps = len(ward.engine.program.steps)
-        if treatment.correction == "iterative":
+        layers = {layer.name for layer in base.network.layers if bias_can_move(layer)}
+        steps = len(base.engine.program.steps)
+        if variant.correction == "iterative":
             self.progress.start("bias correction", steps)
-            return correct_biases(ward.engine, treatment.plan, batches, layers, self.progress.advance)
+            return correct_biases(base.engine, variant.plan, batches, layers, self.progress.advance)
         self.progress.start("rounding", steps)
         rounding = (batches, layers, self.effort, self.progress.advance, self._over)
-        if treatment.plan not in ward.rounded:
-            ward.rounded[treatment.plan] = round_weights(ward.engine, treatment.plan, *rounding)
-        rounded = ward.rounded[treatment.plan]
-        if treatment.correction == "blocks":
+        if variant.plan not in base.rounded:
+            base.rounded[variant.plan] = round_weights(base.engine, variant.plan, *rounding)
+        rounded = base.rounded[variant.plan]
+        if variant.correction == "blocks":
             self.progress.start("blocks", steps)
-            rounded = round_blocks(ward.engine, rounded, *rounding)
+            rounded = round_blocks(base.engine, rounded, *rounding)
         # Layers that AdaRound left alone; it has corrected the biases of the others.
         alone = {site.layer for site, spec in rounded.sites if site.role == "weight" and spec.rounding == "nearest"}
         self.progress.start("bias correction", steps)
-        return correct_biases(ward.engine, rounded, batches, layers & alone, self.progress.advance)
+        return correct_biases(base.engine, rounded, batches, layers & alone, self.progress.advance)
 
     @property
     def _correction_images(self) -> int:
@@ -211,24 +213,32 @@ class Clinic:
         pixels = max((prod(shape[1:]) for shape in self.subject.network.input_shapes), default=1)
         return min(max(CORRECTION_PIXELS // max(pixels, 1), fewest), most)
 
-    def result(self, treatment: Treatment | None, images: np.ndarray) -> RunResult:
-        """The treatment (None: the float network) on ``images`` (ascending); what the study has is not run again."""
-        if treatment is None:
+    def result(self, variant: Variant | None, images: np.ndarray) -> RunResult:
+        """The variant (None: the float network) on ``images`` (ascending); what the study has is not run again."""
+        if variant is None:
             return self._held(FLOAT, images)
-        ward, plan = self.ward(treatment.transforms), self.plan(treatment)
+        base, plan = self.transformed(variant.transforms), self.plan(variant)
         if not plan:
             return self._held(FLOAT, images)
-        run = self.store.run(plan, ward.key)
+        run = self.store.run(plan, base.key)
         todo = images[~np.isin(images, self.store.images(run))]
         if len(todo):
-            prepared = ward.engine.prepare(plan)
+            prepared = base.engine.prepare(plan)
             self.progress.start("network", len(todo))
             for piece in pieces(todo, self.subject.tile):
                 batch = self._batch(piece)
                 reference = self._reference(batch)
-                outputs = ward.engine.whole_pass(batch.inputs, prepared)
+                outputs = base.engine.whole_pass(batch.inputs, prepared)
                 found = tile_result(
-                    ward.network, self.subject.images, self.subject.metric, run, batch, None, outputs, reference, 0.0
+                    base.network,
+                    self.subject.images,
+                    self.subject.metric,
+                    run,
+                    batch,
+                    None,
+                    outputs,
+                    reference,
+                    0.0,
                 )
                 self.store.append([found])
                 self.progress.advance(len(piece))
@@ -245,16 +255,16 @@ class Clinic:
         found = result.on(images)
         return replace(found, energy=np.zeros_like(found.energy)) if run == FLOAT else found
 
-    def noise(self, treatment: Treatment, images: np.ndarray) -> float:
+    def noise(self, variant: Variant, images: np.ndarray) -> float:
         """Mean over ``images`` of the squared distance of the outputs from float's."""
-        return float(self.result(treatment, images).energy.mean())
+        return float(self.result(variant, images).energy.mean())
 
-    def degradation(self, treatment: Treatment, images: np.ndarray, level: float) -> Interval:
-        """What the treatment loses against the float network."""
-        float_, own = self.result(None, images), self.result(treatment, images)
+    def degradation(self, variant: Variant, images: np.ndarray, level: float) -> Interval:
+        """What the variant loses against the float network."""
+        float_, own = self.result(None, images), self.result(variant, images)
         return significance.degradation(self.subject.metric, float_.statistics, own.statistics, level=level)
 
-    def difference(self, before: Treatment, after: Treatment, images: np.ndarray, level: float) -> Difference:
+    def difference(self, before: Variant, after: Variant, images: np.ndarray, level: float) -> Difference:
         """``after`` against ``before``, paired image by image."""
         old, new = self.result(before, images), self.result(after, images)
         change = significance.degradation(self.subject.metric, old.statistics, new.statistics, level=level)
@@ -262,15 +272,15 @@ class Clinic:
 
     def screened(
         self,
-        treatment: Treatment,
+        variant: Variant,
         candidates: Candidates,
         images: np.ndarray,
         *,
         noise_probes: int = 1,
         decision: bool = False,
     ) -> Scores:
-        """First-order scores of ``candidates`` on the treated network, of at most :data:`SCREENED_IMAGES`."""
-        ward = self.ward(treatment.transforms)
+        """First-order scores of ``candidates`` on the variant, of at most :data:`SCREENED_IMAGES`."""
+        base = self.transformed(variant.transforms)
         some = images[:SCREENED_IMAGES]
         self.progress.start("screen", len(some))
 
@@ -280,7 +290,12 @@ class Clinic:
                 self.progress.advance(len(piece))
 
         return Scores.of_batches(
-            ward.engine.program, ward.calibration, batches(), candidates, noise_probes=noise_probes, decision=decision
+            base.engine.program,
+            base.calibration,
+            batches(),
+            candidates,
+            noise_probes=noise_probes,
+            decision=decision,
         )
 
     def _batch(self, piece: np.ndarray, calibration: bool = False) -> Batch:
@@ -300,7 +315,7 @@ class Clinic:
         """Outputs of the float network as it was given, whatever has been done to it."""
         key = batch.indices.tobytes()
         if key not in self._references:
-            outputs, _ = self._base.float_pass(batch.inputs)
+            outputs, _ = self._float.float_pass(batch.inputs)
             size = sum(x.nbytes for x in _tensors(outputs))
             if size > self._room:
                 return outputs
