@@ -33,7 +33,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from quantopsy.analysis.schemes import full_plan, grids
-from quantopsy.cli import parse_names
+from quantopsy.cli.arguments import parse_names
 from quantopsy.core import Plan, QuantopsyError
 from quantopsy.data import evenly_spaced_order, open_data, prefetch
 from quantopsy.engine.calibration import calibrate, wanted_statistics

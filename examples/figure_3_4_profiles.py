@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import quantopsy as qp
-from quantopsy.cli import parse_bits
+from quantopsy.cli.arguments import parse_bits
 from quantopsy.transforms.equalization import find_equalization
 
 

@@ -13,7 +13,7 @@ import torch
 from small_net import SmallNet, randomise_norms
 from torch import nn
 
-from quantopsy import cli
+from quantopsy.cli import app as cli
 
 ZOO = Path(os.environ.get("QUANTOPSY_ZOO", Path(__file__).parents[1].parent / "shared" / "zoo"))
 

@@ -205,7 +205,7 @@ def test_what_needs_no_model_is_refused_before_torch_is_imported(tmp_path, argum
     (tmp_path / "file").write_text("")
     line = ["quantopsy", "analyze", "nowhere:net", "--data", "nowhere:data", *arguments]
     script = (
-        f"import sys\nfrom quantopsy import cli\nsys.argv = {line!r}\n"
+        f"import sys\nfrom quantopsy.cli import app as cli\nsys.argv = {line!r}\n"
         "try: cli.main()\nexcept SystemExit as stop: print(stop.code, 'torch' in sys.modules)"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from quantopsy.core import Spec
-from quantopsy.engine import adaround, blocks, image_statistics
+from quantopsy.engine import adaround, blocks
 from quantopsy.engine.adaround import Effort, SoftRounding
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine, LayerQuantizers
@@ -100,4 +100,4 @@ def test_ends_of_a_grid_are_read_where_it_is(hollow, monkeypatch, channels) -> N
         torch.empty(channels, device=CUDA), torch.empty(channels, dtype=torch.int32, device=CUDA), 0, 255
     )
     monkeypatch.setattr(Tensor, "__float__", lambda tensor: 0.0 if tensor.device == CUDA else 1.0)
-    assert image_statistics._ends(grid) == (0.0, 0.0)
+    assert grid.outermost == (0.0, 0.0)

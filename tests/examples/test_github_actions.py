@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from quantopsy import cli
+from quantopsy.cli import app as cli
 
 WORKFLOW = Path(__file__).parents[2] / "examples" / "github_actions.yml"
 HERE = {

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import quantopsy as qp
-from quantopsy import cli
 from quantopsy.calibrate import fit
+from quantopsy.cli import app as cli
 from quantopsy.core import Plan, Site, Spec
 from quantopsy.core.recipe import RECIPE, Recipe
 from quantopsy.export.encodings import aimet_encodings, grid_of, not_carried

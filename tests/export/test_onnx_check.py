@@ -195,7 +195,7 @@ def test_outputs_off_any_grid_are_measured_by_their_range() -> None:
 
 
 def test_onnx_is_not_imported_before_it_is_needed() -> None:
-    code = "import sys, quantopsy.api, quantopsy.cli; print({'onnx', 'onnxruntime'} & set(sys.modules))"
+    code = "import sys, quantopsy.api, quantopsy.cli.app; print({'onnx', 'onnxruntime'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 

@@ -359,7 +359,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path) -> None:
     options = {"bits": 5, "target": "4bits", "edge_bits": 0, "norms": "folded", "epochs": 1, "batch": 72}
     named = [text for name, value in options.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     data = ["--data", "learning:training", "--evaluation", "learning:evaluation", "--augment", "none"]
-    command = ["--module", "quantopsy.cli", "train", "learning:network", *data, *named, "--out", str(tmp_path / "two")]
+    command = ["--module", "quantopsy", "train", "learning:network", *data, *named, "--out", str(tmp_path / "two")]
     found = ran([*two_processes(), *command])
     assert found.returncode == 0, found.stderr[-2000:]
     settings = TrainingSettings(**options, augment="none")

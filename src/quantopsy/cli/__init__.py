@@ -1,0 +1,1 @@
+"""The commands, nothing else: arguments in, the Python interface called, results shown."""

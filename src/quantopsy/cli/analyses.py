@@ -1,0 +1,164 @@
+"""Which layers hurt: analyze, report, and the demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quantopsy.cli.arguments import (
+    Data,
+    Device,
+    Json,
+    Model,
+    Out,
+    Preprocess,
+    StudyFolder,
+    StudyMetric,
+    Unfused,
+    changes,
+    parse_bits,
+    parse_names,
+    parse_options,
+    read_json,
+    slug,
+)
+from quantopsy.cli.terminal import kept_clean, show, stopped, watched
+
+
+def analyze(
+    model: Model,
+    data: Data,
+    out: Out = None,
+    metric: Annotated[
+        str | None, typer.Option(help="top1, top5, agreement, or package.module:callable  (default: top1 with labels)")
+    ] = None,
+    bits: Annotated[str, typer.Option(help="Bit-widths of weights: 8, 4,8 or 3-8")] = "3-8",
+    scheme: Annotated[str, typer.Option(help="per-tensor or per-channel")] = "per-tensor",
+    activation_bits: Annotated[int, typer.Option(help="Bit-width of activations")] = 8,
+    quantizer: Annotated[str | None, typer.Option(help="Weight quantizer, see `quantopsy quantizers`")] = None,
+    granularity: Annotated[str | None, typer.Option(help="per_tensor, per_channel, per_group:N")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE of the weight quantizer; may be repeated")
+    ] = None,
+    correction: Annotated[str | None, typer.Option(help="Of quantized weights: none, mean_variance, bias")] = None,
+    split_channels: Annotated[float, typer.Option(help="Share of input channels split in two (OCS)")] = 0.0,
+    weight_range: Annotated[str | None, typer.Option(help="Range estimator of weights")] = None,
+    activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
+    plan: Annotated[Path | None, typer.Option(help="JSON plan laid over the scheme, layer by layer")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="Only layers that match; may be repeated")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Images for the ranges  (default: those of --data)")] = None,
+    calibration_samples: Annotated[int | None, typer.Option(help="At most so many images for the ranges")] = None,
+    samples: Annotated[int | None, typer.Option(help="An evenly spaced subset; more can follow later")] = None,
+    mode: Annotated[
+        str,
+        typer.Option(help="screen: predict all cells; exact: run them; auto: predict, then run what decides"),
+    ] = "auto",
+    budget: Annotated[
+        str | None, typer.Option(help="Of auto: a time (90s, 10m, 1h) or a number of passes  (default: 30)")
+    ] = None,
+    level: Annotated[float, typer.Option(help="Confidence level of intervals and verdicts")] = 0.95,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Loss that a harmless layer may have  (default: 1 point, or 1 % of the metric)")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="package.module:callable (outputs, labels) -> (B,), screened instead of margins")
+    ] = None,
+    probes: Annotated[int, typer.Option(help="Random probes of the screen")] = 1,
+    seed: Annotated[int, typer.Option(help="Of probes, drawn images and checks")] = 0,
+    engine: Annotated[str, typer.Option(help="local, ray, or ray:ADDRESS")] = "local",
+    preprocess: Preprocess = None,
+    skip_bad: Annotated[bool, typer.Option(help="Leave unreadable images out, and count them")] = False,
+    unfused: Unfused = None,
+    device: Device = "cpu",
+    tile: Annotated[int | None, typer.Option(help="Images run at once  (default: by memory)")] = None,
+    max_memory: Annotated[float, typer.Option(help="GiB for the images in flight")] = 4.0,
+    fresh: Annotated[bool, typer.Option(help="Discard the study that is in the folder")] = False,
+    as_json: Json = False,
+) -> None:
+    """Quantize one layer at a time and show which layers hurt."""
+    from quantopsy.analysis.settings import Settings
+
+    settings = Settings(
+        bits=parse_bits(bits),
+        scheme=scheme,
+        activation_bits=activation_bits,
+        changes=changes(quantizer, granularity, weight_range, activation_range, correction, parse_options(option)),
+        split_channels=split_channels,
+        plan=None if plan is None else read_json(plan, "plan"),
+        layers=tuple(layers or ("*",)),
+        samples=samples,
+        calibration_samples=calibration_samples,
+        mode=mode,
+        budget=budget,
+        level=level,
+        tolerance=tolerance,
+        noise_probes=probes,
+        seed=seed,
+        engine=engine,
+        device=device,
+        tile=tile,
+        max_memory=max_memory,
+    )
+    _analyze(
+        model,
+        data,
+        out or Path(f"quantopsy-{slug(model)}"),
+        settings,
+        as_json,
+        metric=metric,
+        calibration=calibration,
+        preprocess=preprocess,
+        skip_bad=skip_bad,
+        fresh=fresh,
+        loss=loss,
+        unfused=parse_names(unfused),
+    )
+
+
+def report(
+    study: StudyFolder,
+    metric: StudyMetric = None,
+    as_json: Json = False,
+) -> None:
+    """Show a study again and rewrite its page and table, from what it holds."""
+    from quantopsy.api import finish, open_study
+    from quantopsy.report.terminal import print_results
+
+    show(finish(open_study(study, metric)), as_json, print_results)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Study folder")] = Path("quantopsy-demo"),
+    samples: Annotated[int | None, typer.Option(help="Fewer images")] = None,
+    as_json: Json = False,
+) -> None:
+    """EfficientNet-Lite0 with its ImageNet weights on crops of photographs: nothing to download."""
+    from quantopsy.analysis.settings import Settings
+    from quantopsy.demo import BITS
+
+    settings = Settings(bits=BITS, samples=samples)
+    model, data, calibration = (f"quantopsy.demo:{name}" for name in ("network", "evaluation", "calibration"))
+    _analyze(model, data, out, settings, as_json, title="EfficientNet-Lite0", calibration=calibration)
+
+
+def _analyze(
+    model: Any, data: Any, out: Path, settings: Any, as_json: bool, title: str | None = None, **options: Any
+) -> None:
+    from quantopsy.study import check_folder
+
+    check_folder(out)
+    try:
+        from quantopsy.analysis.analyze import analyze as run
+        from quantopsy.api import Study, finish
+        from quantopsy.report.terminal import print_results
+
+        with watched(as_json) as watch, kept_clean(as_json):
+            watch.say(f"Quantopsy: {title or model}")
+            results = run(model, data, out=out, settings=settings, progress=watch, **options)
+    except KeyboardInterrupt:
+        raise stopped("Stopped before anything was measured; the same command begins again.") from None
+    show(finish(Study(out, results)), as_json, print_results)
+    if not results.complete:
+        raise stopped()
