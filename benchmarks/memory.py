@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py [--network resnet20] [--images 256 4096] [--mode auto]
 
-The zoo's images are repeated to make up the number; every study is in a folder of its own.
+The zoo's images are repeated to make up the number; every study is in a folder of its own. Tiles have the same size
+whatever the number: left to itself a study of few images takes smaller ones.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "shared"))
+
+
+TILE = 128
 
 
 class Repeated:
@@ -42,7 +46,7 @@ def one(network: str, count: int, mode: str) -> None:
 
     images = zoo.images(network, zoo.NETWORKS[network]["datasets"][0])
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(bits=(4, 8), mode=mode, calibration_samples=256)
+        settings = Settings(bits=(4, 8), mode=mode, calibration_samples=256, tile=TILE)
         analyze(zoo.network(network), Repeated(images, count), out=folder, settings=settings)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
