@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from quantopsy.analysis.screening import LINEAR_SQNR_DB, Scores, columns_from_json, columns_json, is_linear
+from quantopsy.analysis.screening import LINEAR_MOVED, LINEAR_SQNR_DB, Scores, columns_from_json, columns_json
 from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.screen import Column
 from quantopsy.study import ScreenTile
@@ -86,7 +88,7 @@ def test_tiles_come_together_in_the_order_of_images() -> None:
     margins = np.arange(5.0)[:, None]
     with_decision = ScreenTile(np.array([4, 1]), margins[[4, 1]], e[:, [4, 1]], "margin")
     without = ScreenTile(np.array([3, 0, 2]), np.empty((3, 0)), e[:, [3, 0, 2], :1], "none")
-    found = Scores.of_tiles(COLUMNS[:2], [without, with_decision], 1, {"c": "round"})
+    found = Scores.of_tiles(COLUMNS[:2], [without, with_decision], 1, {"c": "round"}, (0.25, 0.0))
     assert found.images.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_array_equal(found.noise[:, :, 0], e[:, :, 0])
     assert np.isnan(found.decision[:, [0, 2, 3]]).all()
@@ -95,6 +97,7 @@ def test_tiles_come_together_in_the_order_of_images() -> None:
     assert found.margins[[1, 4], 0].tolist() == [1.0, 4.0]
     assert found.kind == "margin"
     assert found.hidden == {"c": "round"}
+    assert found.moved == (0.25, 0.0)
 
 
 def test_a_part_of_the_images_has_their_scores() -> None:
@@ -107,10 +110,21 @@ def test_a_part_of_the_images_has_their_scores() -> None:
 
 def test_noise_near_the_signal_or_of_nothing_is_no_matter_of_first_order() -> None:
     border = 10 ** (-LINEAR_SQNR_DB / 10)
-    assert is_linear(0.99 * border, 1.0)
-    assert not is_linear(1.01 * border, 1.0)
-    assert not is_linear(0.0, 1.0)
-    assert not is_linear(float("nan"), 1.0)
+    found, plan = scores(), Plan.of({WEIGHT: FOUR, ENTERING: EIGHT})
+    noise, _ = found.predicted(plan)
+    assert found.is_linear(plan, 1.01 * noise / border)
+    assert not found.is_linear(plan, 0.99 * noise / border)
+    assert not found.is_linear(plan, float("nan"))
+    assert not replace(found, noise=np.zeros_like(found.noise)).is_linear(plan, 1.0)
+
+
+def test_a_weight_that_is_moved_far_is_no_matter_of_first_order_whatever_its_noise() -> None:
+    weight, entering = Plan.of({WEIGHT: FOUR}), Plan.of({ENTERING: EIGHT})
+    near, far = (replace(scores(), moved=(share * LINEAR_MOVED, 0.0, 0.0, 0.0, 0.0)) for share in (0.99, 1.01))
+    assert near.is_linear(weight, 1e6)
+    assert not far.is_linear(weight, 1e6)
+    assert far.is_linear(entering, 1e6)
+    assert not far.on(np.arange(3)).is_linear(weight, 1e6)
 
 
 def test_columns_are_the_same_after_json() -> None:

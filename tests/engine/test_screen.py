@@ -574,6 +574,18 @@ def test_a_loss_that_cannot_be_used_is_one_line(name) -> None:
         case.screened(loss=loss)
 
 
+def test_the_share_of_a_weights_energy_that_is_moved_is_told() -> None:
+    case = case_of(random_net(5), pictures(4))
+    found = case.screened(case.candidates((3, 6)))
+    for column, moved in zip(found.columns, found.moved, strict=True):
+        expected = 0.0
+        if column.site.role == "weight":
+            layer, weight = case.program.network.layer(column.site.layer), case.program.network.tensors[column.value]
+            on_grid = case.ranges.quantized_weight(layer, column.spec, weight)
+            expected = float((on_grid - weight).norm() / weight.norm()) ** 2
+        assert moved == pytest.approx(expected, rel=1e-4)
+
+
 def test_nothing_of_the_network_is_changed(small, images) -> None:
     case = case_of(small, images)
     before = {name: tensor.clone() for name, tensor in case.program.network.tensors.items()}

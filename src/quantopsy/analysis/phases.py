@@ -96,6 +96,8 @@ def screen(measuring: Measuring) -> None:
         assert done.screened is not None
         if done.hidden:
             store.note("hidden", dict(done.hidden))
+        if store.noted(_moved_by(number)) is None:
+            store.note(_moved_by(number), list(done.moved))
         store.append_screened(number, done.screened)
         store.spend(_cost("screen", done))
         progress.advance(len(done.task.images))
@@ -108,7 +110,12 @@ def scores_of(store: Store) -> Scores | None:
     if not tiles:
         return None
     design = store.screen_design(number)
-    return Scores.of_tiles(columns_from_json(design["columns"]), tiles, design["probes"], store.noted("hidden", {}))
+    scored, moved = columns_from_json(design["columns"]), store.noted(_moved_by(number), ())
+    return Scores.of_tiles(scored, tiles, design["probes"], store.noted("hidden", {}), moved)
+
+
+def _moved_by(screen: int) -> str:
+    return f"moved by screen {screen}"
 
 
 def _smallest_margins(measuring: Measuring) -> np.ndarray:

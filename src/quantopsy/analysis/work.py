@@ -83,6 +83,7 @@ class Done:
     classes: int | None = None
     screened: ScreenTile | None = None
     hidden: Mapping[str, str] = field(default_factory=dict)
+    moved: tuple[float, ...] = ()
 
 
 class Worker:
@@ -165,7 +166,7 @@ class Worker:
         tile = ScreenTile(task.images, found.margins, found.e, found.kind)
         seconds = time.perf_counter() - begin
         self.pace.worked(seconds)
-        return Done(task, seconds, pace, screened=tile, hidden=found.hidden)
+        return Done(task, seconds, pace, screened=tile, hidden=found.hidden, moved=found.moved)
 
     def _measured(
         self,

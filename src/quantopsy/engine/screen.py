@@ -51,6 +51,7 @@ _CACHED = 2**19
 _LARGEST_CHANGE = 2**26
 
 _LINEAR = {*CONVOLUTIONS, *LINEARS}
+_TINY = torch.finfo(torch.float32).tiny
 _PRIME = 7919  # keeps the seeds of probes apart
 _ROLES: tuple[Role, ...] = ("input", "weight", "output")
 
@@ -80,11 +81,13 @@ class Screened:
     ``e`` (S, B, P) float32: by column, the change of what every probe looks at; the first probes are
     random, the last is the decision's where ``margins`` has columns. NaN in columns of layers that
     ``hidden`` names, with the operator that lets no gradient through to them, or mixes images.
-    ``margins`` (B, M) float64: see :class:`quantopsy.engine.probes.DecisionProbe`.
+    ``margins`` (B, M) float64: see :class:`quantopsy.engine.probes.DecisionProbe`. ``moved`` (S,): of a weight
+    ||d||^2 / ||W||^2, the share of its energy that its quantizer moves; 0 of activations.
     """
 
     columns: tuple[Column, ...]
     e: np.ndarray
+    moved: tuple[float, ...]
     margins: np.ndarray
     kind: Kind
     outputs: tuple[Any, ...]
@@ -186,6 +189,7 @@ class ScreenEngine:
         self._weights = TensorCache[tuple[Site, tuple[Spec, ...]]](WEIGHT_CACHE_BYTES)
         self._layouts: dict[bool, dict[str, ImageAxis | None]] = {}  # of tiles with several images, and with one
         self._axes: dict[str, ImageAxis | None] = {}  # that of the tile at hand
+        self._moved: dict[Column, float] = {}
         self._readers: dict[str, set[int]] = {}
         for step in program.steps:
             for name in step.reads:
@@ -212,7 +216,8 @@ class ScreenEngine:
         for row, column in enumerate(wanted):
             if column.site.layer in walk.hidden:
                 e[row] = np.nan
-        return Screened(wanted, e, margins.double().cpu().numpy(), kind, tuple(outputs), walk.hidden)
+        moved = tuple(self._moved.get(column, 0.0) for column in wanted)
+        return Screened(wanted, e, moved, margins.double().cpu().numpy(), kind, tuple(outputs), walk.hidden)
 
     def _forward(self, values: Values) -> tuple[list[_Local], list[Any]]:
         """Every step on detached inputs, so that each can be differentiated on its own.
@@ -479,7 +484,11 @@ class ScreenEngine:
             for k, spec in enumerate(some):
                 if spec.corrects_bias:
                     found[:, k] -= self._shifted(layer, spec, change[k], gradients)
-                walk.add(Column(site, spec, layer.weight), found[:, k])
+                column = Column(site, spec, layer.weight)
+                walk.add(column, found[:, k])
+                if column not in self._moved:
+                    weight = self.program.network.tensors[layer.weight]
+                    self._moved[column] = float(change[k].square().sum() / weight.square().sum().clamp(min=_TINY))
 
     def _shifted(self, layer: Layer, spec: Spec, change: Tensor, gradients: Gradients) -> Tensor:
         """(B, P): <g, the shift of every channel's mean>, which the bias takes away again."""
