@@ -37,6 +37,9 @@ from quantopsy.study import FLOAT, RunResult, Store
 LAYERS = 8
 """Layers that are examined where the user names none: those that cost most."""
 
+SAMPLES = 256
+"""Images that tests are run on, where nothing else is said."""
+
 EXPLAINED = 0.5
 """A cause is confirmed where its counterfactual removes at least this share of the cell's noise."""
 
@@ -70,7 +73,7 @@ def diagnose(
     *,
     bits: int | None = None,
     layers: Sequence[str] = (),
-    samples: int | None = 256,
+    samples: int | None = SAMPLES,
     progress: Progress | None = None,
     **instead: Any,
 ) -> Results:
@@ -83,18 +86,31 @@ def diagnose(
     """
     progress = progress or Silent()
     with reopen(study, progress, **instead) as (store, subject):
-        results = summarise(store, subject.metric, complete=True)
-        at, chosen = _chosen(results, subject, bits, layers)
-        findings = examine(store, replace(subject, order=subject.order[:samples]), at, chosen, results, progress)
-        again = {layer.name for layer in chosen}
-        kept = [
-            f
-            for f in store.noted("findings", [])
-            if f["bits"] != at or (f["layer"] not in again and f["cause"] != "bias_overflow")
-        ]
-        store.note("findings", kept + [finding.to_json() for finding in findings])
-        store.note("diagnosed", sorted({*store.noted("diagnosed", []), at}))
-        return summarise(store, subject.metric, complete=True)
+        return diagnosed(store, subject, progress, bits=bits, layers=layers, samples=samples)
+
+
+def diagnosed(
+    store: Store,
+    subject: Subject,
+    progress: Progress,
+    *,
+    bits: int | None = None,
+    layers: Sequence[str] = (),
+    samples: int | None = SAMPLES,
+) -> Results:
+    """:func:`diagnose` of a study that is open."""
+    results = summarise(store, subject.metric, complete=True)
+    at, chosen = _chosen(results, subject, bits, layers)
+    findings = examine(store, replace(subject, order=subject.order[:samples]), at, chosen, results, progress)
+    again = {layer.name for layer in chosen}
+    kept = [
+        f
+        for f in store.noted("findings", [])
+        if f["bits"] != at or (f["layer"] not in again and f["cause"] != "bias_overflow")
+    ]
+    store.note("findings", kept + [finding.to_json() for finding in findings])
+    store.note("diagnosed", sorted({*store.noted("diagnosed", []), at}))
+    return summarise(store, subject.metric, complete=True)
 
 
 def _chosen(

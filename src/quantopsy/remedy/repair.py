@@ -17,7 +17,7 @@ import numpy as np
 
 from quantopsy.analysis import significance
 from quantopsy.analysis.budget import Budget
-from quantopsy.analysis.diagnose import diagnose
+from quantopsy.analysis.diagnose import diagnosed
 from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.recipes import encodings_of, given_of, model_of, portable
 from quantopsy.analysis.results import Results
@@ -106,10 +106,8 @@ def repair(
         Parts.of(subject.order)
         start = at_bits(subject.full, at)
         check_start(profile, start, {layer.name: layer.op for layer in subject.network.layers})
-        diagnosed = at in store.noted("diagnosed", [])
-    if not diagnosed:
-        results = diagnose(folder, bits=at, progress=progress, **instead)
-    with reopen(folder, progress, **instead) as (store, subject):
+        if at not in store.noted("diagnosed", []):
+            results = diagnosed(store, subject, progress, bits=at)
         drop = results.tolerance / 2 if max_drop is None else max_drop
         session = Session(subject, store, results, at, profile, drop, limit, effort, progress)
         recipe, done = session.run()
