@@ -70,5 +70,13 @@ def test_a_recipes_results_are_shown_in_a_line(study) -> None:
     applied = qp.apply(study.folder, **given)
     assert repr(applied).startswith("<Applied, recipe of allocate (limit on size): top1 ")
     assert len(repr(applied)) < 200
+    file = study.folder / "model.onnx"
+    for result, begins in (
+        (qp.export_onnx(study.folder, file, samples=20, **given), f"<Delivered {file}: top1 "),
+        (qp.export_program(study.folder, study.folder / "a.pt2", samples=20, **given), "<SavedProgram "),
+        (qp.parity(study.folder, samples=20, **given), "<Parity on 20 images: top1 "),
+    ):
+        assert repr(result).startswith(begins)
+        assert len(repr(result)) < 400
     found = qp.check_calibration(given["model"], given["data"], given["data"], calibration_samples=16, samples=40)
     assert repr(found).startswith("<CalibrationStudy of SmallNet: 16 calibration images, ")

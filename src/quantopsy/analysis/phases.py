@@ -95,7 +95,8 @@ def screen(measuring: Measuring) -> None:
     for done in measuring.pool.map(tasks):
         assert done.screened is not None
         if done.hidden:
-            store.note("hidden", dict(done.hidden))
+            # Of a single image nothing is mixed with others: what one tile hides is hidden.
+            store.note("hidden", {**store.noted("hidden", {}), **done.hidden})
         if store.noted(_moved_by(number)) is None:
             store.note(_moved_by(number), list(done.moved))
         store.append_screened(number, done.screened)

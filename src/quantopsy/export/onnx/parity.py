@@ -110,6 +110,10 @@ class Parity:
     level: float
     ways: tuple[Way, ...]
 
+    def __repr__(self) -> str:
+        ways = ", ".join(f"{way.value[0]:.1f} {way.name}" for way in self.ways)
+        return f"<Parity on {self.samples} images: {self.metric} {ways}>"
+
     def to_json(self) -> dict[str, Any]:
         """One document."""
         return asdict(self)

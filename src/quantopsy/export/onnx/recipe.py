@@ -72,6 +72,13 @@ class Delivered:
     by_layer: tuple[LayerTime, ...]
     threads: int
 
+    def __repr__(self) -> str:
+        found = self.exported.verified
+        return (
+            f"<Delivered {self.exported.path}: {found.metric} {found.optimised.value:.1f} in ONNX Runtime, "
+            f"{found.simulated:.1f} simulated, {found.float_network:.1f} in float, {found.images} images>"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """One document; shares are of 1, sizes in bytes, times in seconds."""
         done = self.exported

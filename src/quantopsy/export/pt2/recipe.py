@@ -66,6 +66,12 @@ class SavedProgram:
     decisions: float
     same_model: bool
 
+    def __repr__(self) -> str:
+        return (
+            f"<SavedProgram {self.path}: {self.metric} {self.runtime:.1f} as loaded, {self.simulated:.1f} simulated, "
+            f"{self.float_network:.1f} in float, {self.images} images>"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """One document, with the names that the document of an ONNX file has."""
         document = asdict(self)
