@@ -12,56 +12,27 @@ from quantopsy.core import QuantopsyError
 
 TARGETS = "any, per-tensor, onnxruntime-cpu, onnxruntime-avx2, tensorrt, openvino, qnn, xnnpack, or FILE.json"
 
-
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="FILE.onnx, FILE.pt2, package.module:callable, or a recipe")
 ]
-
-
 Data = Annotated[str, typer.Option(help="Folder of images or package.module:callable; with labels where there are")]
-
-
 Out = Annotated[Path | None, typer.Option(help="Study folder; a run that was interrupted goes on in it")]
-
-
 Metric = Annotated[str | None, typer.Option(help="As of analyze")]
-
-
 Preprocess = Annotated[Path | None, typer.Option(help="JSON: resize, crop, interpolation, channels, mean, std")]
-
-
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N")]
-
-
 Threads = Annotated[int, typer.Option(help="Of the runtimes")]
-
-
 Also = Annotated[list[str] | None, typer.Option(help="A runtime to run files in besides ONNX Runtime: openvino")]
-
-
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe.json, or the study that it is in")]
-
-
 RecipeModel = Annotated[
     str | None, typer.Option(help="FILE.onnx, FILE.pt2 or package.module:callable  (default: the recipe's)")
 ]
-
-
 RecipeData = Annotated[str | None, typer.Option(help="Images to run it on  (default: the recipe's)")]
-
-
 StudyFolder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of an analysis")]
-
-
 StudyMetric = Annotated[str | None, typer.Option(help="The metric, where it was a Python object")]
-
-
 Unfused = Annotated[
     str | None,
     typer.Option(help="Activation functions that the runtime leaves alone, as layers of their own: silu,hardswish"),
 ]
-
-
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else")]
 
 

@@ -79,8 +79,8 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
-def show(study: Any, as_json: bool, show: Callable[[Any, Console], None]) -> None:
-    """The document, or what ``show`` prints of the results."""
+def show(study: Any, as_json: bool, printed: Callable[[Any, Console], None]) -> None:
+    """The document, or the results as ``printed`` shows them, and where the files are."""
     from quantopsy.analysis.document import document
     from quantopsy.api import CELLS, REPORT
 
@@ -88,5 +88,5 @@ def show(study: Any, as_json: bool, show: Callable[[Any, Console], None]) -> Non
         print_json(document(study.results))
         return
     console = new_console()
-    show(study.results, console)
+    printed(study.results, console)
     console.print(f"\nReport: {study.folder / REPORT}   table: {study.folder / CELLS}", highlight=False)

@@ -21,7 +21,7 @@ def compare(
         float | None, typer.Option(help="Change that does not matter  (default: the first study's)")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write a page: FILE.html")] = None,
-    metric: Annotated[str | None, typer.Option(help="The metric, where it was a Python object")] = None,
+    metric: StudyMetric = None,
     as_json: Json = False,
 ) -> None:
     """Which layers changed from the first study to the others, or from its finest bits to fewer. Runs nothing."""
