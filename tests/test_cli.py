@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -48,6 +49,18 @@ def test_additivity_goes_on_from_a_study(command) -> None:
     assert code == 2
     assert err.splitlines()[-1].startswith("error: study 'study': 5 of 9 layers, 'stem.0' first")
     assert "--bits 4,5,8" in err.splitlines()[-1]
+
+
+def test_every_step_ends_with_the_command_of_the_next(command) -> None:
+    """They are run as they are printed, from a model to a file."""
+    code, out, _ = command("analyze", MODEL, "--data", "sample_models:many", "--bits", "4,8", "--out", "a study")
+    done = ["analyze"]
+    while code == 0 and (lines := [line for line in out.splitlines() if "quantopsy " in line and " # " in line]):
+        last = shlex.split(lines[-1].partition("#")[0].removeprefix("Next:"))
+        done.append(last[1])
+        code, out, err = command(*last[1:])
+        assert code == 0, err
+    assert done == ["analyze", "repair", "export"]
 
 
 def test_a_person_sees_settings_baseline_and_worst_layers(command) -> None:

@@ -24,7 +24,7 @@ from quantopsy.cli.arguments import (
     read_json,
     slug,
 )
-from quantopsy.cli.terminal import kept_clean, show, stopped, watched
+from quantopsy.cli.terminal import kept_clean, new_console, print_next, show, stopped, watched
 
 
 def analyze(
@@ -162,3 +162,5 @@ def _analyze(
     show(finish(Study(out, results)), as_json, print_results)
     if not results.complete:
         raise stopped()
+    if not as_json:
+        print_next(new_console(), out, "diagnose", "repair")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quantopsy.cli.arguments import Json, StudyFolder, StudyMetric
-from quantopsy.cli.terminal import kept_clean, show, stopped, watched
+from quantopsy.cli.terminal import kept_clean, new_console, print_next, show, stopped, watched
 
 
 def diagnose(
@@ -24,6 +24,8 @@ def diagnose(
     with watched(as_json) as watch:
         found = run(study, bits=bits, layers=tuple(layers or ()), samples=samples, progress=watch)
     show(found, as_json, print_findings)
+    if not as_json:
+        print_next(new_console(), study, "repair")
 
 
 def additivity(

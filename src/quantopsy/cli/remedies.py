@@ -23,7 +23,7 @@ from quantopsy.cli.arguments import (
     read_json,
     slug,
 )
-from quantopsy.cli.terminal import kept_clean, new_console, print_json, show, stopped, watched
+from quantopsy.cli.terminal import kept_clean, new_console, print_json, print_next, show, stopped, watched
 
 
 def repair(
@@ -50,7 +50,7 @@ def repair(
         print_json(repair_document(found.results))
         return
     show(found, as_json, print_repair)
-    new_console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
+    _print_recipe(out or study / RECIPE, study if out is None else out)
 
 
 def allocate(
@@ -97,7 +97,7 @@ def allocate(
         print_json(allocation_document(found.results))
         return
     show(found, as_json, print_allocation)
-    new_console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
+    _print_recipe(out or study / RECIPE, study if out is None else out)
 
 
 def train(
@@ -227,6 +227,7 @@ def train(
     console = new_console()
     print_trained(found.trained, console)
     console.print(f"\nRecipe: {folder / 'recipe.json'}   report: {folder / REPORT}", highlight=False)
+    print_next(console, folder, "export")
 
 
 def apply_(
@@ -252,3 +253,9 @@ def apply_(
         return
     for sentence in applied_sentences(found):
         new_console().print(sentence, highlight=False)
+
+
+def _print_recipe(recipe: Path, of: Path) -> None:
+    console = new_console()
+    console.print(f"Recipe: {recipe}", highlight=False)
+    print_next(console, of, "export")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -90,3 +92,15 @@ def show(study: Any, as_json: bool, printed: Callable[[Any, Console], None]) -> 
     console = new_console()
     printed(study.results, console)
     console.print(f"\nReport: {study.folder / REPORT}   table: {study.folder / CELLS}", highlight=False)
+
+
+_NEXT = {"diagnose": "why", "repair": "the cheapest repair", "export": "a file that runs"}
+
+
+def print_next(console: Console, of: Path, *commands: str) -> None:
+    """Commands that go on from the study or recipe ``of``, to be copied, and what each gives."""
+    lines = [f"quantopsy {name} {shlex.quote(str(of))}" for name in commands]
+    width = max(map(len, lines))
+    for place, (line, name) in enumerate(zip(lines, commands, strict=True)):
+        begins = "      " if place else "Next: "
+        console.print(f"{begins}{line:{width}}   # {_NEXT[name]}", highlight=False, markup=False, soft_wrap=True)
