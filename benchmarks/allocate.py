@@ -5,8 +5,9 @@
 For every network a screened analysis at 2 to 8 bits and an allocation, as the two commands do them, calibrated on
 other images than it is measured on; biases are corrected alike in all that is compared. The first figures are of the
 images that no decision has seen (half of them): float, uniform, mixed, what mixed precision gains with its 95 %
-interval, and the noise of the outputs over uniform's. The last two compare the front with greedy steps, by noise on
-images that neither was chosen on, at sizes between the ends of both: the geometric mean of the ratio, and the largest.
+interval, the noise of the outputs over uniform's, and how many more images it decides as the float network does. The
+last two compare the front with greedy steps, by noise on images that neither was chosen on, at sizes between the ends
+of both: the geometric mean of the ratio, and the largest.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("allocate_benchmark"), help="folder of the studies")
     arguments = parser.parse_args()
     print(
-        "| network | images | float | uniform | mixed | gained | noise over uniform's | by | bits | over greedy, mean "
-        "| largest | minutes |\n" + "| --- " * 12 + "|"
+        "| network | images | float | uniform | mixed | gained | noise over uniform's | agreement gained | by | bits "
+        "| over greedy, mean | largest | minutes |\n" + "| --- " * 13 + "|"
     )
     for name in arguments.networks or DATA:
         images, calibration, samples = DATA[name]
@@ -80,10 +81,12 @@ def main() -> None:
         minutes = (time.monotonic() - begin) / 60
         e, ratio = done.expected, over(done.front, done.greedy)
         widths = list(done.bits.values())
+        assert done.decisions is not None
         row = [
             name, e.samples, *(f"{value[0]:.1f}" for value in (e.float, e.before, e.after)),
             "{:.1f} ({:.1f} to {:.1f})".format(*e.gained), "{:.2f} ({:.2f} to {:.2f})".format(*done.noise_ratio),
-            done.criterion, ", ".join(f"{widths.count(bits)} at {bits}" for bits in BITS if bits in widths),
+            "{:.1f} ({:.1f} to {:.1f})".format(*done.decisions.gained), done.criterion,
+            ", ".join(f"{widths.count(bits)} at {bits}" for bits in BITS if bits in widths),
             f"{np.exp(np.log(ratio).mean()):.2f}", f"{ratio.max():.2f}", f"{minutes:.1f}",
         ]  # fmt: skip
         print("| " + " | ".join(map(str, row)) + " |", flush=True)

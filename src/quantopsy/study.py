@@ -23,7 +23,7 @@ from quantopsy.core import Plan, QuantopsyError
 
 FILE = "study.sqlite"
 FLOAT = 0  # the run of the float network
-_VERSION = 4
+_VERSION = 5
 
 _SCHEMA = """
 CREATE TABLE note (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

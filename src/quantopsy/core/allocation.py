@@ -26,14 +26,25 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """Percent of images decided as the float network decides them, ``before`` and ``after``; ``gained``, in points:
+    positive is better."""
+
+    before: float
+    after: float
+    gained: Estimate
+
+
+@dataclass(frozen=True)
 class Allocation:
     """Bit-widths under ``limits`` (by resource, as ``uses``), chosen by ``criterion``.
 
     ``bits`` of the weights by layer; ``activation_bits`` of what layers read, where those were chosen too.
     ``rivals``: what each criterion proposes at the limit, on the images that choose. ``front``: the best under rising
     limits on ``along``; ``greedy`` and ``uniform`` widths beside it, all on images that the choice has not seen.
-    ``baseline``: bits of the uniform network within the limits that ``expected`` (its ``before``) and ``noise_ratio``
-    (chosen over uniform) compare with, on images that no decision has seen; both are corrected alike.
+    ``baseline``: bits of the uniform network within the limits that ``expected`` (its ``before``), ``noise_ratio``
+    (chosen over uniform) and ``decisions`` compare with, on images that no decision has seen; both are corrected alike.
+    ``decisions``: None where the outputs are no scores of classes.
     """
 
     criterion: str
@@ -51,6 +62,7 @@ class Allocation:
     baseline_uses: Mapping[str, float]
     expected: Expected
     noise_ratio: Estimate
+    decisions: Decisions | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -72,5 +84,10 @@ class Allocation:
                 **outcomes,
                 "expected": Expected(**expected),
                 "noise_ratio": tuple(data["noise_ratio"]),
+                "decisions": _decisions(data["decisions"]),
             }
         )
+
+
+def _decisions(data: Mapping[str, Any] | None) -> Decisions | None:
+    return None if data is None else Decisions(data["before"], data["after"], tuple(data["gained"]))

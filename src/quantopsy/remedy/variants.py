@@ -21,6 +21,7 @@ from quantopsy.analysis.significance import Interval
 from quantopsy.analysis.subject import Subject
 from quantopsy.analysis.work import tile_result
 from quantopsy.core import Plan, QuantopsyError, Spec
+from quantopsy.core.allocation import Decisions
 from quantopsy.data import Batch
 from quantopsy.engine.adaround import Effort, round_weights
 from quantopsy.engine.blocks import round_blocks
@@ -33,6 +34,7 @@ from quantopsy.engine.sequential import bias_can_move, correct_biases
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.graph.operators import WEIGHTED_SUMS
+from quantopsy.metrics import Agreement
 from quantopsy.study import FLOAT, RunResult, Store
 from quantopsy.transforms.transform import Transform, apply_checked
 
@@ -269,6 +271,18 @@ class Variants:
         old, new = self.result(before, images), self.result(after, images)
         change = significance.degradation(self.subject.metric, old.statistics, new.statistics, level=level)
         return Difference(change, significance.ratio_of_means(new.energy, old.energy, level))
+
+    def decisions(self, before: Variant, after: Variant, images: np.ndarray, level: float) -> Decisions | None:
+        """How many more ``images`` are decided as in float ``after`` than ``before``; None where nothing is decided.
+
+        Of few flips that the labels call neither better nor worse the metric says nothing; this does.
+        """
+        old, new = (self.result(variant, images).agreement[:, None] for variant in (before, after))
+        if not np.isfinite(old).all():
+            return None
+        agreement = Agreement()
+        gained = significance.degradation(agreement, new, old, level=level)
+        return Decisions(agreement.value(old), agreement.value(new), (gained.value, gained.low, gained.high))
 
     def screened(
         self,

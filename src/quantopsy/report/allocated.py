@@ -72,6 +72,11 @@ def _proof(results: Results, done: Allocation) -> Iterator[str]:
         f"{with_interval(*expected.lost_before, decimals)}{unit}; its noise is {percent(ratio)} "
         f"({percent(low)} to {percent(high)}) of uniform's."
     )
+    if (decided := done.decisions) is not None and expected.metric != "agreement":
+        yield (
+            f"It decides {fixed(decided.after, 1)} % of them as the float network does, uniform {done.baseline} bits "
+            f"{fixed(decided.before, 1)} %: gained {with_interval(*decided.gained, 1)} points."
+        )
 
 
 def _choice(done: Allocation) -> Iterator[str]:

@@ -106,8 +106,14 @@ def test_the_recipe_has_the_bits_and_gives_what_was_promised(study, outcome) -> 
     with open_existing(study) as store:
         report = Parts.of(np.asarray(store.noted("order"))).report
     x, labels = many().tensors
-    hits = (found.module(x[report]).argmax(1) == labels[report]).double()
-    assert 100 * float(hits.mean()) == pytest.approx(outcome.allocated.expected.after[0])
+    decided = found.module(x[report]).argmax(1)
+    assert 100 * float((decided == labels[report]).double().mean()) == pytest.approx(outcome.allocated.expected.after[0])
+    kept = 100 * float((decided == network()(x[report]).argmax(1)).double().mean())
+    decisions = outcome.allocated.decisions
+    assert decisions.after == pytest.approx(kept)
+    assert decisions.gained[0] == pytest.approx(decisions.after - decisions.before)
+    assert decisions.gained[1] <= decisions.gained[0] <= decisions.gained[2]
+    assert f"It decides {kept:.1f} % of them as the float network does" in " ".join(allocation_statements(outcome))
 
 
 def test_the_same_again_measures_nothing(study, outcome, monkeypatch) -> None:

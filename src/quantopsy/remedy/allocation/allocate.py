@@ -166,6 +166,7 @@ class Session:
             baseline_uses=self._uses(self._uniform(baseline)),
             expected=expected,
             noise_ratio=estimate(ratio),
+            decisions=self.variants.decisions(before, now, self.parts.report, self.level),
         )
         provenance = {
             **provenance_of(self.results, self.subject, self.parts),
