@@ -107,7 +107,9 @@ def test_the_recipe_has_the_bits_and_gives_what_was_promised(study, outcome) -> 
         report = Parts.of(np.asarray(store.noted("order"))).report
     x, labels = many().tensors
     decided = found.module(x[report]).argmax(1)
-    assert 100 * float((decided == labels[report]).double().mean()) == pytest.approx(outcome.allocated.expected.after[0])
+    assert 100 * float((decided == labels[report]).double().mean()) == pytest.approx(
+        outcome.allocated.expected.after[0]
+    )
     kept = 100 * float((decided == network()(x[report]).argmax(1)).double().mean())
     decisions = outcome.allocated.decisions
     assert decisions.after == pytest.approx(kept)

@@ -19,7 +19,10 @@ GAP = 1e-6
 """Relative distance of bound and best value at which a selection counts as the best there is."""
 
 ROUNDS = 12
-"""Tangents after which the best selection so far is taken, whether it is proven or not."""
+"""Tangents after which the best selection so far is taken, whether it is proven or not. Where there are few options a
+round costs next to nothing, and as many are taken as make :data:`_WORTH` with them."""
+
+_WORTH = 3000
 
 _SECONDS = 20.0  # of one linear program
 _ROUNDING = 1e-9  # by which a sum of costs may exceed its limit, as share of it
@@ -125,7 +128,8 @@ def minimise(
     best = None if start is None else Solution(start, objective.value(options.indicator(start)), -np.inf)
     bound = -np.inf
     tangents: list[np.ndarray] = [] if best is None or curved is None else [options.indicator(best.selection)]
-    for _ in range(ROUNDS if curved is not None else 1):
+    rounds = max(ROUNDS, _WORTH // sum(options.sizes))
+    for _ in range(rounds if curved is not None else 1):
         found = program.solve(straight, curved, tangents)
         if found is None:
             return best
