@@ -22,7 +22,7 @@ from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.transforms.equalization import find_equalization
 
-COUNT = 2000
+COUNT = 1000
 IMAGES = 2
 
 
