@@ -196,7 +196,7 @@ class Interrupted(Silent):
 
 @pytest.mark.parametrize(
     "more",
-    [{"method": "ste"}, {"norms": "kept"}, {"ema": 0.9, "method": "lsq"}, {"target": "3.5bits", "bits": 5}],
+    [{"method": "ste", "norms": "kept"}, {"ema": 0.9, "method": "lsq"}, {"target": "3.5bits", "bits": 5}],
 )
 def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, more) -> None:
     whole = trained(tmp_path / "whole", augment="flip+shift", **more)
