@@ -20,6 +20,7 @@ from quantopsy.analysis.prediction import (
     predicted_interval,
     standing_verdict,
 )
+from quantopsy.analysis.screening import is_linear
 from quantopsy.analysis.significance import Interval, Verdict, is_binary
 from quantopsy.analysis.verdicts import Measured, measured
 from quantopsy.core import Plan, QuantopsyError
@@ -120,7 +121,7 @@ def expectations(store: Store, metric: Metric, plans: Mapping[int, Plan]) -> dic
             noise=noise,
             noise_stderr=stderr,
             signal=signal,
-            linear=scores.is_linear(plan, signal),
+            linear=is_linear(noise, signal, scores.most_moved(plan)),
             outlook=outlook(scores, change, baseline, metric),
             loss_change=float(change.mean()) if scores.kind == "loss" else float("nan"),
         )

@@ -178,15 +178,9 @@ class Scores:
         """Predicted noise of ``plan`` with its cross terms, and its standard error over images and probes."""
         return significance.mean_stderr(self.per_image(plan))
 
-    def is_linear(self, plan: Plan, signal: float) -> bool:
-        """Whether a first-order prediction of ``plan`` is to be believed: its noise is far enough below the mean
-        squared output ``signal`` (:data:`LINEAR_SQNR_DB`), and no weight is moved by much (:data:`LINEAR_MOVED`).
-
-        A prediction of exactly nothing is not believed either: the gradient may have vanished.
-        """
-        noise, _ = self.predicted(plan)
-        near = 0.0 < noise < signal * 10 ** (-LINEAR_SQNR_DB / 10)
-        return near and all(self.moved[row] <= LINEAR_MOVED for row in self.rows(plan) if self.moved)
+    def most_moved(self, plan: Plan) -> float:
+        """The largest share of its energy that ``plan`` moves a weight by; 0 where that is not known."""
+        return max((self.moved[row] for row in self.rows(plan)), default=0.0) if self.moved else 0.0
 
     def gram(self, plans: Iterable[Plan]) -> np.ndarray:
         """(m, m): mean over images and probes of e_a e_b, an estimate of <J d_a, J d_b>.
@@ -203,6 +197,15 @@ class Scores:
         for row, column in enumerate(self.columns):
             found.setdefault(column.site, {}).setdefault(column.spec, []).append(row)
         return found
+
+
+def is_linear(noise: float, signal: float, moved: float) -> bool:
+    """Whether a first-order prediction is to be believed: its noise is far enough below the mean squared output
+    ``signal`` (:data:`LINEAR_SQNR_DB`), and no weight is ``moved`` by much (:data:`LINEAR_MOVED`).
+
+    A prediction of exactly nothing is not believed either: the gradient may have vanished.
+    """
+    return 0.0 < noise < signal * 10 ** (-LINEAR_SQNR_DB / 10) and moved <= LINEAR_MOVED
 
 
 def columns_json(columns: Iterable[Column]) -> list[Any]:

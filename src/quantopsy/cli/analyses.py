@@ -24,7 +24,7 @@ from quantopsy.cli.arguments import (
     read_json,
     slug,
 )
-from quantopsy.cli.terminal import kept_clean, new_console, print_next, show, stopped, watched
+from quantopsy.cli.terminal import kept_clean, print_next, show, stopped, watched
 
 
 def analyze(
@@ -163,4 +163,4 @@ def _analyze(
     if not results.complete:
         raise stopped()
     if not as_json:
-        print_next(new_console(), out, "diagnose", "repair")
+        print_next(out, "diagnose", "repair")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quantopsy.cli.arguments import Json, StudyFolder, StudyMetric
-from quantopsy.cli.terminal import kept_clean, new_console, print_next, show, stopped, watched
+from quantopsy.cli.terminal import kept_clean, print_next, show, stopped, watched
 
 
 def diagnose(
@@ -25,7 +25,7 @@ def diagnose(
         found = run(study, bits=bits, layers=tuple(layers or ()), samples=samples, progress=watch)
     show(found, as_json, print_findings)
     if not as_json:
-        print_next(new_console(), study, "repair")
+        print_next(study, "repair")
 
 
 def additivity(

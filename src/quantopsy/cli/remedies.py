@@ -39,7 +39,6 @@ def repair(
 ) -> None:
     """Try fixes, cheapest first, keep those that held-out images confirm, and write the recipe."""
     from quantopsy.api import repair as run
-    from quantopsy.core.recipe import RECIPE
     from quantopsy.report.terminal import print_repair
 
     with watched(as_json) as watch, kept_clean(as_json):
@@ -50,7 +49,7 @@ def repair(
         print_json(repair_document(found.results))
         return
     show(found, as_json, print_repair)
-    _print_recipe(out or study / RECIPE, study if out is None else out)
+    _print_recipe(study, out)
 
 
 def allocate(
@@ -76,7 +75,6 @@ def allocate(
 ) -> None:
     """Mixed precision: bits per layer under limits on size, BitOps, latency, or several; writes a recipe."""
     from quantopsy.api import allocate as run
-    from quantopsy.core.recipe import RECIPE
     from quantopsy.report.allocated import allocation_document
     from quantopsy.report.terminal import print_allocation
 
@@ -97,7 +95,7 @@ def allocate(
         print_json(allocation_document(found.results))
         return
     show(found, as_json, print_allocation)
-    _print_recipe(out or study / RECIPE, study if out is None else out)
+    _print_recipe(study, out)
 
 
 def train(
@@ -227,7 +225,7 @@ def train(
     console = new_console()
     print_trained(found.trained, console)
     console.print(f"\nRecipe: {folder / 'recipe.json'}   report: {folder / REPORT}", highlight=False)
-    print_next(console, folder, "export")
+    print_next(folder, "export")
 
 
 def apply_(
@@ -255,7 +253,8 @@ def apply_(
         new_console().print(sentence, highlight=False)
 
 
-def _print_recipe(recipe: Path, of: Path) -> None:
-    console = new_console()
-    console.print(f"Recipe: {recipe}", highlight=False)
-    print_next(console, of, "export")
+def _print_recipe(study: Path, out: Path | None) -> None:
+    from quantopsy.core.recipe import RECIPE
+
+    new_console().print(f"Recipe: {out or study / RECIPE}", highlight=False)
+    print_next(out or study, "export")

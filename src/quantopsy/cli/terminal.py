@@ -97,8 +97,9 @@ def show(study: Any, as_json: bool, printed: Callable[[Any, Console], None]) -> 
 _NEXT = {"diagnose": "why", "repair": "the cheapest repair", "export": "a file that runs"}
 
 
-def print_next(console: Console, of: Path, *commands: str) -> None:
+def print_next(of: Path, *commands: str) -> None:
     """Commands that go on from the study or recipe ``of``, to be copied, and what each gives."""
+    console = new_console()
     lines = [f"quantopsy {name} {shlex.quote(str(of))}" for name in commands]
     width = max(map(len, lines))
     for place, (line, name) in enumerate(zip(lines, commands, strict=True)):

@@ -253,10 +253,11 @@ class ScreenEngine:
         """
         values = {name: value for local in trace for name, value in local.inputs.items()}
         values |= {local.step.writes: local.result for local in trace}
-        alone = first if images > 1 else values
+        alone = values
         if images > 1:
+            alone = first
             with torch.no_grad():
-                self.program.forward(first, keep=True)
+                self.program.forward(alone, keep=True)
         return {
             name: image_axis(value, alone[name], images) for name, value in values.items() if isinstance(value, Tensor)
         }

@@ -224,7 +224,7 @@ class Session:
         """Function-preserving scales between layers; the variant is chosen by measuring it with biases corrected."""
         network = self._network()
         ranges = self.variants.channel_ranges(self.now.transforms)
-        variants = {
+        found_by = {
             "weights": find_equalization(network, sweeps=10),
             "weights, to convergence": find_equalization(network),
             "weights, ranges as they are": find_equalization(network, sweeps=10, normalised=False),
@@ -235,7 +235,7 @@ class Session:
                 f"cross-layer equalization ({words})",
                 replace(self.now, transforms=(*self.now.transforms, self.variants.register(found))),
             )
-            for words, found in variants.items()
+            for words, found in found_by.items()
             if found.scales
         ]
         if known:
