@@ -8,15 +8,28 @@ from typing import Annotated, Any
 import typer
 
 from quantopsy.cli.arguments import (
+    ActivationBits,
+    ActivationRange,
+    Calibration,
+    CalibrationSamples,
     Data,
     Device,
+    Engine,
+    Fresh,
     Json,
+    Level,
+    MaxMemory,
     Model,
     Out,
     Preprocess,
+    Samples,
+    Scheme,
+    SkipBad,
     StudyFolder,
     StudyMetric,
+    Tile,
     Unfused,
+    WeightRange,
     changes,
     parse_bits,
     parse_names,
@@ -35,8 +48,8 @@ def analyze(
         str | None, typer.Option(help="top1, top5, agreement, or package.module:callable  (default: top1 with labels)")
     ] = None,
     bits: Annotated[str, typer.Option(help="Bit-widths of weights: 8, 4,8 or 3-8")] = "3-8",
-    scheme: Annotated[str, typer.Option(help="per-tensor or per-channel")] = "per-tensor",
-    activation_bits: Annotated[int, typer.Option(help="Bit-width of activations")] = 8,
+    scheme: Scheme = "per-tensor",
+    activation_bits: ActivationBits = 8,
     quantizer: Annotated[str | None, typer.Option(help="Weight quantizer, see `quantopsy quantizers`")] = None,
     granularity: Annotated[str | None, typer.Option(help="per_tensor, per_channel, per_group:N")] = None,
     option: Annotated[
@@ -44,13 +57,13 @@ def analyze(
     ] = None,
     correction: Annotated[str | None, typer.Option(help="Of quantized weights: none, mean_variance, bias")] = None,
     split_channels: Annotated[float, typer.Option(help="Share of input channels split in two (OCS)")] = 0.0,
-    weight_range: Annotated[str | None, typer.Option(help="Range estimator of weights")] = None,
-    activation_range: Annotated[str | None, typer.Option(help="Range estimator of activations")] = None,
+    weight_range: WeightRange = None,
+    activation_range: ActivationRange = None,
     plan: Annotated[Path | None, typer.Option(help="JSON plan laid over the scheme, layer by layer")] = None,
     layers: Annotated[list[str] | None, typer.Option(help="Only layers that match; may be repeated")] = None,
-    calibration: Annotated[str | None, typer.Option(help="Images for the ranges  (default: those of --data)")] = None,
-    calibration_samples: Annotated[int | None, typer.Option(help="At most so many images for the ranges")] = None,
-    samples: Annotated[int | None, typer.Option(help="An evenly spaced subset; more can follow later")] = None,
+    calibration: Calibration = None,
+    calibration_samples: CalibrationSamples = None,
+    samples: Samples = None,
     mode: Annotated[
         str,
         typer.Option(help="screen: predict all cells; exact: run them; auto: predict, then run what decides"),
@@ -58,7 +71,7 @@ def analyze(
     budget: Annotated[
         str | None, typer.Option(help="Of auto: a time (90s, 10m, 1h) or a number of passes  (default: 30)")
     ] = None,
-    level: Annotated[float, typer.Option(help="Confidence level of intervals and verdicts")] = 0.95,
+    level: Level = 0.95,
     tolerance: Annotated[
         float | None, typer.Option(help="Loss that a harmless layer may have  (default: 1 point, or 1 % of the metric)")
     ] = None,
@@ -67,14 +80,14 @@ def analyze(
     ] = None,
     probes: Annotated[int, typer.Option(help="Random probes of the screen")] = 1,
     seed: Annotated[int, typer.Option(help="Of probes, drawn images and checks")] = 0,
-    engine: Annotated[str, typer.Option(help="local, ray, or ray:ADDRESS")] = "local",
+    engine: Engine = "local",
     preprocess: Preprocess = None,
-    skip_bad: Annotated[bool, typer.Option(help="Leave unreadable images out, and count them")] = False,
+    skip_bad: SkipBad = False,
     unfused: Unfused = None,
     device: Device = "cpu",
-    tile: Annotated[int | None, typer.Option(help="Images run at once  (default: by memory)")] = None,
-    max_memory: Annotated[float, typer.Option(help="GiB for the images in flight")] = 4.0,
-    fresh: Annotated[bool, typer.Option(help="Discard the study that is in the folder")] = False,
+    tile: Tile = None,
+    max_memory: MaxMemory = 4.0,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Quantize one layer at a time and show which layers hurt."""

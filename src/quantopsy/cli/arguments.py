@@ -33,6 +33,19 @@ Unfused = Annotated[
     str | None,
     typer.Option(help="Activation functions that the runtime leaves alone, as layers of their own: silu,hardswish"),
 ]
+ActivationBits = Annotated[int, typer.Option(help="Bit-width of activations")]
+WeightRange = Annotated[str | None, typer.Option(help="Range estimator of weights")]
+ActivationRange = Annotated[str | None, typer.Option(help="Range estimator of activations")]
+Calibration = Annotated[str | None, typer.Option(help="Images for the ranges  (default: those of --data)")]
+CalibrationSamples = Annotated[int | None, typer.Option(help="At most so many images for the ranges")]
+Samples = Annotated[int | None, typer.Option(help="An evenly spaced subset; more can follow later")]
+Level = Annotated[float, typer.Option(help="Confidence level of intervals and verdicts")]
+Engine = Annotated[str, typer.Option(help="local, ray, or ray:ADDRESS")]
+SkipBad = Annotated[bool, typer.Option(help="Leave unreadable images out, and count them")]
+Tile = Annotated[int | None, typer.Option(help="Images run at once  (default: by memory)")]
+MaxMemory = Annotated[float, typer.Option(help="GiB for the images in flight")]
+Fresh = Annotated[bool, typer.Option(help="Discard the study that is in the folder")]
+Scheme = Annotated[str, typer.Option(help="per-tensor or per-channel")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output, nothing else")]
 
 
