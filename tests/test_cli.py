@@ -35,6 +35,24 @@ def test_json_is_the_only_thing_on_standard_output(command, tmp_path) -> None:
     assert json.loads(again)["whole"] == document["whole"]
 
 
+def test_a_check_leaves_nothing_and_takes_the_arguments_of_an_analysis(command, tmp_path) -> None:
+    before = sorted(path.name for path in tmp_path.iterdir())
+    arguments = [MODEL, "--data", DATA, "--bits", "4,8", "--samples", "16", "--max-memory", "2"]
+    code, out, _ = command("check", *arguments, "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert (document["images"], document["samples"], document["metric"]) == (40, 16, "top1")
+    assert document["passes"]["screen"] < document["passes"]["auto"]
+    code, out, _ = command("check", *arguments)
+    assert code == 0
+    assert "What an analysis at 2 bit-widths takes" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert command("analyze", *arguments, "--json")[0] == 0
+    code, _, err = command("check", MODEL, "--data", "sample_models:nothing")
+    assert code == 2
+    assert len(err.splitlines()) <= 2
+
+
 def test_additivity_goes_on_from_a_study(command) -> None:
     command("analyze", MODEL, "--data", DATA, "--bits", "4,8", "--mode", "exact", "--out", "study", "--json")
     code, out, err = command("additivity", "study", "--subsets", "5", "--samples", "16", "--json")

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from quantopsy.analysis import analyze as _analyze
+from quantopsy.analysis import check as _check
 from quantopsy.analysis import comparison as _comparison
 from quantopsy.analysis import diagnose as _diagnose
 from quantopsy.analysis import measure_additivity as _measure_additivity
 from quantopsy.analysis import scheme_table as _scheme_table
 from quantopsy.analysis.calibration.result import CalibrationStudy
 from quantopsy.analysis.calibration.study import Choices, study_calibration
+from quantopsy.analysis.check import Checked
 from quantopsy.analysis.comparison import Compared, Recorded
 from quantopsy.analysis.gate.candidate import RecipeSource, Source, StudySource
 from quantopsy.analysis.gate.judge import Judged, judge
@@ -282,6 +284,28 @@ class Training:
         from quantopsy.report.trained import write
 
         return write(self.trained, path if path is not None else self.folder / REPORT)
+
+
+def check(
+    model: Any,
+    data: Any,
+    *,
+    metric: Any = None,
+    bits: int | Sequence[int] = DEFAULT_BITS,
+    preprocess: Any = None,
+    skip_bad: bool = False,
+    unfused: Sequence[str] = (),
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Checked:
+    """Before an analysis, in seconds: what can be quantized, what the float network is worth, what a study will cost.
+
+    Arguments as of :func:`analyze`; ``samples`` images are run, 64 unless told otherwise. Raises
+    :class:`QuantopsyError` for whatever would stop an analysis before it begins.
+    """
+    _check_names(check, settings, Settings)
+    given = Given(model, data, metric, None, preprocess, skip_bad, None, tuple(unfused))
+    return _check.check(given, Settings(bits=_widths(bits), **settings), progress)
 
 
 def analyze(
@@ -827,6 +851,7 @@ __all__ = [
     "SCHEMES_REPORT",
     "SELECTED",
     "CalibrationStudy",
+    "Checked",
     "Comparison",
     "Gate",
     "Schemes",
@@ -834,6 +859,7 @@ __all__ = [
     "additivity",
     "allocate",
     "analyze",
+    "check",
     "check_calibration",
     "compare",
     "diagnose",

@@ -12,7 +12,7 @@ from quantopsy.cli.analyses import analyze, demo, report
 from quantopsy.cli.causes import additivity, diagnose
 from quantopsy.cli.deliveries import export, parity
 from quantopsy.cli.remedies import allocate, apply_, repair, train
-from quantopsy.cli.settings import calibration, quantizers, schemes
+from quantopsy.cli.settings import calibration, check, quantizers, schemes
 from quantopsy.cli.terminal import new_console
 from quantopsy.cli.versions import compare, gate
 from quantopsy.core import QuantopsyError
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 COMMANDS: Mapping[str, tuple[Callable[..., Any], ...]] = {
-    "Which layers hurt": (analyze, report, schemes, calibration),
+    "Which layers hurt": (check, analyze, report, schemes, calibration),
     "Why": (diagnose, additivity),
     "The cheapest repair": (repair, allocate, train, apply_),
     "A file that runs": (export, parity),

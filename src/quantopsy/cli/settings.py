@@ -1,4 +1,4 @@
-"""Before an analysis: schemes, calibration images, what quantizers there are."""
+"""Before an analysis: what the model is, schemes, calibration images, what quantizers there are."""
 
 from __future__ import annotations
 
@@ -27,13 +27,53 @@ from quantopsy.cli.arguments import (
     Scheme,
     SkipBad,
     Tile,
+    Unfused,
     WeightRange,
     changes,
     parse_bits,
+    parse_names,
     parse_sizes,
     slug,
 )
 from quantopsy.cli.terminal import kept_clean, new_console, print_json, stopped, watched
+
+
+def check(
+    model: Model,
+    data: Data,
+    metric: Metric = None,
+    bits: Annotated[str, typer.Option(help="Bit-widths of weights that an analysis would have")] = "3-8",
+    samples: Annotated[int | None, typer.Option(help="Images to run  (default: 64)")] = None,
+    preprocess: Preprocess = None,
+    skip_bad: SkipBad = False,
+    unfused: Unfused = None,
+    device: Device = "cpu",
+    max_memory: MaxMemory = 4.0,
+    as_json: Json = False,
+) -> None:
+    """Before an analysis, in seconds: what can be quantized, whether the float network is right, what a study costs."""
+    from quantopsy.api import check as run
+    from quantopsy.report.checked import checked_document, print_checked
+
+    with watched(as_json) as watch, kept_clean(as_json):
+        watch.say(f"Quantopsy: {model}")
+        checked = run(
+            model,
+            data,
+            metric=metric,
+            bits=parse_bits(bits),
+            preprocess=preprocess,
+            skip_bad=skip_bad,
+            unfused=parse_names(unfused),
+            progress=watch,
+            samples=samples,
+            device=device,
+            max_memory=max_memory,
+        )
+    if as_json:
+        print_json(checked_document(checked))
+    else:
+        print_checked(checked, new_console())
 
 
 def schemes(
