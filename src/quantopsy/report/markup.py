@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from html import escape
 from importlib import resources
+from string import Template
 from typing import Any
 
 from quantopsy.report.chart import Section, Table
@@ -18,6 +19,35 @@ from quantopsy.report.wording import flattened
 def asset(name: str) -> str:
     """The text of a file of ``assets/``."""
     return (resources.files("quantopsy.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def frame(
+    title: str,
+    heading: str,
+    facts: Iterable[str],
+    lead: str,
+    statements: Iterable[str],
+    cautions: Iterable[str],
+    *,
+    body: str,
+    data: Mapping[str, Any],
+    script: str,
+) -> str:
+    """A complete HTML document without a reference to anything outside it: a heading with its ``facts``, the finding
+    with what limits it, ``body``, and ``script``, an asset, drawing what is in ``data``."""
+    return Template(asset("frame.html")).substitute(
+        title=escape(title),
+        heading=escape(heading),
+        facts="".join(f"<li>{escape(fact)}</li>" for fact in facts),
+        lead=prose(lead),
+        statements=items(statements),
+        cautions=aside(cautions),
+        body=body,
+        colours=colours(),
+        style=asset("page.css"),
+        data=script_json(data),
+        script=asset("chart.js") + asset(script),
+    )
 
 
 def script_json(data: Mapping[str, Any]) -> str:

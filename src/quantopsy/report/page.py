@@ -45,27 +45,26 @@ def write(results: Results, path: str | Path) -> Path:
 def render(results: Results) -> str:
     """The report as a complete HTML document without a reference to anything outside it."""
     lead, *rest = statements(results)
-    data = {**payload(results), "strong": _strong()}
-    level = confidence(results)
     parts = {part.key: markup.section(part) for part in sections(results)}
-    return Template(markup.asset("page.html")).substitute(
-        title=escape(f"{results.model}: quantization report" if results.model else "Quantization report"),
-        model=escape(results.model or "Network"),
-        facts=_facts(results),
-        lead=markup.prose(lead),
-        statements=markup.items(rest),
-        cautions=markup.aside(cautions(results)),
-        level=markup.prose(level),
+    body = Template(markup.asset("study.html")).substitute(
+        level=markup.prose(confidence(results)),
         why=parts.pop(WHY, ""),
         sections="".join(parts.values()),
         whole=_whole(results),
         coverage=_coverage(results),
         settings=markup.definitions(results.settings),
         provenance=markup.definitions(results.provenance),
-        colours=markup.colours(),
-        style=markup.asset("page.css"),
-        data=markup.script_json(data),
-        script=markup.asset("chart.js") + markup.asset("page.js"),
+    )
+    return markup.frame(
+        f"{results.model}: quantization report" if results.model else "Quantization report",
+        results.model or "Network",
+        _facts(results),
+        lead,
+        rest,
+        cautions(results),
+        body=body,
+        data={**payload(results), "strong": _strong()},
+        script="page.js",
     )
 
 
@@ -78,7 +77,7 @@ def _strong() -> dict[str, list[float]]:
     }
 
 
-def _facts(results: Results) -> str:
+def _facts(results: Results) -> list[str]:
     scheme = results.settings.get("scheme")
     facts = [
         f"data {results.data}" if results.data else "",
@@ -88,7 +87,7 @@ def _facts(results: Results) -> str:
         f"weights at {', '.join(map(str, sorted(results.bits, reverse=True)))} bits",
         f"{duration(results.seconds)}, {significant(results.passes)} passes" if results.passes else "",
     ]
-    return "".join(f"<li>{escape(fact)}</li>" for fact in facts if fact)
+    return [fact for fact in facts if fact]
 
 
 def _whole(results: Results) -> str:

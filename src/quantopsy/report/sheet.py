@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
-from string import Template
 
 from quantopsy.report import markup
 from quantopsy.report.chart import Section
+
+_NO_SCRIPT = "<noscript><p>The pictures need JavaScript; the tables have the numbers.</p></noscript>\n\n"
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,14 @@ def write(sheet: Sheet, path: str | Path) -> Path:
 def render(sheet: Sheet) -> str:
     """A complete HTML document without a reference to anything outside it."""
     charts = {name: chart.to_json() for section in sheet.sections for name, chart in section.by_id.items()}
-    return Template(markup.asset("sheet.html")).substitute(
-        title=escape(f"Quantopsy: {sheet.heading}"),
-        heading=escape(sheet.heading),
-        facts="".join(f"<li>{escape(fact)}</li>" for fact in sheet.facts),
-        lead=markup.prose(sheet.lead),
-        statements=markup.items(sheet.statements),
-        cautions=markup.aside(sheet.cautions),
-        sections="".join(map(markup.section, sheet.sections)),
-        colours=markup.colours(),
-        style=markup.asset("page.css"),
-        data=markup.script_json({"charts": charts}),
-        script=markup.asset("chart.js") + markup.asset("sheet.js"),
+    return markup.frame(
+        f"Quantopsy: {sheet.heading}",
+        sheet.heading,
+        sheet.facts,
+        sheet.lead,
+        sheet.statements,
+        sheet.cautions,
+        body=_NO_SCRIPT + "".join(map(markup.section, sheet.sections)),
+        data={"charts": charts},
+        script="sheet.js",
     )
