@@ -191,6 +191,25 @@ def test_a_bias_that_leaves_int32_enlarges_the_scale_of_its_weight() -> None:
         assert np.abs(by_runtime(model, x, optimised=optimised)[0] - expected).max() < 1.5 * step
 
 
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_a_channel_without_weights_gives_its_bias(granularity: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        module.weight[1 if granularity == "per_channel" else slice(None)] = 0  # a pruned channel, or layer
+        module.bias.copy_(torch.tensor([0.01, 0.013, -0.02, 0.0]))
+        module.weight *= 0.01
+    network, x = network_of(module, 40 * pictures()), 40 * pictures()
+    plan = everywhere(network, Spec(symmetric=True, signed=True, granularity=granularity), Spec())
+    model, ranges = exported(network, plan, x)
+    expected = simulated(network, plan, ranges, x)[0].numpy()
+    step = float(ranges.qparams(network.layers[0].output, Spec()).scale)
+    for optimised in (False, True):
+        apart = np.abs(by_runtime(model, x, optimised=optimised)[0] - expected) / step
+        assert apart[:, 1].max() < 0.5
+        assert apart.max() < 1.5
+
+
 def test_a_corrected_bias_is_stored_corrected() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

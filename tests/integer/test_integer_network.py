@@ -377,6 +377,21 @@ def test_a_bias_beside_next_to_no_weight_still_fits_int32() -> None:
     assert float(kernel.kernel.stored.bias_hat[1]) == pytest.approx(0.7, rel=1e-6)
 
 
+def test_a_bias_beside_no_weight_at_all_keeps_its_places() -> None:
+    torch.manual_seed(0)
+    x = 40 * pictures(8)
+    module = nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        module.weight[1] = 0
+        module.bias[1] = 0.013
+    network = network_of(module, x)
+    found = integers(network, everywhere(network, PER_CHANNEL, Spec()), x)
+    assert_equal_within_ties(found, x)
+    assert found.counts[network.layers[0].name].enlarged == 0
+    (kernel,) = found.layers.values()
+    assert float(kernel.kernel.stored.bias_hat[1]) == pytest.approx(0.013, rel=1e-6)
+
+
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
 def test_roundings_that_were_found_stay_where_a_bias_enlarges_another_scale(granularity: str) -> None:
     torch.manual_seed(0)

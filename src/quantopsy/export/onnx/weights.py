@@ -329,7 +329,8 @@ def with_integer_bias(
 
     A channel whose weights are next to nothing has a scale so small that its bias leaves int32: there the weight
     gets the smallest scale at which the bias takes half of int32, the rest being the sum's. The bias of a weight that
-    meets no integer kernel has the finest scale that holds it. No integers (None) for a real input.
+    meets no integer kernel has the finest scale that holds it. A channel of zeros takes its scale from its bias. No
+    integers (None) for a real input.
     """
     reals = bias.detach().double().numpy()
     if not stored.has_kernels:
@@ -338,8 +339,8 @@ def with_integer_bias(
     elif input_scale is None:
         return stored, None
     else:
-        codes, wider, grown = with_room(stored.codes, stored.qparams, bias.detach(), input_scale)
-        if bool(grown.any()):
+        codes, wider, _ = with_room(stored.codes, stored.qparams, bias.detach(), input_scale)
+        if wider is not stored.qparams:
             stored = StoredWeight(wider, codes)
         scales = np.asarray(stored.qparams.scale.numpy() * np.float32(input_scale))
         if stored.qparams.axis is not None:
