@@ -28,6 +28,7 @@ from torch import nn
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.export.onnx.check import as_stored
 from quantopsy.export.onnx.graph import to_onnx
+from quantopsy.graph.capture import capture
 from quantopsy.graph.network import Network
 
 PER_CHANNEL = Spec(symmetric=True, signed=True, granularity="per_channel")
@@ -279,6 +280,19 @@ def test_an_input_on_another_grid_than_its_producers_output_is_quantized_again()
     model, _ = exported(network, plan, x)
     assert kinds(model).count("QuantizeLinear") == kinds(exported(network, full, x)[0]).count("QuantizeLinear") + 1
     assert steps_apart(network, plan, x).max() < 1.5
+
+
+def test_two_roundings_behind_each_other_stay_two_in_the_runtime() -> None:
+    torch.manual_seed(0)
+    x = pictures(8)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    unfused = capture(module, (x[:2],), unfused=("relu",))
+    plan = everywhere(unfused, PER_CHANNEL, Spec())
+    assert steps_apart(unfused, plan, x, optimised=True).max() < 0.5
+    network = network_of(module, x)
+    plan = everywhere(network, PER_CHANNEL, Spec())
+    plan |= {Site(network.layers[1].name, "input"): Spec(signed=True, symmetric=True)}
+    assert steps_apart(network, plan, x, optimised=True).max() < 0.5
 
 
 CLIPS = {
