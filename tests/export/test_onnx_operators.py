@@ -274,6 +274,21 @@ def test_several_inputs_and_outputs_keep_names_and_order() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("function", [lambda x: x / 255, lambda x: (x.float() - 127.5) * 0.01])
+def test_bytes_go_in_where_the_network_takes_bytes(function) -> None:
+    class Normalising(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(function(x))
+
+    torch.manual_seed(0)
+    model = check(Normalising(), (pictures() * 255).to(torch.uint8))
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
 def test_an_operator_without_a_form_is_named_with_its_layer() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:

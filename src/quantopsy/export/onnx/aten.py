@@ -749,3 +749,11 @@ def _roll(w: Call, x: Value, shifts: Any, dims: Any = ()) -> str:
 @_writes("clone contiguous detach alias dropout feature_dropout")
 def _identity(w: Call, x: Value, *_: Any) -> str:
     return w.add("Identity", x)
+
+
+@_writes("_to_copy")
+def _to_copy(w: Call, x: Value, *, dtype: Any = None, **_: Any) -> str:
+    """To float32, which all values are that this writes."""
+    if dtype not in (None, torch.float32):
+        raise UnsupportedError(f"a conversion to {str(dtype).removeprefix('torch.')}")
+    return w.add("Identity", x)

@@ -110,10 +110,12 @@ class _Export:
         self.engine = ExactEngine(program, self.calibration)
         prepared = self.engine.prepare(self.plan).quantizers if self.plan.sites else {}
         inputs = []
-        for name, shape in zip(network.input_names, network.input_shapes, strict=True):
-            self.graph.unique(name)
-            self.reals[name] = Value(name, (None, *shape))
-            inputs.append(self.reals[name])
+        for name, image in zip(network.input_names, network.zeros(1), strict=True):
+            value = Value(self.graph.unique(name), (None, *image.shape[1:]), image.numpy().dtype)
+            inputs.append(value)
+            if not image.is_floating_point():  # bytes of pixels, say, with which ONNX computes no reals
+                value = Value(self.graph.add("Cast", name, to=onnx.TensorProto.FLOAT), value.shape)
+            self.reals[name] = value
         nodes = {node.name: node for node in network.graph.nodes}
         for step in program.steps:
             self._step(step, nodes, prepared.get(step.index, _NO_QUANTIZERS))
@@ -515,7 +517,7 @@ def _shapes(program: Program) -> dict[str, Any]:
     """Shape of every value, None where the number of images decides; a plain number as itself, or None."""
     runs = []
     for images in (2, 3):
-        values = program.place([torch.zeros(images, *shape) for shape in program.network.input_shapes])
+        values = program.place(program.network.zeros(images))
         with torch.inference_mode():
             program.forward(values, keep=True)
         runs.append(values)
