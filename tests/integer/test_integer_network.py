@@ -268,6 +268,16 @@ def test_layers_in_float_are_listed_with_the_reason() -> None:
     assert 0 < found.macs_share < 1
 
 
+@pytest.mark.parametrize("mode", ["floor", "trunc"])
+def test_a_quotient_that_is_rounded_is_in_float(mode: str) -> None:
+    torch.manual_seed(0)
+    x = pictures(4)
+    network = network_of(Then(lambda x: torch.div(40 * x, 3, rounding_mode=mode)), x)
+    found = integers(network, everywhere(network, PER_CHANNEL, Spec()), x)
+    assert found.reasons == {network.layers[-1].name: "it rounds its quotient"}
+    assert_equal_within_ties(found, x)
+
+
 def test_sums_go_on_as_reals_where_the_output_is_not_quantized() -> None:
     network, x = small()
     sites = {site: spec for site, spec in everywhere(network, PER_CHANNEL, Spec()).items() if site.role != "output"}
