@@ -190,7 +190,9 @@ def stored_weight(
     found, correction = weight_parts(calibration, layer, spec, weight)
     parts = tuple((codes, _ungrouped(grid)) for codes, grid in found)
     codes, grid = parts[0]
-    if len(parts) == 1 and correction is None and grid.group_size is None:
+    # ONNX Runtime 1.31 makes QLinearMatMul of several matrices on grids by channel too, which then fails.
+    matrices = layer.op == "matmul" and weight.dim() > 2 and grid.axis is not None
+    if len(parts) == 1 and correction is None and grid.group_size is None and not matrices:
         if isinstance(grid, UniformQParams):
             return StoredWeight(grid, codes), ""
         if isinstance(grid, LevelsQParams) and (whole := _whole_levels(codes, grid)) is not None:
