@@ -309,6 +309,13 @@ def test_an_argument_without_a_form_is_named_with_its_layer() -> None:
         to_onnx(network, Plan(), Calibration())
 
 
+@pytest.mark.parametrize("shuffle", [F.pixel_shuffle, F.pixel_unshuffle])
+def test_pixels_of_more_axes_than_an_image_has_are_named(shuffle) -> None:
+    network = network_of(Then(lambda x: shuffle(x.unsqueeze(1), 2)), pictures())
+    with pytest.raises(QuantopsyError, match=r"pixel_(un)?shuffle.*in 5 dimensions"):
+        to_onnx(network, Plan(), Calibration())
+
+
 def test_a_network_that_is_not_float32_is_refused() -> None:
     network = network_of(nn.Conv2d(3, 4, 3).double(), pictures().double())
     with pytest.raises(QuantopsyError, match=r"weight.*float64"):
