@@ -274,6 +274,21 @@ def test_several_inputs_and_outputs_keep_names_and_order() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("function", [lambda x: x / 255, lambda x: (x.float() - 127.5) * 0.01])
+def test_bytes_go_in_where_the_network_takes_bytes(function) -> None:
+    class Normalising(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(function(x))
+
+    torch.manual_seed(0)
+    model = check(Normalising(), (pictures() * 255).to(torch.uint8))
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+
+
 def test_an_operator_without_a_form_is_named_with_its_layer() -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
@@ -291,6 +306,13 @@ def test_an_operator_without_a_form_is_named_with_its_layer() -> None:
 def test_an_argument_without_a_form_is_named_with_its_layer() -> None:
     network = network_of(Then(lambda x: torch.div(x, 0.25, rounding_mode="trunc")), pictures())
     with pytest.raises(QuantopsyError, match=r"div.*of 'mul'.*rounding_mode 'trunc'"):
+        to_onnx(network, Plan(), Calibration())
+
+
+@pytest.mark.parametrize("shuffle", [F.pixel_shuffle, F.pixel_unshuffle])
+def test_pixels_of_more_axes_than_an_image_has_are_named(shuffle) -> None:
+    network = network_of(Then(lambda x: shuffle(x.unsqueeze(1), 2)), pictures())
+    with pytest.raises(QuantopsyError, match=r"pixel_(un)?shuffle.*in 5 dimensions"):
         to_onnx(network, Plan(), Calibration())
 
 

@@ -28,6 +28,7 @@ from torch import nn
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.export.onnx.check import as_stored
 from quantopsy.export.onnx.graph import to_onnx
+from quantopsy.graph.capture import capture
 from quantopsy.graph.network import Network
 
 PER_CHANNEL = Spec(symmetric=True, signed=True, granularity="per_channel")
@@ -191,6 +192,25 @@ def test_a_bias_that_leaves_int32_enlarges_the_scale_of_its_weight() -> None:
         assert np.abs(by_runtime(model, x, optimised=optimised)[0] - expected).max() < 1.5 * step
 
 
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_a_channel_without_weights_gives_its_bias(granularity: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        module.weight[1 if granularity == "per_channel" else slice(None)] = 0  # a pruned channel, or layer
+        module.bias.copy_(torch.tensor([0.01, 0.013, -0.02, 0.0]))
+        module.weight *= 0.01
+    network, x = network_of(module, 40 * pictures()), 40 * pictures()
+    plan = everywhere(network, Spec(symmetric=True, signed=True, granularity=granularity), Spec())
+    model, ranges = exported(network, plan, x)
+    expected = simulated(network, plan, ranges, x)[0].numpy()
+    step = float(ranges.qparams(network.layers[0].output, Spec()).scale)
+    for optimised in (False, True):
+        apart = np.abs(by_runtime(model, x, optimised=optimised)[0] - expected) / step
+        assert apart[:, 1].max() < 0.5
+        assert apart.max() < 1.5
+
+
 def test_a_corrected_bias_is_stored_corrected() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -260,6 +280,19 @@ def test_an_input_on_another_grid_than_its_producers_output_is_quantized_again()
     model, _ = exported(network, plan, x)
     assert kinds(model).count("QuantizeLinear") == kinds(exported(network, full, x)[0]).count("QuantizeLinear") + 1
     assert steps_apart(network, plan, x).max() < 1.5
+
+
+def test_two_roundings_behind_each_other_stay_two_in_the_runtime() -> None:
+    torch.manual_seed(0)
+    x = pictures(8)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    unfused = capture(module, (x[:2],), unfused=("relu",))
+    plan = everywhere(unfused, PER_CHANNEL, Spec())
+    assert steps_apart(unfused, plan, x, optimised=True).max() < 0.5
+    network = network_of(module, x)
+    plan = everywhere(network, PER_CHANNEL, Spec())
+    plan |= {Site(network.layers[1].name, "input"): Spec(signed=True, symmetric=True)}
+    assert steps_apart(network, plan, x, optimised=True).max() < 0.5
 
 
 CLIPS = {

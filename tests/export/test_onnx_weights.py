@@ -241,6 +241,27 @@ def test_a_bias_that_leaves_int32_enlarges_the_scale_of_powers_of_two_as_well() 
         assert np.abs(by_runtime(model, x, optimised=on)[0] - expected).max() < 1.5 * step
 
 
+@pytest.mark.parametrize("spec", [Spec(granularity="per_channel"), Spec(bits=4, kind="power_of_two"), Spec(bits=4)])
+def test_products_with_several_matrices_run_optimised_too(spec: Spec) -> None:
+    class Matrices(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factors = nn.Parameter(torch.randn(3, 8, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.factors
+
+    torch.manual_seed(0)
+    network, x = network_of(Matrices(), pictures()), pictures()
+    plan = everywhere(network, spec, Spec())
+    ranges = calibrated(network, plan, x)
+    expected = simulated(network, plan, ranges, x)[0].numpy()
+    step = float(ranges.qparams(network.layers[0].output, Spec()).scale)
+    for on in (False, True):
+        found = by_runtime(to_onnx(network, plan, ranges), x, optimised=on)[0]
+        assert np.abs(found - expected).max() < 1.5 * step
+
+
 def test_uniform_weights_stay_behind_dequantize_linear() -> None:
     found, _ = stored_weight(Calibration(), layer_with(), Spec(bits=4), torch.randn(4, 3, 3, 3))
     assert isinstance(found, StoredWeight)

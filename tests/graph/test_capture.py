@@ -496,6 +496,22 @@ def test_a_value_reshaped_by_the_number_of_images_keeps_its_grid() -> None:
     assert network.origin(read) == network.layer("conv").output
 
 
+def test_a_conversion_of_types_asserts_none_and_takes_zeros_of_its_own() -> None:
+    class Normalising(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x.float() / 255)
+
+    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    network = capture(Normalising(), (pixels,))
+    # An export asserts the device and the type that it saw, which another device is not.
+    assert not [node for node in network.graph.nodes if "assert" in str(node.target)]
+    assert [zeros.dtype for zeros in network.zeros(1)] == [torch.uint8]
+
+
 def test_images_in_bytes_are_named(small) -> None:
     images = torch.randint(0, 255, (2, 3, 12, 12), dtype=torch.uint8)
     with pytest.raises(QuantopsyError, match="; images are uint8: convert to float and normalise, as in training"):

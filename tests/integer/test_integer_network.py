@@ -268,6 +268,16 @@ def test_layers_in_float_are_listed_with_the_reason() -> None:
     assert 0 < found.macs_share < 1
 
 
+@pytest.mark.parametrize("mode", ["floor", "trunc"])
+def test_a_quotient_that_is_rounded_is_in_float(mode: str) -> None:
+    torch.manual_seed(0)
+    x = pictures(4)
+    network = network_of(Then(lambda x: torch.div(40 * x, 3, rounding_mode=mode)), x)
+    found = integers(network, everywhere(network, PER_CHANNEL, Spec()), x)
+    assert found.reasons == {network.layers[-1].name: "it rounds its quotient"}
+    assert_equal_within_ties(found, x)
+
+
 def test_sums_go_on_as_reals_where_the_output_is_not_quantized() -> None:
     network, x = small()
     sites = {site: spec for site, spec in everywhere(network, PER_CHANNEL, Spec()).items() if site.role != "output"}
@@ -375,6 +385,21 @@ def test_a_bias_beside_next_to_no_weight_still_fits_int32() -> None:
     assert found.counts[layer].overflows == 0
     (kernel,) = found.layers.values()
     assert float(kernel.kernel.stored.bias_hat[1]) == pytest.approx(0.7, rel=1e-6)
+
+
+def test_a_bias_beside_no_weight_at_all_keeps_its_places() -> None:
+    torch.manual_seed(0)
+    x = 40 * pictures(8)
+    module = nn.Conv2d(3, 4, 3)
+    with torch.no_grad():
+        module.weight[1] = 0
+        module.bias[1] = 0.013
+    network = network_of(module, x)
+    found = integers(network, everywhere(network, PER_CHANNEL, Spec()), x)
+    assert_equal_within_ties(found, x)
+    assert found.counts[network.layers[0].name].enlarged == 0
+    (kernel,) = found.layers.values()
+    assert float(kernel.kernel.stored.bias_hat[1]) == pytest.approx(0.013, rel=1e-6)
 
 
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])

@@ -261,10 +261,12 @@ def _collect_tensors(module: fx.GraphModule) -> dict[str, Tensor]:
 
 
 def _normalise(graph: fx.Graph) -> None:
-    """One form for what export writes in several: reshape for view, one batch norm, no identities."""
+    """One form for what export writes in several: reshape for view, one batch norm, no identities, no assertions."""
     for node in list(graph.nodes):
         if node.op == "call_module" or (node.op == "get_attr" and "guard" in str(node.target)):
             graph.erase_node(node)
+        elif node.target is aten._assert_tensor_metadata.default:
+            graph.erase_node(node)  # of the device and type at the export: neither the network's nor a simulation's
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # channels-last tensors have no contiguous view
         elif node.target in IDENTITIES:

@@ -102,6 +102,15 @@ class Network:
         """The layer's folded weight."""
         return None if layer.weight is None else self.tensors[layer.weight]
 
+    def zeros(self, images: int) -> tuple[Tensor, ...]:
+        """Inputs of so many images, of the types that it was captured with; float32 where it has been pickled."""
+        kinds = (
+            node.meta["val"].dtype if "val" in node.meta else None for node in self.graph.find_nodes(op="placeholder")
+        )
+        return tuple(
+            torch.zeros(images, *shape, dtype=kind) for shape, kind in zip(self.input_shapes, kinds, strict=True)
+        )
+
     def module(self) -> nn.Module:
         """An ordinary module of this graph; captured again it has the same layers, under the same names."""
         graph = fx.Graph()

@@ -333,6 +333,8 @@ class IntegerNetwork:
         elif layer.op == "mul":
             if "div" in str(node.target) and not _divides_by_constant(node):
                 return "it divides by a value"
+            if node.kwargs.get("rounding_mode") is not None:
+                return "it rounds its quotient"
             kernel = Multiplied(step, grids, constants, _operands(node))
         elif layer.op == "matmul":
             kernel = MatrixProduct(step, grids, constants, _operands(node))

@@ -68,7 +68,7 @@ def store(
         unit = torch.full_like(reals, largest / LARGEST_BIAS)
         return _with_bias(parts, w_hat, reals, unit, False, 0)
     codes, wider, grown = with_room(codes, grid, reals, input_scale)
-    if bool(grown.any()):
+    if wider is not grid:
         parts = terms(codes, wider)
         w_hat = decoded(parts, layer.weight_axis).float()
     unit = by_output(parts[0].multiplier, len(reals)) * input_scale
@@ -81,16 +81,22 @@ def with_room(
     """Codes of a weight and their grid, with scales at which its ``bias`` (C,) takes 2^30 on ``s_x s_w`` at most.
 
     Last, of the grid's shape, which scales grew. Codes of the others stay: they may be rounded otherwise than to the
-    nearest (AdaRound).
+    nearest (AdaRound). A channel of zeros, whose scale means nothing, gets the one at which its bias takes 2^30: on
+    ``s_x`` times any other the bias, all that the channel gives, would lose its places.
     """
     needed = (bias.double().abs() / LARGEST_BIAS / input_scale).float()
     # The groups of a transposed convolution share their scales.
     needed = needed.reshape(-1, len(grid.scale)).amax(0) if grid.scale.dim() else needed.max()
     needed = needed.reshape(grid.scale.shape)
-    grown = needed > grid.scale
-    if not bool(grown.any()):
+    magnitudes = grid.decode(codes).abs()
+    if grid.axis is not None:
+        magnitudes = magnitudes.movedim(grid.axis, 0).flatten(1).amax(1)
+    silent = (magnitudes.amax() if grid.axis is None else magnitudes.reshape(grid.scale.shape)) == 0
+    grown = (needed > grid.scale) & ~silent
+    scale = torch.where(silent & (needed > 0), needed, torch.maximum(grid.scale, needed))
+    if torch.equal(scale, grid.scale):
         return codes, grid, grown
-    wider = replace(grid, scale=torch.maximum(grid.scale, needed))
+    wider = replace(grid, scale=scale)
     stays = ~aligned(grown, codes, grid.axis, grid.group_size)
     return torch.where(stays, codes, wider.encode(grid.decode(codes))), wider, grown
 

@@ -133,7 +133,7 @@ class _Readers:
         self.by_node = {layer.node: layer for layer in network.layers}
         self.tensors = tensor_readers(network)
         program = compile_network(network)
-        values = program.place([torch.zeros(1, *shape) for shape in network.input_shapes])
+        values = program.place(network.zeros(1))
         with torch.inference_mode():
             program.forward(values, keep=True)
         self.numbers = {name: value for name, value in values.items() if not isinstance(value, Tensor)}  # sizes

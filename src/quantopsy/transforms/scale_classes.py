@@ -124,7 +124,7 @@ class _Trace:
         self.readers = tensor_readers(network)
 
     def classes(self) -> ScaleClasses:
-        images = iter(torch.zeros(1, *shape) for shape in self.network.input_shapes)
+        images = iter(self.network.zeros(1))
         last = {operand: node for node in self.network.graph.nodes for operand in node.all_input_nodes}
         with torch.no_grad():
             for node in self.network.graph.nodes:

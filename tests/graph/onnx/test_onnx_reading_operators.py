@@ -254,6 +254,10 @@ CASES: dict[str, Case] = {
     },
     "ReduceSum": Case("ReduceSum", {"axes": integers(1)}),
     "ReduceSum of nothing": Case("ReduceSum", {}, {"noop_with_empty_axes": 1}),
+    **{
+        f"{name} of each value": Case(name, {"axes": integers()}, {"noop_with_empty_axes": 1}, opsets=(18, NEWEST))
+        for name in ("ReduceMean", "ReduceMax", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceProd")
+    },
     "ReduceSum of all": Case("ReduceSum", {}, {"keepdims": 0}),
     "ArgMax": Case("ArgMax", {}, {"axis": 1, "keepdims": 0}),
     "ArgMin of the last": Case("ArgMin", {}, {"axis": -1, "select_last_index": 1}),

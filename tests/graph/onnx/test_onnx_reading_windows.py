@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from onnx_models import by_reference, by_runtime, integers, model_of, node, opened, values
+from onnx_models import by_runtime, integers, model_of, node, opened, values
 
 from quantopsy.core import QuantopsyError
 from quantopsy.graph.capture import capture
@@ -123,10 +123,27 @@ def test_resizing(
     model = model_of([made], (2, 3, *size), constants, opset=17)
     found, wanted = ours(model, x), theirs(model, x)
     assert found is not None
-    # The runtime computes scales in single precision, so that ties of "nearest" fall elsewhere than in the reference.
-    if mode == "nearest" and not np.array_equal(found, wanted):
-        wanted = by_reference(model, x)[0]
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("rounding", NEAREST)
+@pytest.mark.parametrize("scale", [0.7, 1.1, 2.2])
+def test_neighbours_are_the_runtimes_where_a_float_decides(place: str, rounding: str, scale: float) -> None:
+    made = node(
+        "Resize", ["x", "", "scales"], mode="nearest", coordinate_transformation_mode=place, nearest_mode=rounding
+    )
+    x = values(1, 1, 1, 50)
+    model = model_of([made], (1, 1, 1, 50), {"scales": np.array([1, 1, 1, scale], np.float32)}, opset=17)
+    np.testing.assert_array_equal(ours(model, x), by_runtime(model, x)[0])
+
+
+@pytest.mark.parametrize(("size", "out"), [(198, 174), (14, 25), (47, 94), (61, 33)])
+def test_neighbours_are_the_runtimes_at_every_size(size: int, out: int) -> None:
+    made = node("Resize", ["x", "", "", "to"], coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    x = np.arange(size, dtype=np.float32).reshape(1, 1, 1, size)
+    model = model_of([made], x.shape, {"to": integers(1, 1, 1, out)}, opset=17)
+    np.testing.assert_array_equal(ours(model, x), by_runtime(model, x)[0])
 
 
 @pytest.mark.parametrize(

@@ -705,16 +705,23 @@ def _replication_pad(w: Call, x: Value, pads: Sequence[int]) -> str:
     return _pad(w, x, pads, "replicate")
 
 
+def _image_sides(x: Value) -> tuple[int, int, int]:
+    """Channels, height and width of what has no further axes."""
+    if len(x.shape) != 4 or None in x.shape[1:]:
+        raise UnsupportedError(f"pixels that are shuffled in {len(x.shape)} dimensions")
+    return x.shape[1:]  # type: ignore[return-value]
+
+
 @_writes("pixel_shuffle")
 def _pixel_shuffle(w: Call, x: Value, factor: int) -> str:
+    _image_sides(x)
     return w.add("DepthToSpace", x, blocksize=factor, mode="CRD")
 
 
 @_writes("pixel_unshuffle")
 def _pixel_unshuffle(w: Call, x: Value, factor: int) -> str:
-    channels, height, width = x.shape[1:]
-    rows, columns = height // factor, width // factor  # type: ignore[operator]
-    cut = w.add("Reshape", x, w.graph.integers([-1, channels, rows, factor, columns, factor]))  # type: ignore[list-item]
+    channels, height, width = _image_sides(x)
+    cut = w.add("Reshape", x, w.graph.integers([-1, channels, height // factor, factor, width // factor, factor]))
     turned = w.add("Transpose", cut, perm=[0, 1, 3, 5, 2, 4])
     return w.add("Reshape", turned, w.graph.integers(_static(w.shape)))
 
@@ -748,4 +755,12 @@ def _roll(w: Call, x: Value, shifts: Any, dims: Any = ()) -> str:
 
 @_writes("clone contiguous detach alias dropout feature_dropout")
 def _identity(w: Call, x: Value, *_: Any) -> str:
+    return w.add("Identity", x)
+
+
+@_writes("_to_copy")
+def _to_copy(w: Call, x: Value, *, dtype: Any = None, **_: Any) -> str:
+    """To float32, which all values are that this writes."""
+    if dtype not in (None, torch.float32):
+        raise UnsupportedError(f"a conversion to {str(dtype).removeprefix('torch.')}")
     return w.add("Identity", x)

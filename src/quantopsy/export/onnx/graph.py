@@ -97,6 +97,7 @@ class _Export:
     codes: dict[str, tuple[Value, ActivationGrid]] = field(default_factory=dict)  # network value -> codes
     coded: dict[str, tuple[Value, ActivationGrid]] = field(default_factory=dict)  # ONNX reals -> codes they come from
     quantized: dict[tuple[str, int], Value] = field(default_factory=dict)
+    rounded: set[str] = field(default_factory=set)  # ONNX codes that nothing has cut or moved since QuantizeLinear
     float_weights: dict[str, str] = field(default_factory=dict)
     integer_weights: set[str] = field(default_factory=set)
 
@@ -109,10 +110,12 @@ class _Export:
         self.engine = ExactEngine(program, self.calibration)
         prepared = self.engine.prepare(self.plan).quantizers if self.plan.sites else {}
         inputs = []
-        for name, shape in zip(network.input_names, network.input_shapes, strict=True):
-            self.graph.unique(name)
-            self.reals[name] = Value(name, (None, *shape))
-            inputs.append(self.reals[name])
+        for name, image in zip(network.input_names, network.zeros(1), strict=True):
+            value = Value(self.graph.unique(name), (None, *image.shape[1:]), image.numpy().dtype)
+            inputs.append(value)
+            if not image.is_floating_point():  # bytes of pixels, say, with which ONNX computes no reals
+                value = Value(self.graph.add("Cast", name, to=onnx.TensorProto.FLOAT), value.shape)
+            self.reals[name] = value
         nodes = {node.name: node for node in network.graph.nodes}
         for step in program.steps:
             self._step(step, nodes, prepared.get(step.index, _NO_QUANTIZERS))
@@ -351,7 +354,8 @@ class _Export:
         """``x`` clipped to ``bounds`` as codes of ``grid``, called ``result``.
 
         With ``in_reals`` a clip is written in front of the rounding, at least the one at the grid's lower end: ONNX
-        Runtime quantizes float weights to 8 bits on its own where a rounding follows their layer immediately.
+        Runtime quantizes float weights to 8 bits on its own where a rounding follows their layer immediately. So it is
+        between two pairs, of which ONNX Runtime would make one on a third grid.
         """
         rank, add, constant = len(x.shape), self.graph.add, self.graph.constant
         low, high = np.asarray(0), np.asarray(grid.highest)
@@ -361,16 +365,21 @@ class _Export:
             high = grid.encode(_array(bounds.high), rank)
         ends = [("Max", low)] if (low > 0).any() else []
         ends += [("Min", high)] if (high < np.iinfo(grid.dtype).max).any() else []
-        if in_reals and not ends:
-            ends = [("Max", low)]
+        again = x.name in self.coded and self.coded[x.name][0].name in self.rounded
+        if (in_reals or again) and not ends:
+            in_reals, ends = True, [("Max", low)]
         if not ends:
-            return Value(grid.write_quantize(self.graph, x.name, result), x.shape)
+            codes = grid.write_quantize(self.graph, x.name, result)
+            self.rounded.add(codes)
+            return Value(codes, x.shape)
         if in_reals or grid.dtype != np.uint8:  # runtimes lack kernels for 16-bit codes
             # The same clip on the reals that the end codes stand for.
             clipped = x.name
             for op_type, end in ends:
                 clipped = add(op_type, clipped, constant(grid.decode(end, rank)))
-            return Value(grid.write_quantize(self.graph, clipped, result), x.shape)
+            codes = grid.write_quantize(self.graph, clipped, result)
+            self.rounded.add(codes)
+            return Value(codes, x.shape)
         codes = grid.write_quantize(self.graph, x.name)
         if low.size == high.size == 1:
             limits = (constant(end.reshape(()), grid.dtype) for end in (low, high))
@@ -508,7 +517,7 @@ def _shapes(program: Program) -> dict[str, Any]:
     """Shape of every value, None where the number of images decides; a plain number as itself, or None."""
     runs = []
     for images in (2, 3):
-        values = program.place([torch.zeros(images, *shape) for shape in program.network.input_shapes])
+        values = program.place(program.network.zeros(images))
         with torch.inference_mode():
             program.forward(values, keep=True)
         runs.append(values)

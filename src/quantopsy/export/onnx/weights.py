@@ -190,7 +190,9 @@ def stored_weight(
     found, correction = weight_parts(calibration, layer, spec, weight)
     parts = tuple((codes, _ungrouped(grid)) for codes, grid in found)
     codes, grid = parts[0]
-    if len(parts) == 1 and correction is None and grid.group_size is None:
+    # ONNX Runtime 1.31 makes QLinearMatMul of several matrices on grids by channel too, which then fails.
+    matrices = layer.op == "matmul" and weight.dim() > 2 and grid.axis is not None
+    if len(parts) == 1 and correction is None and grid.group_size is None and not matrices:
         if isinstance(grid, UniformQParams):
             return StoredWeight(grid, codes), ""
         if isinstance(grid, LevelsQParams) and (whole := _whole_levels(codes, grid)) is not None:
@@ -329,7 +331,8 @@ def with_integer_bias(
 
     A channel whose weights are next to nothing has a scale so small that its bias leaves int32: there the weight
     gets the smallest scale at which the bias takes half of int32, the rest being the sum's. The bias of a weight that
-    meets no integer kernel has the finest scale that holds it. No integers (None) for a real input.
+    meets no integer kernel has the finest scale that holds it. A channel of zeros takes its scale from its bias. No
+    integers (None) for a real input.
     """
     reals = bias.detach().double().numpy()
     if not stored.has_kernels:
@@ -338,8 +341,8 @@ def with_integer_bias(
     elif input_scale is None:
         return stored, None
     else:
-        codes, wider, grown = with_room(stored.codes, stored.qparams, bias.detach(), input_scale)
-        if bool(grown.any()):
+        codes, wider, _ = with_room(stored.codes, stored.qparams, bias.detach(), input_scale)
+        if wider is not stored.qparams:
             stored = StoredWeight(wider, codes)
         scales = np.asarray(stored.qparams.scale.numpy() * np.float32(input_scale))
         if stored.qparams.axis is not None:

@@ -16,10 +16,11 @@ IR_VERSION = 10  # the first with 4-bit integers
 
 @dataclass(frozen=True)
 class Value:
-    """An ONNX tensor. Its shape has None where the number of images decides."""
+    """An ONNX tensor. Its shape has None where the number of images decides; ``dtype`` is numpy's type."""
 
     name: str
     shape: tuple[int | None, ...]
+    dtype: Any = np.float32
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,12 @@ class OnnxWriter:
         outputs: Sequence[Value],
         metadata: dict[str, str],
     ) -> onnx.ModelProto:
-        """The finished model; float tensors go in and come out."""
+        """The finished model."""
 
         def info(value: Value) -> onnx.ValueInfoProto:
             dims = [dim if dim is not None else "batch" for dim in value.shape]
-            return onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, dims)
+            kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(value.dtype))
+            return onnx.helper.make_tensor_value_info(value.name, kind, dims)
 
         graph = onnx.helper.make_graph(
             self.nodes,

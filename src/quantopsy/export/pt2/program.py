@@ -49,7 +49,7 @@ def exported(network: Network, plan: Plan, calibration: Calibration, form: Form)
 
 def traced(network: Network, module: nn.Module) -> torch.export.ExportedProgram:
     """``module``, which takes what ``network`` does, as a program."""
-    examples = tuple(torch.zeros(EXAMPLES, *shape) for shape in network.input_shapes)
+    examples = network.zeros(EXAMPLES)
     images = torch.export.Dim("images", min=1)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.export deprecates parts of itself

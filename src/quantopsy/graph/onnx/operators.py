@@ -339,8 +339,8 @@ def _reduce(node: Node, x: Value, axes: Value | None = None) -> Tensor:
     data = tensor(x)
     given = node.attributes.get("axes") if axes is None else integers(axes, "axes")
     if not given:
-        if node.attributes.get("noop_with_empty_axes"):
-            return data
+        if node.attributes.get("noop_with_empty_axes"):  # of each value alone: |x|, x^2, ...
+            return _REDUCTIONS[node.op_type](data.unsqueeze(-1), [-1], False)
         given = range(data.dim())
     keep = bool(node.attributes["keepdims"])
     if node.op_type == "ReduceMean" and keep and data.dim() == 4 and list(given) == [-1, -2]:
@@ -354,6 +354,8 @@ def _reduce_product(node: Node, x: Value, axes: Value | None = None) -> Tensor:
     data = tensor(x)
     given = node.attributes.get("axes") if axes is None else integers(axes, "axes")
     keep = bool(node.attributes["keepdims"])
+    if not given and node.attributes.get("noop_with_empty_axes"):
+        return data
     for axis in sorted((_axis(a, data.dim()) for a in given or range(data.dim())), reverse=True):
         data = data.prod(axis, keep)
     return data

@@ -71,7 +71,9 @@ def _wanted(node: Node, x: Tensor, scales: Value | None, to: Value | None) -> tu
         pairs = [(a, s) for a, s in zip(axes, numbers, strict=True) if s != 1]
         if any(not 0 < s < LARGEST_SIDE for _, s in pairs):
             raise UnsupportedError(f"scales {numbers}")
-        return [a for a, _ in pairs], [s for _, s in pairs], [math.floor(int(x.shape[a]) * s) for a, s in pairs]
+        # In float32, as runtimes do: 0.7 of 50 values are 35 then, and 34 in float64.
+        sides = [math.floor(np.float32(int(x.shape[a])) * np.float32(s)) for a, s in pairs]
+        return [a for a, _ in pairs], [s for _, s in pairs], sides
     if to is None:
         raise UnsupportedError("neither scales nor sizes")
     numbers = integers(to, "sizes")
@@ -92,9 +94,12 @@ def _shape_of(value: Value) -> tuple[Any, ...]:
     return tuple(value.shape) if isinstance(value, Tensor | np.ndarray) else value.array.shape
 
 
-def _coordinates(size: int, out: int, scale: float, kind: str) -> np.ndarray:
-    """Where in the old axis the new one's values lie (ONNX Resize, coordinate_transformation_mode)."""
-    i = np.arange(out, dtype=np.float64)
+def _coordinates(size: int, out: int, scale: float | np.float32, kind: str) -> np.ndarray:
+    """Where in the old axis the new one's values lie (ONNX Resize, coordinate_transformation_mode).
+
+    In float32 where the scale is one.
+    """
+    i = np.arange(out, dtype=np.asarray(scale).dtype)
     if kind == "asymmetric":
         return i / scale
     if kind == "align_corners":
@@ -111,7 +116,8 @@ def _coordinates(size: int, out: int, scale: float, kind: str) -> np.ndarray:
 def _nearest(x: Tensor, size: list[int], out: list[int], scale: list[float], kind: str, rounding: str) -> Tensor:
     indices = []
     for n, m, s in zip(size, out, scale, strict=True):
-        place = _coordinates(n, m, s, kind)
+        # As runtimes do: which neighbour is the nearest to 11 / 2.2, a float's rounding decides.
+        place = _coordinates(n, m, np.float32(s), kind).astype(np.float64)
         if rounding == "round_prefer_floor":
             index = np.ceil(place - 0.5)
         elif rounding == "round_prefer_ceil":
@@ -121,13 +127,19 @@ def _nearest(x: Tensor, size: list[int], out: list[int], scale: list[float], kin
         else:
             raise UnsupportedError(f"nearest_mode {rounding!r}")
         indices.append(index.clip(0, n - 1).astype(np.int64))
-    theirs = [np.arange(m) * n // m for n, m in zip(size, out, strict=True)]
+    theirs = [_nearest_in_torch(n, m) for n, m in zip(size, out, strict=True)]
     if x.dim() in _LINEAR and all(map(np.array_equal, indices, theirs)):
         return F.interpolate(x, out, mode="nearest")
     for axis, index in enumerate(indices, start=2):
         if not np.array_equal(index, np.arange(size[axis - 2])):
             x = x.index_select(axis, torch.tensor(index))
     return x
+
+
+def _nearest_in_torch(size: int, out: int) -> np.ndarray:
+    """The indices that ``F.interpolate`` takes: of a product of floats, which may fall below a whole number."""
+    place = np.arange(out, dtype=np.float32) * (np.float32(size) / np.float32(out))
+    return np.floor(place).clip(0, size - 1).astype(np.int64)
 
 
 def _weights(size: int, out: int, scale: float, kind: str, cubic: tuple[float, bool] | None) -> np.ndarray:
