@@ -41,7 +41,8 @@ def recompose(graph: fx.Graph) -> None:
 
 
 def _is(node: Any, *targets: Any) -> bool:
-    return isinstance(node, fx.Node) and node.target in targets
+    """Whether ``node`` is one of ``targets`` as it is usual: ``alpha`` of an addition makes another function of it."""
+    return isinstance(node, fx.Node) and node.target in targets and not node.kwargs
 
 
 def _close(value: Any, expected: float) -> bool:
