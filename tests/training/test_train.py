@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from learning import evaluation, images, network, started, training
+from learning import evaluation, images, network, pictures, started, training
 from small_net import randomise_norms
 from torch import Tensor
 
@@ -440,6 +440,32 @@ def test_a_batch_norm_needs_two_values(tmp_path) -> None:
     assert done.history.stopped is None
     done = trained(tmp_path / "maps", batch=1, epochs=1, samples=100)  # a map has many values
     assert done.history.stopped is None
+
+
+class TwoInputs(torch.nn.Module):
+    """Tells nothing without knowing which picture is which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(3, 4, 3)
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        seen = torch.cat([self.left(left).relu().mean((2, 3)), self.right(right).sigmoid().mean((2, 3))], 1)
+        return self.head(seen)
+
+
+def test_inputs_are_taken_by_name_whatever_their_order(tmp_path) -> None:
+    module = TwoInputs().eval()
+    left, right = pictures(1, 120), 3 * pictures(2, 120) + 1
+    with torch.no_grad():
+        labels = module(left, right).argmax(1)
+    data = [{"right": b, "left": a, "label": y} for a, b, y in zip(left, right, labels, strict=True)]
+    settings = TrainingSettings(**{**LITTLE, "bits": 8, "epochs": 1, "rate": 1e-4})
+    done = train(module, data[:80], evaluation=data[80:], out=tmp_path, settings=settings)
+    assert done.history.epochs[0].value >= 87.5  # 8 images, 8 bits
+    assert qp.apply(tmp_path, data=data[80:]).after[0] == done.expected.after[0] >= 90.0
 
 
 @pytest.mark.parametrize("count", [1, 33])

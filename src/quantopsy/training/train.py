@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -266,14 +266,19 @@ def _written(
 
 
 def save_network(network: Network, example: Any, path: Path) -> None:
-    """Write ``network`` as a ``.pt2`` whose capture has the same layers, the number of images left free."""
+    """Write ``network`` as a ``.pt2`` whose capture has the same layers, the number of images left free.
+
+    It takes its inputs as ``example`` gives them, by name or in their order.
+    """
     batch = torch.export.Dim("batch", min=1)
-    arguments = network.arrange(example)
+    inputs = network.arrange(example)
+    named = dict(zip(network.input_names, inputs, strict=True)) if isinstance(example, Mapping) else {}
+    shapes: Any = {name: {0: batch} for name in named} or tuple({0: batch} for _ in inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(network.module(), arguments, dynamic_shapes=tuple({0: batch} for _ in arguments))
+        program = torch.export.export(network.module(), () if named else inputs, named, dynamic_shapes=shapes)
     save(program, path)
-    check_same(network, capture(load(path), example, unfused=network.unfused), path)
+    check_same(network, capture(load(path), named or inputs, unfused=network.unfused), path)
 
 
 def check_same(network: Network, again: Network, path: Path) -> None:

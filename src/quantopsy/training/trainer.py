@@ -104,7 +104,7 @@ class Trainer:
         self.oscillations = OscillationGuard(self.network)
         self.file = folder / CHECKPOINT
         example = job.images.batch(job.training[:2])
-        self.augmentation = chosen(self.settings.augment, _tensors(example), example.labels)
+        self.augmentation = chosen(self.settings.augment, self._tensors(example), example.labels)
         if example.labels is None and not self.settings.distillation:
             raise QuantopsyError(
                 "training", "the data have no labels and distillation is off", "give labels, or leave distillation on"
@@ -171,7 +171,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(
             (settings.seed * 1_000_003 + self.step) * 64 + self.accelerator.process_index
         )
-        inputs = tuple(augmented(x, self.augmentation, generator).to(self.accelerator.device) for x in _tensors(batch))
+        changed = (augmented(x, self.augmentation, generator) for x in self._tensors(batch))
+        inputs = tuple(x.to(self.accelerator.device) for x in changed)
         parts: dict[str, Tensor] = {}
         try:
             parts = self._losses(inputs, batch)
@@ -206,6 +207,10 @@ class Trainer:
             if self.watcher is not None:
                 self.watcher.step(self.step, losses)
         return sum(losses.values())
+
+    def _tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The inputs in the order in which the network takes them."""
+        return self.network.program.network.arrange(batch.inputs)
 
     def _losses(self, inputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         settings, job = self.settings, self.job
@@ -269,7 +274,7 @@ class Trainer:
             statistics = self.statistics(self.job.validation)
             value = self.job.metric.value(statistics)
         except QuantopsyError:
-            if not self._blown_up(_tensors(self.job.images.batch(self.job.validation[:2]))):
+            if not self._blown_up(self._tensors(self.job.images.batch(self.job.validation[:2]))):
                 raise
             return
         limit = self.job.limit
@@ -346,7 +351,7 @@ class Trainer:
         for batch in prefetch(job.images, np.array_split(mine, -(-len(mine) // 64)) if len(mine) else []):
             with torch.no_grad():
                 exact = job.teacher.network.unflatten(job.teacher.forward(job.teacher.place(batch.inputs)))
-                outputs = self.network(*_tensors(batch))
+                outputs = self.network(*self._tensors(batch))
             labels = None if batch.labels is None else batch.labels.to(self.accelerator.device)
             names = [job.images.name(int(index)) for index in batch.indices]
             rows = measure(job.metric, outputs, labels, exact, names.__getitem__)
@@ -452,7 +457,3 @@ def quantization_errors(network: TrainableNetwork) -> dict[str, float]:
             apart = (layer.weight_quantizer(weight) - weight).square().sum()
             found[layer.layer.name] = float(apart / weight.square().sum().clamp(min=1e-30))
     return found
-
-
-def _tensors(batch: Batch) -> tuple[Tensor, ...]:
-    return tuple(batch.inputs.values()) if isinstance(batch.inputs, dict) else batch.inputs
