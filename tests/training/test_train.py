@@ -202,7 +202,7 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, more) 
     whole = trained(tmp_path / "whole", augment="flip+shift", **more)
     for step in (5, 14):  # within the first epoch, and the second
         with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / "parts", Interrupted(step), augment="flip+shift", **more)
+            trained(tmp_path / "parts", Interrupted(step), augment="flip+shift", checkpoint_seconds=0.0, **more)
         assert (tmp_path / "parts" / CHECKPOINT).exists()
     parts = trained(tmp_path / "parts", augment="flip+shift", **more)
     assert parts.expected == whole.expected
@@ -215,6 +215,31 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, more) 
 
 def test_ranges_stay_behind_a_training_that_ends_early(tmp_path) -> None:
     start, program = started(method="ste", bits=2)
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("within", ["_losses", "_average", "statistics"])
+def test_wherever_it_is_stopped_it_ends_with_the_same_numbers(tmp_path, monkeypatch, within, ends) -> None:
+    options = {"augment": "flip+shift", "ema": 0.9, "method": "ste", "checkpoint_seconds": 0.0}
+    whole = trained(tmp_path / "whole", **options)
+    function, calls = getattr(Trainer, within), []
+
+    def stopped(self, *arguments):
+        calls.append(within)
+        found = function(self, *arguments)
+        if len(calls) == 2:
+            raise ends
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, within, stopped)
+        with pytest.raises(ends):
+            trained(tmp_path / "parts", **options)
+    parts = trained(tmp_path / "parts", **options)
+    for mine, other in zip(parts.history.epochs, whole.history.epochs, strict=True):
+        assert replace(mine, seconds=0.0) == replace(other, seconds=0.0)
+    mine, other = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
     settings = TrainingSettings(**{**LITTLE, "method": "ste", "epochs": 40, "patience": 1, "rate": 0.0})
     made = TrainableNetwork(program, start.plan, start.calibration, settings.grids)
     training_, validation = start.split(settings)

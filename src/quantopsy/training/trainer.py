@@ -113,7 +113,7 @@ class Trainer:
     def run(self) -> History:
         """Train to the end, from a checkpoint where there is one; the network then has its best state.
 
-        An interruption leaves a checkpoint, and raises.
+        An interruption leaves the last checkpoint: within a step or a validation nothing is whole that could be kept.
         """
         settings = self.settings
         if self.file.exists():
@@ -125,24 +125,21 @@ class Trainer:
         self.progress.start("training", self.steps)
         self.progress.advance(self.step)
         saved = time.monotonic()
-        try:
-            while self.step < self.steps and self.history.stopped is None:
-                begin = time.monotonic()
-                self.module.train()
-                for batch in self._batches():
-                    self.losses.append(self._step(batch))
-                    if self.history.stopped is not None:
-                        break
-                    self.progress.advance(1)
-                    if time.monotonic() - saved > settings.checkpoint_seconds and self.step % self.steps_per_epoch:
-                        self.save()
-                        saved = time.monotonic()
-                if self.history.stopped is None:
-                    self._validate(float(np.mean(self.losses)), time.monotonic() - begin)
-                    self._stop_early()
-                    self.losses = []
-                self.save()
-        except KeyboardInterrupt:
+        while self.step < self.steps and self.history.stopped is None:
+            begin = time.monotonic()
+            self.module.train()
+            for batch in self._batches():
+                self.losses.append(self._step(batch))
+                if self.history.stopped is not None:
+                    break
+                self.progress.advance(1)
+                if time.monotonic() - saved > settings.checkpoint_seconds and self.step % self.steps_per_epoch:
+                    self.save()
+                    saved = time.monotonic()
+            if self.history.stopped is None:
+                self._validate(float(np.mean(self.losses)), time.monotonic() - begin)
+                self._stop_early()
+                self.losses = []
             self.save()
             raise
         if self.best is not None:
