@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,13 @@ from quantopsy.core import Plan, QuantopsyError, Site
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.calibration import Calibration, grids_of
 from quantopsy.graph.capture import capture
+from quantopsy.graph.execute import compile_network
 from quantopsy.quant.encoding import qparams_from_json
 from quantopsy.report.trained import statements
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments
 from quantopsy.training.settings import TrainingSettings
-from quantopsy.training.start import usual_plan
+from quantopsy.training.start import ready, usual_plan
 from quantopsy.training.train import train
 from quantopsy.training.trainer import CHECKPOINT, Job, Trainer
 
@@ -252,6 +254,31 @@ def test_wherever_it_is_stopped_it_ends_with_the_same_numbers(tmp_path, monkeypa
     for (low, high), quantizer in zip(before, made.quantizers, strict=True):
         assert torch.equal(quantizer.qparams.ends[0], low)
         assert torch.equal(quantizer.qparams.ends[1], high)
+
+
+class Gated(torch.nn.Sequential):
+    """A layer that is called as trained bit-widths are."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.add_module("gates", torch.nn.Conv2d(3, 8, 3))
+        self.add_module("head", torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(800, 5)))
+
+
+def test_the_average_is_of_all_weights_whatever_a_layer_is_called(tmp_path) -> None:
+    settings = TrainingSettings(**{**LITTLE, "ema": 0.9, "epochs": 1, "rate": 0.1})
+    start = ready(Gated().eval(), training(), settings, Silent())
+    made = TrainableNetwork(compile_network(start.network), start.plan, start.calibration, settings.grids)
+    training_, validation = start.split(settings)
+    job = Job(made, start.subject.program, start.images, training_, validation, start.subject.metric, settings)
+    trainer = Trainer(job, tmp_path, Silent())
+    for batch in islice(trainer._batches(), 3):
+        trainer._step(batch)
+    now = made.state_dict()
+    assert trainer.average is not None
+    for name in ("layers.gates.weight", "layers.head/2.weight"):
+        assert not torch.equal(trainer.average[name], now[name])
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path) -> None:

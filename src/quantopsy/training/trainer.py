@@ -256,7 +256,7 @@ class Trainer:
             return
         decay = min(decay, (1 + self.step) / (10 + self.step))
         for name, value in now.items():
-            if value.is_floating_point() and "gates" not in name:
+            if value.is_floating_point() and not name.endswith("gates.logits"):
                 self.average[name].lerp_(value, 1 - decay)
             else:
                 self.average[name].copy_(value)
