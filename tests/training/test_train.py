@@ -302,6 +302,13 @@ def test_bits_learn_until_the_target_is_met(tmp_path) -> None:
 def test_a_target_that_no_bits_meet_is_refused(tmp_path) -> None:
     with pytest.raises(QuantopsyError, match="are the least that training can reach"):
         trained(tmp_path, target="1.5bits", bits=6)
+def test_patience_begins_where_the_target_is_met(tmp_path) -> None:
+    # Until then every epoch has fewer bits than the one before, and is no better.
+    done = trained(tmp_path, target="3bits", bits=8, epochs=8, edge_bits=0, patience=1)
+    assert done.history.epochs[done.history.best].within
+    assert not done.history.epochs[1].within
+
+
     with pytest.raises(QuantopsyError, match="pact does not learn bits; give --method lsq or ddq"):
         trained(tmp_path, target="3bits", method="pact")
     with pytest.raises(QuantopsyError, match="one limit"):

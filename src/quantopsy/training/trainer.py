@@ -319,6 +319,8 @@ class Trainer:
         return kept.number > 0 and worse.low <= 0.0 and sign * epoch.value > sign * epochs[0].value
 
     def _stop_early(self) -> None:
+        if not epochs[self.history.best].within:  # gates still close, at the price of the metric
+            return
         patience, epochs = self.settings.patience, self.history.epochs
         if patience is not None and epochs[-1].number - epochs[self.history.best].number >= patience:
             self.history.stopped = f"no better for {patience} epochs"
