@@ -215,8 +215,6 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, more) 
     assert all(torch.equal(mine[name], other[name]) for name in other)
 
 
-def test_ranges_stay_behind_a_training_that_ends_early(tmp_path) -> None:
-    start, program = started(method="ste", bits=2)
 @pytest.mark.parametrize("ends", [KeyboardInterrupt, MemoryError])
 @pytest.mark.parametrize("within", ["_losses", "_average", "statistics"])
 def test_wherever_it_is_stopped_it_ends_with_the_same_numbers(tmp_path, monkeypatch, within, ends) -> None:
@@ -242,6 +240,8 @@ def test_wherever_it_is_stopped_it_ends_with_the_same_numbers(tmp_path, monkeypa
     assert all(torch.equal(mine[name], other[name]) for name in other)
 
 
+def test_ranges_stay_behind_a_training_that_ends_early(tmp_path) -> None:
+    start, program = started(method="ste", bits=2)
     settings = TrainingSettings(**{**LITTLE, "method": "ste", "epochs": 40, "patience": 1, "rate": 0.0})
     made = TrainableNetwork(program, start.plan, start.calibration, settings.grids)
     training_, validation = start.split(settings)
@@ -285,6 +285,9 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path) -> None:
     trained(tmp_path)
     with pytest.raises(QuantopsyError, match=r"settings differ.*--fresh"):
         trained(tmp_path, rate=0.02)
+    others = {"loss": lambda outputs, _: outputs.square().mean(1), "metric": "agreement"}
+    with pytest.raises(QuantopsyError, match=r"metric, loss differ.*--fresh"):
+        train(network(), training(), out=tmp_path, settings=TrainingSettings(**LITTLE), **others)
     (tmp_path / CHECKPOINT).write_bytes(b"cut off")
     with pytest.raises(QuantopsyError, match="does not load"):
         trained(tmp_path)
@@ -299,9 +302,6 @@ def test_bits_learn_until_the_target_is_met(tmp_path) -> None:
     assert {site.layer: spec.bits for site, spec in done.recipe.plan.sites if site.role == "weight"} == dict(kept.bits)
 
 
-def test_a_target_that_no_bits_meet_is_refused(tmp_path) -> None:
-    with pytest.raises(QuantopsyError, match="are the least that training can reach"):
-        trained(tmp_path, target="1.5bits", bits=6)
 def test_patience_begins_where_the_target_is_met(tmp_path) -> None:
     # Until then every epoch has fewer bits than the one before, and is no better.
     done = trained(tmp_path, target="3bits", bits=8, epochs=8, edge_bits=0, patience=1)
@@ -309,6 +309,9 @@ def test_patience_begins_where_the_target_is_met(tmp_path) -> None:
     assert not done.history.epochs[1].within
 
 
+def test_a_target_that_no_bits_meet_is_refused(tmp_path) -> None:
+    with pytest.raises(QuantopsyError, match="are the least that training can reach"):
+        trained(tmp_path, target="1.5bits", bits=6)
     with pytest.raises(QuantopsyError, match="pact does not learn bits; give --method lsq or ddq"):
         trained(tmp_path, target="3bits", method="pact")
     with pytest.raises(QuantopsyError, match="one limit"):

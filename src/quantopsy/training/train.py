@@ -112,7 +112,7 @@ def train(
         settings=settings,
         limit=limit,
         loss=imported(loss, "loss") if isinstance(loss, str) else loss,
-        identity=_identity(start, settings),
+        identity=_identity(start, settings, loss),
     )
     progress.say(settings_line(job))
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ def _some(images: Images, order: np.ndarray, count: int) -> list[Batch]:
     return [images.batch(piece) for piece in np.array_split(kept, -(-len(kept) // 32))]
 
 
-def _identity(start: Start, settings: TrainingSettings) -> dict[str, Any]:
+def _identity(start: Start, settings: TrainingSettings, loss: Any) -> dict[str, Any]:
     """What must be the same for a checkpoint to go on from."""
     chosen = {name: value for name, value in asdict(settings).items() if name not in _FREE}
     return {
@@ -224,6 +224,8 @@ def _identity(start: Start, settings: TrainingSettings) -> dict[str, Any]:
         "data": start.images.fingerprint,
         "plan": start.plan.fingerprint,
         "settings": json.dumps(chosen, sort_keys=True),
+        "metric": start.subject.metric.name,
+        "loss": loss if loss is None or isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__),
     }
 
 
