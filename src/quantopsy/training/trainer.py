@@ -141,7 +141,6 @@ class Trainer:
                 self._stop_early()
                 self.losses = []
             self.save()
-            raise
         if self.best is not None:
             self.network.load_state_dict(self.best)
         self._freeze_ranges()  # a training that ended early has not yet
@@ -319,9 +318,9 @@ class Trainer:
         return kept.number > 0 and worse.low <= 0.0 and sign * epoch.value > sign * epochs[0].value
 
     def _stop_early(self) -> None:
+        patience, epochs = self.settings.patience, self.history.epochs
         if not epochs[self.history.best].within:  # gates still close, at the price of the metric
             return
-        patience, epochs = self.settings.patience, self.history.epochs
         if patience is not None and epochs[-1].number - epochs[self.history.best].number >= patience:
             self.history.stopped = f"no better for {patience} epochs"
 
