@@ -33,7 +33,7 @@ from quantopsy.training.guards import OscillationGuard, ScaleGuard, first_not_fi
 from quantopsy.training.history import Epoch, History
 from quantopsy.training.mixing import GateGradients, gate_rate, set_gate_rate
 from quantopsy.training.network import TrainableNetwork
-from quantopsy.training.objective import Loss, distillation_loss, label_loss
+from quantopsy.training.objective import Loss, distillation_loss, label_loss, own_loss
 from quantopsy.training.optimizers import optimizers, set_rates
 from quantopsy.training.quantizers.ste import StraightThrough
 from quantopsy.training.settings import TrainingSettings
@@ -214,7 +214,7 @@ class Trainer:
         parts: dict[str, Tensor] = {}
         if batch.labels is not None:
             labels = batch.labels.to(self.accelerator.device)
-            parts["labels"] = job.loss(outputs, labels).mean() if job.loss else label_loss(outputs, labels)
+            parts["labels"] = own_loss(job.loss, outputs, labels) if job.loss else label_loss(outputs, labels)
         if settings.distillation:
             with torch.no_grad():
                 teacher = job.teacher
