@@ -148,6 +148,21 @@ def test_layers_that_share_learn_one_bit_width(tmp_path) -> None:
         trained(tmp_path / "no", share=("*",), **{**options, "edge_bits": 8})
 
 
+def test_shares_that_overlap_are_one(tmp_path, monkeypatch) -> None:
+    found = []
+
+    def look(limit, _) -> None:
+        found.append(len(limit.footprint.gates))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("quantopsy.training.train.start_gates", look)
+    options = {"target": "3.5bits", "bits": 6, "edge_bits": 0}
+    for share in (("[lrh]*",), ("[lrh]*", "[sl]*"), ("[lrh]*", "[sl]*", "[sd]*")):
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, share=share, **options)
+    assert found == [3, 2, 1]
+
+
 def test_a_study_s_network_starts_from_its_plan(tmp_path) -> None:
     qp.analyze(network(), evaluation(), bits=(4,), mode="screen", out=tmp_path / "study", scheme="per-channel")
     with pytest.raises(QuantopsyError, match="its model was a Python object"):

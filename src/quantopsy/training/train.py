@@ -99,7 +99,9 @@ def train(
     if settings.limit is not None:
         for pattern in settings.share:
             matched = names.match([pattern], list(network.weight_bits()), "layer with a weight on a grid")
-            share_gates(network.sites[Site(name, "weight")][0] for name in matched)
+            together = {id(network.sites[Site(name, "weight")][0].gates) for name in matched}
+            # All that have them already: patterns may overlap.
+            share_gates(quantizer for quantizer in network.quantizers if id(quantizer.gates) in together)
         limit = Limit.parse(settings.limit, counted(network, settings))
         start_gates(limit, noises(network, start.calibration, _some(start.images, training, SCREENED)))
     job = Job(
