@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from quantopsy.training.footprint import Footprint, Limit, Part
-from quantopsy.training.mixing import EVIDENCE, GateGradients, gate_rate, set_gate_rate
+from quantopsy.training.mixing import CLOSED_BY, EVIDENCE, GateGradients, gate_rate, set_gate_rate
 from quantopsy.training.quantizers.gates import Gates
 
 
@@ -31,8 +31,8 @@ def test_chance_is_not_heard_and_what_is_certain_is() -> None:
         first.logits.grad = torch.tensor([0, 0, 0, 0, float(chance)])
         second.logits.grad = torch.tensor([0, 0, 0, 0, float(certain)])
         gradients.apply(2.0)
-        torch.testing.assert_close(first.logits.grad, (2 * price_alone(limit, first)).float())
-        heard = (second.logits.grad - 2 * price_alone(limit, second))[-1].item()
+        torch.testing.assert_close(first.logits.grad, price_alone(limit, first).float())
+        heard = 2 * (second.logits.grad - price_alone(limit, second))[-1].item()
         mean, error = draws[:step, 1].mean(), stats.sem(draws[:step, 1]) if step > 1 else np.inf
         assert heard == pytest.approx(mean if step >= 16 and mean > EVIDENCE * error else 0.0, abs=1e-5)
     assert heard > 0.5
@@ -67,6 +67,34 @@ def test_a_checkpoint_goes_on_where_it_was() -> None:
             gradients.apply(1.0)
             found.append(first.logits.grad)
         assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("loss", [lambda step: 1.0, lambda step: 0.01 / step, lambda step: -3.0])
+def test_the_price_meets_the_limit_in_a_third_of_the_steps_whatever_the_loss(loss) -> None:
+    first, second, limit = limited()
+    steps, taken = 300, 0
+    optimizer = torch.optim.SGD([first.logits, second.logits], lr=gate_rate(limit, steps))
+    gradients = GateGradients(limit)
+    while not limit.met and taken < steps:
+        set_gate_rate(optimizer, limit, taken / steps)
+        optimizer.zero_grad()
+        gradients.apply(loss(taken + 1))
+        optimizer.step()
+        taken += 1
+    assert 0.7 * CLOSED_BY * steps <= taken <= CLOSED_BY * steps + 2  # the pull grows as the footprint shrinks
+
+
+def test_gates_that_cost_nothing_close_too() -> None:
+    first, second, limit = limited()
+    with torch.no_grad():
+        second.logits[-1] = 0.0
+    limit = Limit(limit.footprint, 4.5)
+    optimizer = torch.optim.SGD([first.logits, second.logits], lr=gate_rate(limit, 100))
+    set_gate_rate(optimizer, limit, 0.0)
+    GateGradients(limit).apply(1.0)
+    optimizer.step()
+    assert limit.met
+    assert (first.bits, second.bits) == (5, 4)
 
 
 def test_a_limit_that_is_met_leaves_gates_alone() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from quantopsy.core import QuantopsyError
-from quantopsy.training.objective import distillation_loss, label_loss
+from quantopsy.training.objective import distillation_loss, label_loss, own_loss
 
 
 def test_labels_of_images_and_of_pixels() -> None:
@@ -54,3 +56,23 @@ def test_outputs_that_are_no_scores_are_compared_by_distance() -> None:
 def test_a_single_number_is_compared_by_its_square() -> None:
     found = distillation_loss(torch.tensor([[3.0]]), torch.tensor([[2.0]]))
     assert float(found) == pytest.approx(1 / 4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda outputs, labels: outputs.scores, "it failed (AttributeError"),
+        (lambda outputs, labels: 3.0, "it gave float"),
+        (lambda outputs, labels: outputs.detach().sum(1), "it gave torch.float32 without a gradient"),
+    ],
+)
+def test_a_loss_that_fails_is_told_of(loss, said) -> None:
+    outputs, labels = torch.randn(4, 5, requires_grad=True), torch.arange(4)
+    with pytest.raises(QuantopsyError, match=re.escape(said)):
+        own_loss(loss, outputs, labels)
+
+
+def test_an_own_loss_is_averaged() -> None:
+    outputs = torch.randn(4, 5, requires_grad=True)
+    found = own_loss(lambda outputs, labels: outputs.square().sum(1), outputs, torch.arange(4))
+    assert torch.equal(found, outputs.square().sum(1).mean())

@@ -7,11 +7,12 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
-from learning import evaluation, images, network, started, training
+from learning import evaluation, images, network, pictures, started, training
 from small_net import randomise_norms
 from torch import Tensor
 
@@ -22,12 +23,13 @@ from quantopsy.core import Plan, QuantopsyError, Site
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.calibration import Calibration, grids_of
 from quantopsy.graph.capture import capture
+from quantopsy.graph.execute import compile_network
 from quantopsy.quant.encoding import qparams_from_json
 from quantopsy.report.trained import statements
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments
 from quantopsy.training.settings import TrainingSettings
-from quantopsy.training.start import usual_plan
+from quantopsy.training.start import ready, usual_plan
 from quantopsy.training.train import train
 from quantopsy.training.trainer import CHECKPOINT, Job, Trainer
 
@@ -146,6 +148,21 @@ def test_layers_that_share_learn_one_bit_width(tmp_path) -> None:
         trained(tmp_path / "no", share=("*",), **{**options, "edge_bits": 8})
 
 
+def test_shares_that_overlap_are_one(tmp_path, monkeypatch) -> None:
+    found = []
+
+    def look(limit, _) -> None:
+        found.append(len(limit.footprint.gates))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("quantopsy.training.train.start_gates", look)
+    options = {"target": "3.5bits", "bits": 6, "edge_bits": 0}
+    for share in (("[lrh]*",), ("[lrh]*", "[sl]*"), ("[lrh]*", "[sl]*", "[sd]*")):
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, share=share, **options)
+    assert found == [3, 2, 1]
+
+
 def test_a_study_s_network_starts_from_its_plan(tmp_path) -> None:
     qp.analyze(network(), evaluation(), bits=(4,), mode="screen", out=tmp_path / "study", scheme="per-channel")
     with pytest.raises(QuantopsyError, match="its model was a Python object"):
@@ -202,11 +219,36 @@ def test_killed_and_started_again_it_ends_with_the_same_numbers(tmp_path, more) 
     whole = trained(tmp_path / "whole", augment="flip+shift", **more)
     for step in (5, 14):  # within the first epoch, and the second
         with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / "parts", Interrupted(step), augment="flip+shift", **more)
+            trained(tmp_path / "parts", Interrupted(step), augment="flip+shift", checkpoint_seconds=0.0, **more)
         assert (tmp_path / "parts" / CHECKPOINT).exists()
     parts = trained(tmp_path / "parts", augment="flip+shift", **more)
     assert parts.expected == whole.expected
     assert parts.history.losses == whole.history.losses
+    for mine, other in zip(parts.history.epochs, whole.history.epochs, strict=True):
+        assert replace(mine, seconds=0.0) == replace(other, seconds=0.0)
+    mine, other = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("within", ["_losses", "_average", "statistics"])
+def test_wherever_it_is_stopped_it_ends_with_the_same_numbers(tmp_path, monkeypatch, within, ends) -> None:
+    options = {"augment": "flip+shift", "ema": 0.9, "method": "ste", "checkpoint_seconds": 0.0}
+    whole = trained(tmp_path / "whole", **options)
+    function, calls = getattr(Trainer, within), []
+
+    def stopped(self, *arguments):
+        calls.append(within)
+        found = function(self, *arguments)
+        if len(calls) == 2:
+            raise ends
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, within, stopped)
+        with pytest.raises(ends):
+            trained(tmp_path / "parts", **options)
+    parts = trained(tmp_path / "parts", **options)
     for mine, other in zip(parts.history.epochs, whole.history.epochs, strict=True):
         assert replace(mine, seconds=0.0) == replace(other, seconds=0.0)
     mine, other = weights(tmp_path / "parts"), weights(tmp_path / "whole")
@@ -229,10 +271,38 @@ def test_ranges_stay_behind_a_training_that_ends_early(tmp_path) -> None:
         assert torch.equal(quantizer.qparams.ends[1], high)
 
 
+class Gated(torch.nn.Sequential):
+    """A layer that is called as trained bit-widths are."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.add_module("gates", torch.nn.Conv2d(3, 8, 3))
+        self.add_module("head", torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(800, 5)))
+
+
+def test_the_average_is_of_all_weights_whatever_a_layer_is_called(tmp_path) -> None:
+    settings = TrainingSettings(**{**LITTLE, "ema": 0.9, "epochs": 1, "rate": 0.1})
+    start = ready(Gated().eval(), training(), settings, Silent())
+    made = TrainableNetwork(compile_network(start.network), start.plan, start.calibration, settings.grids)
+    training_, validation = start.split(settings)
+    job = Job(made, start.subject.program, start.images, training_, validation, start.subject.metric, settings)
+    trainer = Trainer(job, tmp_path, Silent())
+    for batch in islice(trainer._batches(), 3):
+        trainer._step(batch)
+    now = made.state_dict()
+    assert trainer.average is not None
+    for name in ("layers.gates.weight", "layers.head/2.weight"):
+        assert not torch.equal(trainer.average[name], now[name])
+
+
 def test_a_checkpoint_of_another_training_is_refused(tmp_path) -> None:
     trained(tmp_path)
     with pytest.raises(QuantopsyError, match=r"settings differ.*--fresh"):
         trained(tmp_path, rate=0.02)
+    others = {"loss": lambda outputs, _: outputs.square().mean(1), "metric": "agreement"}
+    with pytest.raises(QuantopsyError, match=r"metric, loss differ.*--fresh"):
+        train(network(), training(), out=tmp_path, settings=TrainingSettings(**LITTLE), **others)
     (tmp_path / CHECKPOINT).write_bytes(b"cut off")
     with pytest.raises(QuantopsyError, match="does not load"):
         trained(tmp_path)
@@ -245,6 +315,13 @@ def test_bits_learn_until_the_target_is_met(tmp_path) -> None:
     assert done.average_bits <= 3.5
     assert all(2 <= bits <= 6 for bits in kept.bits.values())
     assert {site.layer: spec.bits for site, spec in done.recipe.plan.sites if site.role == "weight"} == dict(kept.bits)
+
+
+def test_patience_begins_where_the_target_is_met(tmp_path) -> None:
+    # Until then every epoch has fewer bits than the one before, and is no better.
+    done = trained(tmp_path, target="3bits", bits=8, epochs=8, edge_bits=0, patience=1)
+    assert done.history.epochs[done.history.best].within
+    assert not done.history.epochs[1].within
 
 
 def test_a_target_that_no_bits_meet_is_refused(tmp_path) -> None:
@@ -440,6 +517,32 @@ def test_a_batch_norm_needs_two_values(tmp_path) -> None:
     assert done.history.stopped is None
     done = trained(tmp_path / "maps", batch=1, epochs=1, samples=100)  # a map has many values
     assert done.history.stopped is None
+
+
+class TwoInputs(torch.nn.Module):
+    """Tells nothing without knowing which picture is which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.left, self.right = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(3, 4, 3)
+        self.head = torch.nn.Linear(8, 5)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        seen = torch.cat([self.left(left).relu().mean((2, 3)), self.right(right).sigmoid().mean((2, 3))], 1)
+        return self.head(seen)
+
+
+def test_inputs_are_taken_by_name_whatever_their_order(tmp_path) -> None:
+    module = TwoInputs().eval()
+    left, right = pictures(1, 120), 3 * pictures(2, 120) + 1
+    with torch.no_grad():
+        labels = module(left, right).argmax(1)
+    data = [{"right": b, "left": a, "label": y} for a, b, y in zip(left, right, labels, strict=True)]
+    settings = TrainingSettings(**{**LITTLE, "bits": 8, "epochs": 1, "rate": 1e-4})
+    done = train(module, data[:80], evaluation=data[80:], out=tmp_path, settings=settings)
+    assert done.history.epochs[0].value >= 87.5  # 8 images, 8 bits
+    assert qp.apply(tmp_path, data=data[80:]).after[0] == done.expected.after[0] >= 90.0
 
 
 @pytest.mark.parametrize("count", [1, 33])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from quantopsy.training.footprint import Limit
-from quantopsy.training.quantizers.gates import Gates
+from quantopsy.training.quantizers.gates import START, Gates
 
 CLOSED_BY = 0.3
 """Share of the training in which bits are to reach their limit, at the rate of :func:`gate_rate`; the rest is for the
@@ -23,6 +23,9 @@ EVIDENCE = 4.0
 LEAST_STEPS = 16
 """Steps from which a standard error is believed."""
 
+SMALLEST_LOSS = 1e-12
+"""Magnitude that a loss is taken to have at least."""
+
 
 class GateGradients:
     """Gives every gate the gradient that its optimizer is to take.
@@ -31,12 +34,16 @@ class GateGradients:
     mean over all steps since the layer's bit-width last changed, and only where it is more than :data:`EVIDENCE`
     standard errors from zero. In one step it is nearly all chance, and far larger than the price, so that a training
     that is not as long as DDQ's on ImageNet would close gates at random.
+
+    Both are in units of the loss's mean magnitude so far: a rate (:func:`gate_rate`) then takes as many steps whatever
+    is minimised, and a loss that is negative does not turn the price around.
     """
 
     def __init__(self, limit: Limit) -> None:
         self._limit = limit
         self._all = limit.footprint.gates
         self._seen: dict[int, dict[str, Any]] = {}
+        self._steps, self._losses = 0, 0.0
 
     @property
     def done(self) -> bool:
@@ -45,7 +52,9 @@ class GateGradients:
 
     @torch.no_grad()
     def apply(self, loss: float) -> None:
-        """Replace the gradients of the loss, on whose value the price's depend, by those to be taken."""
+        """Replace the gradients of the ``loss`` by those to be taken."""
+        self._steps, self._losses = self._steps + 1, self._losses + abs(loss)
+        unit = max(self._losses / self._steps, SMALLEST_LOSS)
         with torch.enable_grad():
             price = self._limit.price()
             logits = [gates.logits for gates in self._all]
@@ -53,7 +62,7 @@ class GateGradients:
         for number, (gates, pull) in enumerate(zip(self._all, pulls, strict=True)):
             own = gates.logits.grad
             heard = 0.0 if own is None else self._heard(number, gates, own)
-            gates.logits.grad = heard + (loss * pull).to(gates.logits)
+            gates.logits.grad = heard / unit + pull.to(gates.logits)
 
     def _heard(self, number: int, gates: Gates, gradient: torch.Tensor) -> torch.Tensor:
         seen = self._seen.get(number)
@@ -69,21 +78,22 @@ class GateGradients:
         error = (seen["squares"] / ((steps - 1) * steps)).sqrt()
         return torch.where(seen["mean"].abs() > EVIDENCE * error, seen["mean"], 0.0).to(gradient)
 
-    def state(self) -> dict[int, dict[str, Any]]:
+    def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return self._seen
+        return {"seen": self._seen, "steps": self._steps, "losses": self._losses}
 
-    def restore(self, state: Mapping[int, dict[str, Any]]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of :meth:`state`."""
-        self._seen = dict(state)
+        self._seen, self._steps, self._losses = dict(state["seen"]), state["steps"], state["losses"]
 
 
 def gate_rate(limit: Limit, steps: int) -> float:
     """The rate of gates at which the price of equation (7) alone meets the limit in :data:`CLOSED_BY` of the ``steps``.
 
     A gate closes below 0. What closing it frees being f of a footprint F, the price's gradient on it is |alpha| f / F
-    for a loss of 1, so that one that starts at g takes g F / (|alpha| f rate) steps; gates of a layer close one after
-    the other. DDQ's own rate, 1e-8 (section 4), is for ImageNet's hundreds of thousands of steps.
+    in units of the loss, so that one that starts at g takes g F / (|alpha| f rate) steps; gates of a layer close one
+    after the other, and those that start at 0 at any rate but 0. DDQ's own rate, 1e-8 (section 4), is for ImageNet's
+    hundreds of thousands of steps.
     """
     now = float(limit.footprint().detach())
     left, reached = now - limit.target, 0.0
@@ -91,7 +101,7 @@ def gate_rate(limit: Limit, steps: int) -> float:
         if left <= 0:
             break
         left, reached = left - freed, time
-    return reached * now / (abs(limit.alpha) * CLOSED_BY * steps)
+    return max(reached * now, START) / (abs(limit.alpha) * CLOSED_BY * steps)
 
 
 def set_gate_rate(optimizer: torch.optim.Optimizer, limit: Limit, share: float) -> None:

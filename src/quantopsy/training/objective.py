@@ -39,6 +39,22 @@ def label_loss(outputs: Any, labels: Tensor) -> Tensor:
     return F.cross_entropy(scores, torch.where(inside, labels, -100).long(), ignore_index=-100)
 
 
+def own_loss(loss: Loss, outputs: Any, labels: Tensor) -> Tensor:
+    """The mean of what the user's ``loss`` gives: a scalar. Raises :class:`QuantopsyError` where that cannot be trained
+    with."""
+    try:
+        found = loss(outputs, labels)
+    except QuantopsyError:
+        raise
+    except Exception as error:
+        reason = f"it failed ({type(error).__name__}: {error})"
+        raise QuantopsyError("loss", reason, "see that it fits the network's output and the labels") from error
+    if not isinstance(found, Tensor) or not found.is_floating_point() or not found.requires_grad:
+        got = f"{found.dtype} without a gradient" if isinstance(found, Tensor) else type(found).__name__
+        raise QuantopsyError("loss", f"it gave {got}", "compute one number an image, (B,), of the outputs with torch")
+    return found.mean()
+
+
 def distillation_loss(outputs: Any, reference: Any) -> Tensor:
     """Divergence of the outputs from the float network's (Hinton et al. 2015), averaged over outputs: a scalar.
 

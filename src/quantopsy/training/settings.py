@@ -119,7 +119,7 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise QuantopsyError(f"{name} {value}", "must be positive", f"give at least {least}")
-        for name in ("rate", "decay", "distillation", "correction", "warm_up"):
+        for name in ("rate", "decay", "distillation", "correction", "warm_up", "edge_bits"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < float("inf"):
                 raise QuantopsyError(f"{name} {value:g}", "must not be negative", "give 0 or more")

@@ -124,7 +124,8 @@ def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
         granularity=granularity,
         range_estimator=settings.weight_range,
     )
-    activation = Spec(bits=settings.activation_bits or ACTIVATION_BITS, range_estimator=settings.activation_range)
+    bits = ACTIVATION_BITS if settings.activation_bits is None else settings.activation_bits
+    activation = Spec(bits=bits, range_estimator=settings.activation_range)
     between = activation.with_bits(max(activation.bits, ACTIVATION_BITS))
     weighted = [layer.name for layer in network.layers if layer.weight is not None]
     edges = {*weighted[:1], *weighted[-1:]} if settings.edge_bits else set()
@@ -144,7 +145,8 @@ def usual_plan(network: Network, settings: TrainingSettings) -> Plan:
 
 def _bits(settings: TrainingSettings) -> int:
     """Of weights, where neither a recipe nor the user says."""
-    return settings.bits or (MOST_BITS if settings.limit else BITS)
+    usual = MOST_BITS if settings.limit else BITS
+    return usual if settings.bits is None else settings.bits
 
 
 def _reads(network: Network, reader: Layer, layer: Layer) -> bool:
@@ -189,7 +191,8 @@ def _from_recipe(
 def _at(plan: Plan, bits: int | None, activation_bits: int | None) -> Plan:
     """``plan`` with other bits, where there are any."""
     wanted = {"weight": bits, "input": activation_bits, "output": activation_bits}
-    return Plan.of({site: spec.with_bits(wanted[site.role] or spec.bits) for site, spec in plan.sites})
+    other = {role: bits for role, bits in wanted.items() if bits is not None}
+    return Plan.of({site: spec.with_bits(other.get(site.role, spec.bits)) for site, spec in plan.sites})
 
 
 def _settled(network: Network, plan: Plan, calibration: Calibration) -> tuple[Network, Plan, Calibration]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -99,7 +99,9 @@ def train(
     if settings.limit is not None:
         for pattern in settings.share:
             matched = names.match([pattern], list(network.weight_bits()), "layer with a weight on a grid")
-            share_gates(network.sites[Site(name, "weight")][0] for name in matched)
+            together = {id(network.sites[Site(name, "weight")][0].gates) for name in matched}
+            # All that have them already: patterns may overlap.
+            share_gates(quantizer for quantizer in network.quantizers if id(quantizer.gates) in together)
         limit = Limit.parse(settings.limit, counted(network, settings))
         start_gates(limit, noises(network, start.calibration, _some(start.images, training, SCREENED)))
     job = Job(
@@ -112,7 +114,7 @@ def train(
         settings=settings,
         limit=limit,
         loss=imported(loss, "loss") if isinstance(loss, str) else loss,
-        identity=_identity(start, settings),
+        identity=_identity(start, settings, loss),
     )
     progress.say(settings_line(job))
     folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +218,7 @@ def _some(images: Images, order: np.ndarray, count: int) -> list[Batch]:
     return [images.batch(piece) for piece in np.array_split(kept, -(-len(kept) // 32))]
 
 
-def _identity(start: Start, settings: TrainingSettings) -> dict[str, Any]:
+def _identity(start: Start, settings: TrainingSettings, loss: Any) -> dict[str, Any]:
     """What must be the same for a checkpoint to go on from."""
     chosen = {name: value for name, value in asdict(settings).items() if name not in _FREE}
     return {
@@ -224,6 +226,8 @@ def _identity(start: Start, settings: TrainingSettings) -> dict[str, Any]:
         "data": start.images.fingerprint,
         "plan": start.plan.fingerprint,
         "settings": json.dumps(chosen, sort_keys=True),
+        "metric": start.subject.metric.name,
+        "loss": loss if loss is None or isinstance(loss, str) else getattr(loss, "__qualname__", type(loss).__name__),
     }
 
 
@@ -266,14 +270,19 @@ def _written(
 
 
 def save_network(network: Network, example: Any, path: Path) -> None:
-    """Write ``network`` as a ``.pt2`` whose capture has the same layers, the number of images left free."""
+    """Write ``network`` as a ``.pt2`` whose capture has the same layers, the number of images left free.
+
+    It takes its inputs as ``example`` gives them, by name or in their order.
+    """
     batch = torch.export.Dim("batch", min=1)
-    arguments = network.arrange(example)
+    inputs = network.arrange(example)
+    named = dict(zip(network.input_names, inputs, strict=True)) if isinstance(example, Mapping) else {}
+    shapes: Any = {name: {0: batch} for name in named} or tuple({0: batch} for _ in inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(network.module(), arguments, dynamic_shapes=tuple({0: batch} for _ in arguments))
+        program = torch.export.export(network.module(), () if named else inputs, named, dynamic_shapes=shapes)
     save(program, path)
-    check_same(network, capture(load(path), example, unfused=network.unfused), path)
+    check_same(network, capture(load(path), named or inputs, unfused=network.unfused), path)
 
 
 def check_same(network: Network, again: Network, path: Path) -> None:

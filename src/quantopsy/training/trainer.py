@@ -33,7 +33,7 @@ from quantopsy.training.guards import OscillationGuard, ScaleGuard, first_not_fi
 from quantopsy.training.history import Epoch, History
 from quantopsy.training.mixing import GateGradients, gate_rate, set_gate_rate
 from quantopsy.training.network import TrainableNetwork
-from quantopsy.training.objective import Loss, distillation_loss, label_loss
+from quantopsy.training.objective import Loss, distillation_loss, label_loss, own_loss
 from quantopsy.training.optimizers import optimizers, set_rates
 from quantopsy.training.quantizers.ste import StraightThrough
 from quantopsy.training.settings import TrainingSettings
@@ -104,7 +104,7 @@ class Trainer:
         self.oscillations = OscillationGuard(self.network)
         self.file = folder / CHECKPOINT
         example = job.images.batch(job.training[:2])
-        self.augmentation = chosen(self.settings.augment, _tensors(example), example.labels)
+        self.augmentation = chosen(self.settings.augment, self._tensors(example), example.labels)
         if example.labels is None and not self.settings.distillation:
             raise QuantopsyError(
                 "training", "the data have no labels and distillation is off", "give labels, or leave distillation on"
@@ -113,7 +113,7 @@ class Trainer:
     def run(self) -> History:
         """Train to the end, from a checkpoint where there is one; the network then has its best state.
 
-        An interruption leaves a checkpoint, and raises.
+        An interruption leaves the last checkpoint: within a step or a validation nothing is whole that could be kept.
         """
         settings = self.settings
         if self.file.exists():
@@ -125,26 +125,22 @@ class Trainer:
         self.progress.start("training", self.steps)
         self.progress.advance(self.step)
         saved = time.monotonic()
-        try:
-            while self.step < self.steps and self.history.stopped is None:
-                begin = time.monotonic()
-                self.module.train()
-                for batch in self._batches():
-                    self.losses.append(self._step(batch))
-                    if self.history.stopped is not None:
-                        break
-                    self.progress.advance(1)
-                    if time.monotonic() - saved > settings.checkpoint_seconds and self.step % self.steps_per_epoch:
-                        self.save()
-                        saved = time.monotonic()
-                if self.history.stopped is None:
-                    self._validate(float(np.mean(self.losses)), time.monotonic() - begin)
-                    self._stop_early()
-                    self.losses = []
-                self.save()
-        except KeyboardInterrupt:
+        while self.step < self.steps and self.history.stopped is None:
+            begin = time.monotonic()
+            self.module.train()
+            for batch in self._batches():
+                self.losses.append(self._step(batch))
+                if self.history.stopped is not None:
+                    break
+                self.progress.advance(1)
+                if time.monotonic() - saved > settings.checkpoint_seconds and self.step % self.steps_per_epoch:
+                    self.save()
+                    saved = time.monotonic()
+            if self.history.stopped is None:
+                self._validate(float(np.mean(self.losses)), time.monotonic() - begin)
+                self._stop_early()
+                self.losses = []
             self.save()
-            raise
         if self.best is not None:
             self.network.load_state_dict(self.best)
         self._freeze_ranges()  # a training that ended early has not yet
@@ -171,7 +167,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(
             (settings.seed * 1_000_003 + self.step) * 64 + self.accelerator.process_index
         )
-        inputs = tuple(augmented(x, self.augmentation, generator).to(self.accelerator.device) for x in _tensors(batch))
+        changed = (augmented(x, self.augmentation, generator) for x in self._tensors(batch))
+        inputs = tuple(x.to(self.accelerator.device) for x in changed)
         parts: dict[str, Tensor] = {}
         try:
             parts = self._losses(inputs, batch)
@@ -207,13 +204,17 @@ class Trainer:
                 self.watcher.step(self.step, losses)
         return sum(losses.values())
 
+    def _tensors(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The inputs in the order in which the network takes them."""
+        return self.network.program.network.arrange(batch.inputs)
+
     def _losses(self, inputs: tuple[Tensor, ...], batch: Batch) -> dict[str, Tensor]:
         settings, job = self.settings, self.job
         outputs = self.module(*inputs)
         parts: dict[str, Tensor] = {}
         if batch.labels is not None:
             labels = batch.labels.to(self.accelerator.device)
-            parts["labels"] = job.loss(outputs, labels).mean() if job.loss else label_loss(outputs, labels)
+            parts["labels"] = own_loss(job.loss, outputs, labels) if job.loss else label_loss(outputs, labels)
         if settings.distillation:
             with torch.no_grad():
                 teacher = job.teacher
@@ -254,7 +255,7 @@ class Trainer:
             return
         decay = min(decay, (1 + self.step) / (10 + self.step))
         for name, value in now.items():
-            if value.is_floating_point() and "gates" not in name:
+            if value.is_floating_point() and not name.endswith("gates.logits"):
                 self.average[name].lerp_(value, 1 - decay)
             else:
                 self.average[name].copy_(value)
@@ -269,7 +270,7 @@ class Trainer:
             statistics = self.statistics(self.job.validation)
             value = self.job.metric.value(statistics)
         except QuantopsyError:
-            if not self._blown_up(_tensors(self.job.images.batch(self.job.validation[:2]))):
+            if not self._blown_up(self._tensors(self.job.images.batch(self.job.validation[:2]))):
                 raise
             return
         limit = self.job.limit
@@ -318,6 +319,8 @@ class Trainer:
 
     def _stop_early(self) -> None:
         patience, epochs = self.settings.patience, self.history.epochs
+        if not epochs[self.history.best].within:  # gates still close, at the price of the metric
+            return
         if patience is not None and epochs[-1].number - epochs[self.history.best].number >= patience:
             self.history.stopped = f"no better for {patience} epochs"
 
@@ -346,7 +349,7 @@ class Trainer:
         for batch in prefetch(job.images, np.array_split(mine, -(-len(mine) // 64)) if len(mine) else []):
             with torch.no_grad():
                 exact = job.teacher.network.unflatten(job.teacher.forward(job.teacher.place(batch.inputs)))
-                outputs = self.network(*_tensors(batch))
+                outputs = self.network(*self._tensors(batch))
             labels = None if batch.labels is None else batch.labels.to(self.accelerator.device)
             names = [job.images.name(int(index)) for index in batch.indices]
             rows = measure(job.metric, outputs, labels, exact, names.__getitem__)
@@ -452,7 +455,3 @@ def quantization_errors(network: TrainableNetwork) -> dict[str, float]:
             apart = (layer.weight_quantizer(weight) - weight).square().sum()
             found[layer.layer.name] = float(apart / weight.square().sum().clamp(min=1e-30))
     return found
-
-
-def _tensors(batch: Batch) -> tuple[Tensor, ...]:
-    return tuple(batch.inputs.values()) if isinstance(batch.inputs, dict) else batch.inputs
