@@ -203,11 +203,8 @@ class Variants:
         rounded = base.rounded[variant.plan]
         if variant.correction == "blocks":
             self.progress.start("blocks", steps)
-            rounded = round_blocks(base.engine, rounded, *rounding)
-        # Layers that AdaRound left alone; it has corrected the biases of the others.
-        alone = {site.layer for site, spec in rounded.sites if site.role == "weight" and spec.rounding == "nearest"}
-        self.progress.start("bias correction", steps)
-        return correct_biases(base.engine, rounded, batches, layers & alone, self.progress.advance)
+            return round_blocks(base.engine, rounded, *rounding)
+        return rounded
 
     @property
     def _correction_images(self) -> int:
