@@ -16,13 +16,16 @@ from torch.utils.data import TensorDataset
 import quantopsy as qp
 from quantopsy.analysis.recipes import realised
 from quantopsy.analysis.results import Results
+from quantopsy.analysis.schemes import full_plan, grids
 from quantopsy.core import QuantopsyError, Site
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.capture import capture
 from quantopsy.remedy.applied import apply
-from quantopsy.remedy.repair import Parts, Session, repair
-from quantopsy.remedy.variants import Variants
+from quantopsy.remedy.fixes import proposals
+from quantopsy.remedy.repair import Parts, Session, amount, repair
+from quantopsy.remedy.target import target
+from quantopsy.remedy.variants import Variant, Variants
 from quantopsy.report.repaired import repair_section, repair_statements
 from quantopsy.report.wording import with_interval
 
@@ -165,6 +168,59 @@ def test_a_sound_network_is_left_alone(tmp_path) -> None:
     assert done.met
     assert not [step for step in done.steps if step.kept]
     assert done.expected.before == done.expected.after
+
+
+def test_a_target_that_is_met_already_is_said_without_asking_why(tmp_path, monkeypatch) -> None:
+    def refuse(*_, **__) -> None:
+        raise AssertionError("diagnosed for nothing")
+
+    monkeypatch.setattr("quantopsy.remedy.repair.diagnosed", refuse)
+    results = repaired(tmp_path, net(1.0), bits=8, max_drop=20.0)
+    assert results.repaired.steps == ()
+    assert repair_statements(results)[0].startswith("Nothing was changed: at 8 bits the network loses")
+
+
+class Branches(nn.Module):
+    """Two convolutions that are added: one grid for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.left(x).relu() + self.right(x).relu()).relu())
+
+
+def test_what_was_changed_together_is_undone_together() -> None:
+    network = capture(Branches().eval(), (pictures(2),))
+    plan = full_plan(network, grids("per-tensor", 8))
+    session = Session.__new__(Session)
+    (fixed, *_) = (
+        p for p in proposals(network, plan, network.layer("left"), "free", target("any")) if len(p.sites) > 1
+    )
+    session.before, session.now = Variant(plan), Variant(fixed.plan)
+    tried = []
+    session._network = lambda: network
+    session._try = lambda variant, *_: tried.append(variant.plan)
+    session._undo()
+    assert tried
+    for found in (dict(plan.sites) for plan in tried):
+        assert found["left", "input"] == found["right", "input"]
+        assert found["left", "output"] == found["right", "output"] == found["add", "input"]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "words"),
+    [
+        (-0.0, "points", "+0.0 points"),
+        (-0.04, "points", "+0.0 points"),
+        (-3.0, "points", "-3.0 points"),
+        (0.00312, "", "+0.0031"),
+        (-0.0, "", "+0"),
+    ],
+)
+def test_a_change_is_said_in_the_metrics_own_size(value, unit, words) -> None:
+    assert amount(value, unit, sign="+") == words
 
 
 def test_offsets_of_channels_go_to_the_layers_behind(tmp_path) -> None:
