@@ -87,7 +87,7 @@ def _beyond_bits(results: Results, done: Allocation) -> Iterator[str]:
         unit = f" {results.unit}" if results.unit else ""
         loss = with_interval(*highest.degradation, degradation_decimals(results))
         yield (
-            f"With {highest.words} it loses {loss}{unit} already, the most that were allowed: bits cannot mend this. "
+            f"With {highest.words}, the most that were allowed, it loses {loss}{unit} already: bits cannot mend this. "
             "`quantopsy repair` comes first."
         )
 

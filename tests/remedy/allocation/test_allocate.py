@@ -147,8 +147,8 @@ def test_a_loss_that_no_bits_mend_is_said(outcome) -> None:
         return [s for s in allocation_statements(replace(outcome, allocated=broken)) if "cannot mend" in s]
 
     assert said((90.0, 84.0, 95.0)) == [
-        "With uniform 8 bits it loses 90.0 (84.0 to 95.0) points already, the most that were allowed: bits cannot mend "
-        "this. `quantopsy repair` comes first."
+        "With uniform 8 bits, the most that were allowed, it loses 90.00 (84.00 to 95.00) points already: bits cannot "
+        "mend this. `quantopsy repair` comes first."
     ]
     assert not said((0.5, -1.0, 2.0))
     assert not [s for s in allocation_statements(outcome) if "cannot mend" in s]
