@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import quantopsy as qp
+from quantopsy.analysis.progress import Silent
 from quantopsy.analysis.recipes import realised
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.schemes import full_plan, grids
-from quantopsy.core import QuantopsyError, Site
+from quantopsy.analysis.significance import Interval
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.capture import capture
@@ -25,7 +28,7 @@ from quantopsy.remedy.applied import apply
 from quantopsy.remedy.fixes import proposals
 from quantopsy.remedy.repair import Parts, Session, amount, repair
 from quantopsy.remedy.target import target
-from quantopsy.remedy.variants import Variant, Variants
+from quantopsy.remedy.variants import Difference, Variant, Variants
 from quantopsy.report.repaired import repair_section, repair_statements
 from quantopsy.report.wording import with_interval
 
@@ -207,6 +210,27 @@ def test_what_was_changed_together_is_undone_together() -> None:
     for found in (dict(plan.sites) for plan in tried):
         assert found["left", "input"] == found["right", "input"]
         assert found["left", "output"] == found["right", "output"] == found["add", "input"]
+
+
+@pytest.mark.parametrize(("cost", "kept"), [("free", True), ("float", False)])
+def test_no_layer_is_left_float_for_nothing(cost, kept) -> None:
+    """Alone the fix takes all noise away, together none."""
+    nothing = Interval(0.0, -1.0, 1.0, 0.95)
+
+    class Measured:
+        def difference(self, before, after, images, level) -> Difference:
+            alone = not before.plan.layers - {"a"}
+            return Difference(nothing, Interval(0.0, 0.0, 0.0, 0.95) if alone else Interval(1.0, 0.99, 1.01, 0.95))
+
+        def degradation(self, *_) -> Interval:
+            return nothing
+
+    session = Session.__new__(Session)
+    session.variants, session.progress, session.results = Measured(), Silent(), SimpleNamespace(unit="points")
+    session.parts, session.level, session.max_drop, session.steps = Parts.of(np.arange(200)), 0.95, 0.5, []
+    plan = Plan.of({Site("a", "weight"): Spec(bits=4), Site("b", "weight"): Spec(bits=4)})
+    session.now = Variant(plan)
+    assert session._try(Variant(Plan.of({Site("b", "weight"): Spec(bits=4)})), "a: fixed", ("a",), cost) == kept
 
 
 @pytest.mark.parametrize(

@@ -284,7 +284,9 @@ class Session:
         begin = time.monotonic()
         against = self.variants.difference(self.now, variant, self.parts.confirm, self.level)
         kept, why = self._judge(against)
-        if not kept and layers and against.change.low <= 0 and against.noise.value <= 1:
+        # A layer left float makes no noise alone, whatever it made: that it costs something has to show together.
+        shown = against.noise.high < 1 if cost == "float" else against.noise.value <= 1
+        if not kept and layers and against.change.low <= 0 and shown:
             kept, why = self._judge_alone(variant, layers, why)
         after = self.variants.degradation(variant, self.parts.confirm, self.level)
         self.steps.append(
