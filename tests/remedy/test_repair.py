@@ -181,6 +181,9 @@ def test_a_target_that_is_met_already_is_said_without_asking_why(tmp_path, monke
     results = repaired(tmp_path, net(1.0), bits=8, max_drop=20.0)
     assert results.repaired.steps == ()
     assert repair_statements(results)[0].startswith("Nothing was changed: at 8 bits the network loses")
+    assert not any("Nothing was tried" in sentence for sentence in repair_statements(results))
+    by_others = replace(results, repaired=replace(results.repaired, met=False))
+    assert any("Nothing was tried: the images that decide" in sentence for sentence in repair_statements(by_others))
 
 
 class Branches(nn.Module):
@@ -210,6 +213,13 @@ def test_what_was_changed_together_is_undone_together() -> None:
     for found in (dict(plan.sites) for plan in tried):
         assert found["left", "input"] == found["right", "input"]
         assert found["left", "output"] == found["right", "output"] == found["add", "input"]
+
+
+def test_more_may_be_asked_for_than_float_has() -> None:
+    session = Session.__new__(Session)
+    session.results, session.max_drop = SimpleNamespace(unit="points"), -1.0
+    nothing = Difference(Interval(0.0, -1.0, 1.0, 0.95), Interval(1.0, 0.9, 1.1, 0.95))
+    assert session._judge(nothing) == (False, "noise +0 %, +0.0 points: no gain that is certain")
 
 
 @pytest.mark.parametrize(("cost", "kept"), [("free", True), ("float", False)])
@@ -364,6 +374,7 @@ def test_a_transformed_networks_float_function_is_unchanged(outcome) -> None:
     ("options", "reason"),
     [
         ({"bits": 9}, "the study has 5"),
+        ({"max_drop": float("nan")}, "is no loss to end at"),
         ({"target": "tensorrt"}, "only symmetric grids|no 5 bits"),
         ({"budget": "30p"}, "limited by time"),
     ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ def repair(
     folder = Path(study)
     profile = profile_of(target)
     limit = _seconds(budget)
+    if max_drop is not None and not isfinite(max_drop):
+        raise QuantopsyError(f"--max-drop {max_drop}", "is no loss to end at", "give a number in the metric's unit")
     with reopen(folder, progress, **instead) as (store, subject):
         results = summarise(store, subject.metric, complete=True)
         at = _width(results, bits)
@@ -310,7 +312,7 @@ class Session:
             return True, f"{gained} regained, {removed}"
         if noise.high < 1 and noise.value <= EFFECT_WHOLE and change.value <= self.max_drop / 2:
             return True, f"{removed}, {signed}"
-        if change.value < -self.max_drop:
+        if change.value < min(0.0, -self.max_drop):
             n = len(self.parts.confirm)
             needed = ceil(n * ((change.high - change.value) / -change.value) ** 2)
             return False, f"{gained} better, but {n} images cannot tell: about {needed} could"
