@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,28 @@ def recipe() -> Recipe:
 def test_a_file_reads_back_as_it_was_written(tmp_path) -> None:
     path = recipe().save(tmp_path / "new" / "recipe.json")
     assert Recipe.load(path) == recipe()
+
+
+def test_numbers_that_json_lacks_are_spelled_and_read_back(tmp_path: Path) -> None:
+    inf, nan = float("inf"), float("nan")
+    step = replace(STEP, words="NaN", layers=("Infinity",), change=(0.0, -inf, inf), noise=(nan, nan, nan))
+    written = replace(recipe(), expected=replace(EXPECTED, lost=(0.5, -inf, inf)), steps=(step,))
+    path = written.save(tmp_path / "recipe.json")
+
+    def refused(literal: str) -> None:
+        raise AssertionError(f"{literal} is no JSON")
+
+    json.loads(path.read_text(), parse_constant=refused)
+    found = Recipe.load(path)
+    assert found.expected == written.expected
+    assert replace(found.steps[0], noise=STEP.noise) == replace(step, noise=STEP.noise)
+    assert all(map(isnan, found.steps[0].noise))
+
+
+def test_recipes_with_literals_of_numbers_that_json_lacks_are_read_too(tmp_path: Path) -> None:
+    path = recipe().save(tmp_path / "recipe.json")
+    path.write_text(path.read_text().replace("-2.0", "-Infinity"))
+    assert Recipe.load(path).steps[0].change == (-1.0, -float("inf"), 0.5)
 
 
 def test_a_repair_reads_back_through_json() -> None:

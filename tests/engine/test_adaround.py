@@ -13,6 +13,7 @@ from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.adaround import Effort, round_weights
 from quantopsy.engine.calibration import calibrate, wanted_statistics
 from quantopsy.engine.exact import ExactEngine
+from quantopsy.engine.sequential import correct_biases
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 
@@ -69,3 +70,59 @@ def test_a_whole_network_gains_and_the_plan_says_what_it_needs(small, images) ->
     for site, spec in found.sites:
         for text in (spec.rounding, spec.correction):
             assert not text.startswith("given") or text in engine.calibration.given, site
+
+
+class Alternating(nn.Module):
+    """Layers that AdaRound does not know in front of ones that it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unknown, self.known = nn.ConvTranspose2d(4, 8, 3), nn.Conv2d(8, 8, 3)
+        self.up, self.head = nn.ConvTranspose2d(8, 8, 2), nn.Conv2d(8, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.unknown, self.known, self.up):
+            x = layer(x).relu()
+        return self.head(x)
+
+
+def test_no_shift_is_made_good_twice() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(32, 4, 6, 6)
+    engine, plan = engine_of(Alternating().eval(), x, bits=3)
+    layers = layers_of(engine)
+    found = round_weights(engine, plan, [(x,)], layers, Effort(steps=100, patches=1024))
+    assert found[Site("unknown", "weight")].rounding == "nearest"
+    assert all(found[Site(name, "weight")].correction.startswith("given") for name in layers)
+    corrected = correct_biases(engine, plan, [(x,)], layers)
+    assert noise(engine, found, x) < noise(engine, corrected, x)
+    again = correct_biases(engine, found, [(x,)], layers)
+    for name in layers:
+        before, after = (engine.calibration.given[p[Site(name, "weight")].correction] for p in (found, again))
+        torch.testing.assert_close(before, after, atol=0.03, rtol=0)
+
+
+class Places(nn.Module):
+    """Linear layers along the last of several dimensions, with activations that know their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slopes, self.prelu, self.bounded = nn.Linear(8, 16), nn.PReLU(4), nn.Linear(16, 6)
+        self.register_buffer("most", torch.linspace(0.1, 0.6, 6).reshape(1, 1, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.prelu(self.slopes(x))
+        return self.bounded(x.unflatten(1, (2, 2))).clamp(max=self.most)
+
+
+def test_activations_behind_linear_layers_may_differ_by_channel_and_by_position() -> None:
+    torch.manual_seed(0)
+    module = Places().eval()
+    module.prelu.weight.data.uniform_()
+    x = torch.randn(64, 4, 8)
+    engine, plan = engine_of(module, x, bits=3)
+    assert engine.program.network.layer("bounded").activation == "clamp"
+    found = round_weights(engine, plan, [(x,)], layers_of(engine), Effort(steps=100, patches=512))
+    # A slope by position is nothing that a patch at some position could be given.
+    assert found[Site("slopes", "weight")].rounding == "nearest"
+    assert found[Site("bounded", "weight")].rounding != "nearest"

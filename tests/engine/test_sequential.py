@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -83,6 +85,16 @@ def test_one_layer_is_corrected_by_its_mean_difference(small, images) -> None:
             break
     expected = (live[layer.output] - values["exact"]).mean((0, 2, 3))
     torch.testing.assert_close(shift, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_the_shift_is_of_the_weight_that_the_plan_then_has(small, images) -> None:
+    """A site has one correction: that of the weight's mean and variance gives way to that of the bias."""
+    engine, plan = engine_of(small, images)
+    weights = {site: replace(spec, correction="mean_variance") for site, spec in plan.sites if site.role == "weight"}
+    corrected = correct_biases(engine, Plan.of(weights), [(images,)], layers_of(engine))
+    reference, _ = engine.float_pass((images,))
+    after = (engine.whole_pass((images,), engine.prepare(corrected))[0] - reference[0]).mean(0)
+    torch.testing.assert_close(after, torch.zeros_like(after), atol=1e-5, rtol=0)
 
 
 class _Both:

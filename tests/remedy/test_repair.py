@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,15 +15,20 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import quantopsy as qp
+from quantopsy.analysis.progress import Silent
 from quantopsy.analysis.recipes import realised
 from quantopsy.analysis.results import Results
-from quantopsy.core import QuantopsyError, Site
+from quantopsy.analysis.schemes import full_plan, grids
+from quantopsy.analysis.significance import Interval
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.capture import capture
 from quantopsy.remedy.applied import apply
-from quantopsy.remedy.repair import Parts, Session, repair
-from quantopsy.remedy.variants import Variants
+from quantopsy.remedy.fixes import proposals
+from quantopsy.remedy.repair import Parts, Session, amount, repair
+from quantopsy.remedy.target import target
+from quantopsy.remedy.variants import Difference, Variant, Variants
 from quantopsy.report.repaired import repair_section, repair_statements
 from quantopsy.report.wording import with_interval
 
@@ -167,6 +173,90 @@ def test_a_sound_network_is_left_alone(tmp_path) -> None:
     assert done.expected.before == done.expected.after
 
 
+def test_a_target_that_is_met_already_is_said_without_asking_why(tmp_path, monkeypatch) -> None:
+    def refuse(*_, **__) -> None:
+        raise AssertionError("diagnosed for nothing")
+
+    monkeypatch.setattr("quantopsy.remedy.repair.diagnosed", refuse)
+    results = repaired(tmp_path, net(1.0), bits=8, max_drop=20.0)
+    assert results.repaired.steps == ()
+    assert repair_statements(results)[0].startswith("Nothing was changed: at 8 bits the network loses")
+    assert not any("Nothing was tried" in sentence for sentence in repair_statements(results))
+    by_others = replace(results, repaired=replace(results.repaired, met=False))
+    assert any("Nothing was tried: the images that decide" in sentence for sentence in repair_statements(by_others))
+
+
+class Branches(nn.Module):
+    """Two convolutions that are added: one grid for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.left(x).relu() + self.right(x).relu()).relu())
+
+
+def test_what_was_changed_together_is_undone_together() -> None:
+    network = capture(Branches().eval(), (pictures(2),))
+    plan = full_plan(network, grids("per-tensor", 8))
+    session = Session.__new__(Session)
+    (fixed, *_) = (
+        p for p in proposals(network, plan, network.layer("left"), "free", target("any")) if len(p.sites) > 1
+    )
+    session.before, session.now = Variant(plan), Variant(fixed.plan)
+    tried = []
+    session._network = lambda: network
+    session._try = lambda variant, *_: tried.append(variant.plan)
+    session._undo()
+    assert tried
+    for found in (dict(plan.sites) for plan in tried):
+        assert found["left", "input"] == found["right", "input"]
+        assert found["left", "output"] == found["right", "output"] == found["add", "input"]
+
+
+def test_more_may_be_asked_for_than_float_has() -> None:
+    session = Session.__new__(Session)
+    session.results, session.max_drop = SimpleNamespace(unit="points"), -1.0
+    nothing = Difference(Interval(0.0, -1.0, 1.0, 0.95), Interval(1.0, 0.9, 1.1, 0.95))
+    assert session._judge(nothing) == (False, "noise +0 %, +0.0 points: no gain that is certain")
+
+
+@pytest.mark.parametrize(("cost", "kept"), [("free", True), ("float", False)])
+def test_no_layer_is_left_float_for_nothing(cost, kept) -> None:
+    """Alone the fix takes all noise away, together none."""
+    nothing = Interval(0.0, -1.0, 1.0, 0.95)
+
+    class Measured:
+        def difference(self, before, after, images, level) -> Difference:
+            alone = not before.plan.layers - {"a"}
+            return Difference(nothing, Interval(0.0, 0.0, 0.0, 0.95) if alone else Interval(1.0, 0.99, 1.01, 0.95))
+
+        def degradation(self, *_) -> Interval:
+            return nothing
+
+    session = Session.__new__(Session)
+    session.variants, session.progress, session.results = Measured(), Silent(), SimpleNamespace(unit="points")
+    session.parts, session.level, session.max_drop, session.steps = Parts.of(np.arange(200)), 0.95, 0.5, []
+    plan = Plan.of({Site("a", "weight"): Spec(bits=4), Site("b", "weight"): Spec(bits=4)})
+    session.now = Variant(plan)
+    assert session._try(Variant(Plan.of({Site("b", "weight"): Spec(bits=4)})), "a: fixed", ("a",), cost) == kept
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "words"),
+    [
+        (-0.0, "points", "+0.0 points"),
+        (-0.04, "points", "+0.0 points"),
+        (-3.0, "points", "-3.0 points"),
+        (0.00312, "", "+0.0031"),
+        (-0.0, "", "+0"),
+    ],
+)
+def test_a_change_is_said_in_the_metrics_own_size(value, unit, words) -> None:
+    assert amount(value, unit, sign="+") == words
+
+
 def test_offsets_of_channels_go_to_the_layers_behind(tmp_path) -> None:
     module = net()
     with torch.no_grad():
@@ -284,6 +374,7 @@ def test_a_transformed_networks_float_function_is_unchanged(outcome) -> None:
     ("options", "reason"),
     [
         ({"bits": 9}, "the study has 5"),
+        ({"max_drop": float("nan")}, "is no loss to end at"),
         ({"target": "tensorrt"}, "only symmetric grids|no 5 bits"),
         ({"budget": "30p"}, "limited by time"),
     ],

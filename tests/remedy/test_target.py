@@ -81,6 +81,37 @@ def test_a_wrong_file_is_one_line(tmp_path, text, reason) -> None:
         target(path)
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"bits": 8}, r"\['bits'\] is 8, no array"),
+        ({"bits": ["8"]}, r"\['bits'\]\[0\] is '8'"),
+        ({"kinds": "uniform"}, r"\['kinds'\] is 'uniform', no array"),
+        ({"symmetric": True}, r"\['symmetric'\] is True, no array"),
+        ({"tensors": "2"}, r"\['tensors'\] is '2'"),
+        ({"signed_bits": 7}, r"\['signed_bits'\] is 7, no array"),
+    ],
+)
+def test_a_field_of_another_form_is_named(tmp_path, fields, reason) -> None:
+    limits = {"kinds": ["uniform"], "bits": [8], "granularity": ["per_tensor"], "symmetric": [True, False]}
+    path = tmp_path / "chip.json"
+    path.write_text(json.dumps({"weights": {**limits, **fields}, "activations": limits}))
+    with pytest.raises(QuantopsyError, match=reason):
+        target(path)
+
+
+def test_a_misspelt_part_is_not_passed_over(tmp_path) -> None:
+    limits = {"kinds": ["uniform"], "bits": [8], "granularity": ["per_tensor"], "symmetric": [True], "signed_bits": []}
+    both = {"weights": limits, "activations": limits}
+    path = tmp_path / "chip.json"
+    for wrong, field in (({"operator": {}}, "operator"), ({"operators": {"add": {"weihgts": limits}}}, "weihgts")):
+        path.write_text(json.dumps({**both, **wrong}))
+        with pytest.raises(QuantopsyError, match=f"no field '{field}'"):
+            target(path)
+    path.write_text(json.dumps(both))
+    assert target(path).refuses("weight", "conv2d", Spec(symmetric=True, signed=True)) == "no 8 bits of signed codes"
+
+
 def test_an_unknown_name_lists_the_nearest() -> None:
     with pytest.raises(QuantopsyError, match="tensorrt"):
         target("tensorr")

@@ -7,14 +7,16 @@ import pytest
 from made_up import make_results, nasty_results, quiet_results, screened_results, set_cell
 from rich.console import Console
 
-from quantopsy.report.terminal import print_results, settings_table, shade
+from quantopsy.core.allocation import Allocation, Outcome
+from quantopsy.core.recipe import Expected, Mended, Repair, Step
+from quantopsy.report.terminal import print_allocation, print_repair, print_results, settings_table, shade
 from quantopsy.report.verdict import verdict
-from quantopsy.report.wording import MINUS
+from quantopsy.report.wording import ELLIPSIS, MINUS
 
 
-def printed(results, width=80, encoding="utf-8", **options):
+def printed(results, width=80, encoding="utf-8", show=print_results, **options):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    print_results(results, Console(file=stream, width=width, **options))
+    show(results, Console(file=stream, width=width, **options))
     stream.flush()
     return stream.buffer.getvalue().decode(encoding)
 
@@ -146,3 +148,53 @@ def test_long_numbers_are_never_cut(results, width):
 def test_a_network_that_was_not_run_whole_has_no_table(results):
     assert "Whole network" in printed(results)
     assert "Whole network" not in printed(replace(results, whole=results.whole.iloc[:0]))
+
+
+LONG = "backbone.features.denseblock4.denselayer16.conv2"
+EXPECTED = Expected("top1", "points", 80, 0.95, *[(97.5, 94.25, 99.0)] * 6)
+
+
+def with_repair(results):
+    spans = (-12.3, -23.4, -10.1), (10.84, 9.5, 12.0), (65.5, 59.9, 71.2)
+    fixes = ("weight scales per channel, clipped (mse)", "activations clipped (percentile:99.99)")
+    steps = [Step(f"{name}: {words}", (name,), "scales", True, "", *spans) for name in (LONG, "up") for words in fixes]
+    steps.append(
+        Step("weights rounded for the output of blocks of layers (AdaRound)", (), "free", False, "", *spans),
+    )
+    layers = (Mended(LONG, (4.0, 1.0), None),)
+    return replace(results, repaired=Repair(4, "any", 0.5, True, tuple(steps), EXPECTED, layers, (0.1, 0.0, 0.2)))
+
+
+def with_allocation(results):
+    uses = {"size": 1.234e6, "bitops": 1.234e9, "latency": 12.34}
+    words = ("noise", "chosen, on images held out", "greedy, degradation, uniform 8 bits")
+    outcomes = tuple(Outcome(name, uses, 1.0, 1.234e-5, (65.55, 59.95, 71.25)) for name in words)
+    done = Allocation(
+        criterion="noise", correction="analytic", along="size", limits=uses, uses=uses, bits={LONG: 4, "up": 8},
+        activation_bits={LONG: 8}, rivals=outcomes, front=outcomes, greedy=(), uniform=outcomes[2:], baseline=4,
+        baseline_uses=uses, expected=EXPECTED, noise_ratio=(0.4, 0.3, 0.5), decisions=None,
+    )  # fmt: skip
+    return replace(results, allocated=done)
+
+
+@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize(("made", "show"), [(with_repair, print_repair), (with_allocation, print_allocation)])
+def test_tables_of_remedies_cut_names_and_never_numbers(results, made, show, width):
+    text = printed(made(results), width, show=show)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    for word in " ".join(lines).split():
+        assert ELLIPSIS not in word or word[0].isalpha()
+    wanted = [f"{MINUS}12.3", "+984 %", "65.5"] if made is with_repair else ["1.234 MB", "1.234G", "1.23e", "12.34"]
+    for number in wanted:
+        assert sum(number in line for line in lines) >= (5 if made is with_repair else 3)
+    assert ("scales" in text.partition("What was tried")[2].replace("weight scales", "")) == (
+        made is with_repair and width == 160
+    )
+
+
+def test_what_was_tried_is_told_apart_on_a_narrow_terminal(results):
+    text = " ".join(printed(with_repair(results), 80, show=print_repair).partition("What was tried")[2].split())
+    assert "up: weight scales per channel, kept" in text
+    assert "weights rounded for the output dropped" in text
+    assert "of blocks of layers (AdaRound)" in text

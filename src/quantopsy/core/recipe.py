@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantopsy.core.errors import QuantopsyError
-from quantopsy.core.form import NUMBER, misfit
+from quantopsy.core.form import NUMBER, counted, misfit, spelled
 from quantopsy.core.plan import Plan
 
 FORMAT = 1
@@ -226,8 +226,8 @@ class Recipe:
         return "an unnamed command"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
+        """Plain JSON values; a number that is not finite is its name, such as ``"Infinity"``."""
+        document = {
             "format": FORMAT,
             "model": dict(self.model),
             "expected": self.expected and asdict(self.expected),
@@ -239,6 +239,7 @@ class Recipe:
             "steps": [asdict(step) for step in self.steps],
             "provenance": dict(self.provenance),
         }
+        return {name: spelled(part) for name, part in document.items()}
 
     @classmethod
     def from_json(cls, data: Any) -> Recipe:
@@ -249,7 +250,7 @@ class Recipe:
             raise QuantopsyError(
                 "recipe", f"it is of format {data.get('format')!r}, not {FORMAT}", "write it again with this version"
             )
-        data = {name: value for name, value in data.items() if value is not None}
+        data = counted({name: value for name, value in data.items() if value is not None}, _FORM)
         if (found := misfit(data, _FORM)) is not None:
             raise QuantopsyError("recipe", f"it does not read: {found}", _REMEDY)
         try:
@@ -274,7 +275,7 @@ class Recipe:
         temporary = path.with_name(f"{path.name}.new")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
             temporary.replace(path)
         except OSError as error:
             raise QuantopsyError(

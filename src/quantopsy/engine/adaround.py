@@ -21,9 +21,9 @@ from torch import Tensor
 
 from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.exact import ExactEngine, LayerQuantizers, by_channel
-from quantopsy.engine.sequential import Arrival, walk
+from quantopsy.engine.sequential import Arrival, bias_corrected, walk
 from quantopsy.graph.execute import Lookup, Step
-from quantopsy.graph.network import Layer
+from quantopsy.graph.network import Layer, Network
 from quantopsy.quant import UniformQParams
 from quantopsy.quant.grouping import aligned
 
@@ -63,28 +63,38 @@ def round_weights(
 ) -> Plan:
     """``plan`` with the roundings found for ``layers``, in their order, each behind the ones before it.
 
-    Layers that are reached when ``over`` says that time is up stay as they are.
-
     A bias is corrected at the same time: what mean shift the roundings leave is taken out. Layers that AdaRound
-    does not know (:func:`can_round`) stay as they are, and so does one whose output it would not bring nearer.
+    does not know (:func:`can_round`), one whose output it would not bring nearer, and all that are reached when
+    ``over`` says that time is up get their bias corrected alone, as of
+    :func:`quantopsy.engine.sequential.correct_biases`.
     """
     specs = dict(plan.sites)
 
     def decide(arrival: Arrival) -> LayerQuantizers:
-        if over() or not can_round(arrival.layer, arrival.quantizers):
-            return arrival.quantizers
-        site = Site(arrival.layer.name, "weight")
-        found = _rounding(engine, arrival, specs[site], effort)
+        layer, site = arrival.layer, Site(arrival.layer.name, "weight")
+        known = can_round(layer, arrival.quantizers) and not _knows_places(engine.program.network, layer)
+        found = _rounding(engine, arrival, specs[site], effort) if known and not over() else None
         if found is None:
-            return arrival.quantizers
+            # Here and not later: layers behind would make good a shift that is then taken out once more.
+            specs[site], quantizers = bias_corrected(engine, arrival, specs[site])
+            return quantizers
         up, shift = found
         give = engine.calibration.give
         specs[site] = replace(specs[site], rounding=give(up), correction=give(shift))
-        moved = by_channel(shift, arrival.layer).to(engine.program.device)
+        moved = by_channel(shift, layer).to(engine.program.device)
         return replace(arrival.quantizers, weight=specs[site], shift=moved)
 
     walk(engine, plan, batches, layers, decide, advance)
     return Plan.of(specs)
+
+
+def _knows_places(network: Network, layer: Layer) -> bool:
+    """Whether the activation function behind a linear layer differs by position, which a patch says nothing of: prelu's
+    slopes are along dimension 1, whatever that is."""
+    if layer.op != "linear" or layer.activation != "prelu" or len(layer.output_shape) < 2:
+        return False
+    slopes: Any = next(node for node in network.graph.nodes if node.name == layer.output).args[1]
+    return str(slopes.target) not in network.tensors or network.tensors[str(slopes.target)].numel() > 1
 
 
 def _rounding(engine: ExactEngine, arrival: Arrival, spec: Spec, effort: Effort) -> tuple[Tensor, Tensor] | None:
@@ -219,8 +229,9 @@ class _Problem:
         y = y if self.bias is None else y + self.bias
         if self.step.activate is None:
             return y
-        if self.layer.channel_axis == 1:  # the activation may know its channels by their place
-            y = y.reshape(*y.shape, 1, 1)
+        # The activation may know its channels by their place: bounds of clamps have the output's dimensions.
+        others = (1,) * (len(self.layer.output_shape) - 1)
+        y = y.reshape(len(y), -1, *others) if self.layer.channel_axis == 1 else y.reshape(len(y), *others, -1)
         result: Tensor = self.step.activate(self.constants, y)
         return result
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from quantopsy.core import Plan, Site
+from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.exact import ExactEngine, LayerQuantizers, by_channel
 from quantopsy.graph.execute import Lookup, Overlay, Step, Values
 from quantopsy.graph.network import Layer
@@ -95,21 +95,32 @@ def correct_biases(
     specs = dict(plan.sites)
 
     def decide(arrival: Arrival) -> LayerQuantizers:
-        layer, operation = arrival.layer, arrival.step.operation
-        total = torch.zeros(0, dtype=torch.float64)
-        count = 0
-        for exact, on_grids in zip(arrival.exact, arrival.on_grids, strict=True):
-            difference = (operation(on_grids) - operation(exact)).movedim(layer.channel_axis, 0).flatten(1)
-            part = difference.sum(1, dtype=torch.float64).cpu()
-            total = part if not count else total + part
-            count += difference.shape[1]
-        shift = (total / count).float()
-        site = Site(layer.name, "weight")
-        specs[site] = replace(specs[site], correction=engine.calibration.give(shift))
-        return replace(arrival.quantizers, shift=by_channel(shift, layer).to(engine.program.device))
+        site = Site(arrival.layer.name, "weight")
+        specs[site], quantizers = bias_corrected(engine, arrival, specs[site])
+        return quantizers
 
     walk(engine, plan, batches, layers, decide, advance)
     return Plan.of(specs)
+
+
+def bias_corrected(engine: ExactEngine, arrival: Arrival, spec: Spec) -> tuple[Spec, LayerQuantizers]:
+    """The ``spec`` of the layer's weight with the mean shift of every channel taken out of its bias, put to work."""
+    layer, operation = arrival.layer, arrival.step.operation
+    # A site has one correction: this one takes the place of a weight's own mean and variance.
+    spec = replace(spec, correction="none")
+    weight = {str(arrival.step.weight): engine.quantized_weight(layer, spec)}
+    total = torch.zeros(0, dtype=torch.float64)
+    count = 0
+    for exact, on_grids in zip(arrival.exact, arrival.on_grids, strict=True):
+        shifted = operation(Overlay(weight, on_grids)) - operation(exact)
+        difference = shifted.movedim(layer.channel_axis, 0).flatten(1)
+        part = difference.sum(1, dtype=torch.float64).cpu()
+        total = part if not count else total + part
+        count += difference.shape[1]
+    shift = (total / count).float()
+    spec = replace(spec, correction=engine.calibration.give(shift))
+    moved = by_channel(shift, layer).to(engine.program.device)
+    return spec, replace(arrival.quantizers, weight=spec, shift=moved)
 
 
 def bias_can_move(layer: Layer) -> bool:

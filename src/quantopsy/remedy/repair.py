@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from quantopsy.engine.adaround import Effort
 from quantopsy.graph.network import Layer, Network
 from quantopsy.metrics import Metric
 from quantopsy.quant.grouping import rows_per_channel
-from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals
+from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals, sharing
 from quantopsy.remedy.target import ANY, Target, check_start
 from quantopsy.remedy.target import target as profile_of
 from quantopsy.remedy.variants import Difference, Variant, Variants
@@ -100,14 +100,14 @@ def repair(
     folder = Path(study)
     profile = profile_of(target)
     limit = _seconds(budget)
+    if max_drop is not None and not isfinite(max_drop):
+        raise QuantopsyError(f"--max-drop {max_drop}", "is no loss to end at", "give a number in the metric's unit")
     with reopen(folder, progress, **instead) as (store, subject):
         results = summarise(store, subject.metric, complete=True)
         at = _width(results, bits)
         Parts.of(subject.order)
         start = at_bits(subject.full, at)
         check_start(profile, start, {layer.name: layer.op for layer in subject.network.layers})
-        if at not in store.noted("diagnosed", []):
-            results = diagnosed(store, subject, progress, bits=at)
         drop = results.tolerance / 2 if max_drop is None else max_drop
         session = Session(subject, store, results, at, profile, drop, limit, effort, progress)
         recipe, done = session.run()
@@ -131,17 +131,16 @@ class Session:
         effort: Effort,
         progress: Progress,
     ) -> None:
-        self.subject, self.results, self.profile, self.progress = subject, results, profile, progress
+        self.subject, self.store, self.results, self.profile, self.progress = subject, store, results, profile, progress
         self.bits, self.max_drop, self.level = bits, max_drop, results.level
         self.parts = Parts.of(subject.order)
         self.before = Variant(at_bits(subject.full, bits))
         self.now = self.before
         self.steps: list[Step] = []
         self.causes = _causes(results, bits)
-        self._end = time.monotonic() + seconds
         specs = set(self.before.plan.values())
         changed = [replace(s, **fix.fields) for s in specs for fix in FIXES if fix.fields and "kind" not in fix.fields]
-        self.variants = Variants(subject, store, [*specs, *changed], effort, progress, self._end)
+        self.variants = Variants(subject, store, [*specs, *changed], effort, progress, time.monotonic() + seconds)
 
     def run(self) -> tuple[Recipe, Repair]:
         """Try, cheapest first, until the target is met or nothing helps; then prove it on the last part."""
@@ -164,8 +163,10 @@ class Session:
             lambda: self._local("float", self._loud),
         )
         sound = self._met()
+        if not sound:
+            self._diagnose()
         for attempt in rounds:
-            if sound or time.monotonic() > self._end:
+            if sound or self.variants.over:
                 break
             if attempt in everywhere or not self._met():
                 attempt()
@@ -174,12 +175,21 @@ class Session:
             self.steps.append(self._rolled_back())
         return self._proven()
 
+    def _diagnose(self) -> None:
+        """Learn the causes where the study has none yet; the budget is of what is tried with them."""
+        if self.bits in self.store.noted("diagnosed", []):
+            return
+        begin = time.monotonic()
+        self.results = diagnosed(self.store, self.subject, self.progress, bits=self.bits)
+        self.causes = _causes(self.results, self.bits)
+        self.variants.end += time.monotonic() - begin
+
     # What is tried ------------------------------------------------------------------------------
 
     def _local(self, cost: Cost, layers: Callable[[], list[str]]) -> None:
         """Fixes of ``cost`` layer by layer, the worst first; the screen is asked again after each that was kept."""
         tried: set[str] = set()
-        while not self._met() and time.monotonic() < self._end:
+        while not self._met() and not self.variants.over:
             name = next((name for name in layers() if name not in tried), None)
             if name is None or len(tried) >= LAYERS:
                 return
@@ -260,8 +270,11 @@ class Session:
             if specs.get(site) != first[site]:
                 changed.setdefault(site.layer, []).append(site)
         for name, sites in changed.items():
-            without = Plan.of({**dict(self.now.plan.sites), **{site: first[site] for site in sites}})
-            self._try(replace(self.now, plan=without), f"{name}: as it was", (name,), "free")
+            # What shares a grid was changed together and is undone together: no value is rounded twice.
+            together = {site: first[site] for site in sharing(self._network(), first, sites)}
+            without = self.now.plan | together
+            if without != self.now.plan:
+                self._try(replace(self.now, plan=without), f"{name}: as it was", (name,), "free")
 
     def _correct(self, correction: Any, words: str) -> None:
         self._try(replace(self.now, correction=correction), words, (), "free")
@@ -273,7 +286,9 @@ class Session:
         begin = time.monotonic()
         against = self.variants.difference(self.now, variant, self.parts.confirm, self.level)
         kept, why = self._judge(against)
-        if not kept and layers and against.change.low <= 0 and against.noise.value <= 1:
+        # A layer left float makes no noise alone, whatever it made: that it costs something has to show together.
+        shown = against.noise.high < 1 if cost == "float" else against.noise.value <= 1
+        if not kept and layers and against.change.low <= 0 and shown:
             kept, why = self._judge_alone(variant, layers, why)
         after = self.variants.degradation(variant, self.parts.confirm, self.level)
         self.steps.append(
@@ -290,17 +305,18 @@ class Session:
     def _judge(self, against: Difference) -> tuple[bool, str]:
         change, noise, unit = against.change, against.noise, self.results.unit
         removed = f"noise {100 * (noise.value - 1):+.0f} %"
+        gained, signed = amount(-change.value, unit), amount(-change.value, unit, sign="+")
         if change.low > 0:
-            return False, f"certainly worse by {change.value:.1f} {unit}"
+            return False, f"certainly worse by {amount(change.value, unit)}"
         if change.high < 0:
-            return True, f"{-change.value:.1f} {unit} regained, {removed}"
+            return True, f"{gained} regained, {removed}"
         if noise.high < 1 and noise.value <= EFFECT_WHOLE and change.value <= self.max_drop / 2:
-            return True, f"{removed}, {-change.value:+.1f} {unit}"
-        if change.value < -self.max_drop:
+            return True, f"{removed}, {signed}"
+        if change.value < min(0.0, -self.max_drop):
             n = len(self.parts.confirm)
             needed = ceil(n * ((change.high - change.value) / -change.value) ** 2)
-            return False, f"{-change.value:.1f} {unit} better, but {n} images cannot tell: about {needed} could"
-        return False, f"{removed}, {-change.value:+.1f} {unit}: no gain that is certain"
+            return False, f"{gained} better, but {n} images cannot tell: about {needed} could"
+        return False, f"{removed}, {signed}: no gain that is certain"
 
     def _judge_alone(self, variant: Variant, layers: tuple[str, ...], why: str) -> tuple[bool, str]:
         """The layers alone in an otherwise float network: what other layers destroy does not hide there what these
@@ -312,8 +328,8 @@ class Session:
 
         found = self.variants.difference(alone(self.now), alone(variant), self.parts.confirm, self.level)
         if found.noise.high < 1 and found.noise.value <= EFFECT_ALONE and found.change.value <= 0:
-            removed, regained = 100 * (found.noise.value - 1), -found.change.value
-            return True, f"alone: noise {removed:+.0f} %, {regained:+.1f} {self.results.unit}; together {why}"
+            removed, regained = 100 * (found.noise.value - 1), amount(-found.change.value, self.results.unit, sign="+")
+            return True, f"alone: noise {removed:+.0f} %, {regained}; together {why}"
         return False, why
 
     def _met(self) -> bool:
@@ -488,6 +504,11 @@ def _spread(network: Network, layer: Layer) -> float:
 def estimate(interval: Interval) -> Estimate:
     """As recipes keep it."""
     return interval.value, interval.low, interval.high
+
+
+def amount(value: float, unit: str, sign: str = "") -> str:
+    """A change of the metric in words: points to a tenth, what has no unit to two digits; never a negative zero."""
+    return f"{round(value, 1) + 0.0:{sign}.1f} {unit}" if unit else f"{value + 0.0:{sign}.2g}"
 
 
 def _width(results: Results, bits: int | None) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from quantopsy.core import Plan, QuantopsyError, Role, Site, Spec, names
+from quantopsy.core.form import misfit
 from quantopsy.graph.network import Layer
 
 
@@ -38,7 +39,8 @@ class Limits:
         if spec.bits not in self.bits:
             return f"no {spec.bits} bits"
         if spec.signed and self.signed_bits is not None and spec.bits not in self.signed_bits:
-            return f"no {spec.bits} bits of signed codes, at most {max(self.signed_bits)}"
+            most = f", at most {max(self.signed_bits)}" if self.signed_bits else ""
+            return f"no {spec.bits} bits of signed codes{most}"
         if granularity not in self.granularity:
             return f"no grids {granularity.replace('_', ' ')}"
         if spec.symmetric not in self.symmetric:
@@ -159,8 +161,26 @@ def check_recipe(target: Target, plan: Plan, layers: Sequence[Layer]) -> None:
     )
 
 
+_LIMITS = {
+    "kinds": [str],
+    "bits": [int],
+    "granularity": [str],
+    "symmetric": [bool],
+    "float": bool,
+    "tensors": int,
+    "signed_bits": [int],
+}
+_ROLES = {"weights": _LIMITS, "activations": _LIMITS}
+_FORM: dict[str, Any] = {"summary": str, **_ROLES, "operators": {str: _ROLES}}
+
+
 def _read(name: str, data: Any) -> Target:
     try:
+        if (found := misfit(data, _FORM)) is not None:
+            raise ValueError(found)
+        for entries, known in ((data, _FORM), *((kinds, _ROLES) for kinds in data.get("operators", {}).values())):
+            if unknown := sorted(set(entries) - set(known)):
+                raise ValueError(f"no field {unknown[0]!r}")
         return Target(
             name,
             str(data.get("summary", "")),
@@ -180,8 +200,7 @@ def _read(name: str, data: Any) -> Target:
 
 
 def _limits(data: Mapping[str, Any]) -> Limits:
-    known = {field.name for field in fields(Limits)}
-    if unknown := sorted(set(data) - known):
+    if unknown := sorted(set(data) - set(_LIMITS)):
         raise ValueError(f"no field {unknown[0]!r}")
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
     return Limits(**values)

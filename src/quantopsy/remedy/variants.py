@@ -99,7 +99,7 @@ class Variants:
         end: float = inf,
     ) -> None:
         """``end``: of the time, as :func:`time.monotonic`, after which no more roundings are looked for."""
-        self._over = lambda: time.monotonic() > end
+        self.end = end
         self.subject, self.store, self.progress, self.effort = subject, store, progress, effort
         self._alternatives = tuple(dict.fromkeys(alternatives))
         self._transforms: dict[str, Transform] = {}
@@ -108,6 +108,11 @@ class Variants:
         self._references: dict[bytes, tuple[Any, ...]] = {}
         self._room = int(subject.settings.max_memory * GIB / 4)
         self._float = ExactEngine(subject.program, Calibration())
+
+    @property
+    def over(self) -> bool:
+        """Whether time is up."""
+        return time.monotonic() > self.end
 
     def register(self, transform: Transform) -> str:
         """The name that variants have for ``transform``: of what it does, not of which object it is."""
@@ -197,17 +202,14 @@ class Variants:
             self.progress.start("bias correction", steps)
             return correct_biases(base.engine, variant.plan, batches, layers, self.progress.advance)
         self.progress.start("rounding", steps)
-        rounding = (batches, layers, self.effort, self.progress.advance, self._over)
+        rounding = (batches, layers, self.effort, self.progress.advance, lambda: self.over)
         if variant.plan not in base.rounded:
             base.rounded[variant.plan] = round_weights(base.engine, variant.plan, *rounding)
         rounded = base.rounded[variant.plan]
         if variant.correction == "blocks":
             self.progress.start("blocks", steps)
-            rounded = round_blocks(base.engine, rounded, *rounding)
-        # Layers that AdaRound left alone; it has corrected the biases of the others.
-        alone = {site.layer for site, spec in rounded.sites if site.role == "weight" and spec.rounding == "nearest"}
-        self.progress.start("bias correction", steps)
-        return correct_biases(base.engine, rounded, batches, layers & alone, self.progress.advance)
+            return round_blocks(base.engine, rounded, *rounding)
+        return rounded
 
     @property
     def _correction_images(self) -> int:

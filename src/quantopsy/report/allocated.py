@@ -53,7 +53,7 @@ def allocation_section(results: Results) -> Section | None:
 def allocation_statements(results: Results) -> list[str]:
     """What the chosen bit-widths are worth, on images that no decision has seen."""
     done = results.allocated
-    return [] if done is None else [*_proof(results, done), *_choice(done)]
+    return [] if done is None else [*_proof(results, done), *_beyond_bits(results, done), *_choice(done)]
 
 
 def _proof(results: Results, done: Allocation) -> Iterator[str]:
@@ -76,6 +76,19 @@ def _proof(results: Results, done: Allocation) -> Iterator[str]:
         yield (
             f"It decides {fixed(decided.after, 1)} % of them as the float network does, uniform {done.baseline} bits "
             f"{fixed(decided.before, 1)} %: gained {with_interval(*decided.gained, 1)} points."
+        )
+
+
+def _beyond_bits(results: Results, done: Allocation) -> Iterator[str]:
+    """What is lost at the highest bit-width already, where that is most of it."""
+    highest = done.uniform[-1]
+    lost, low, _ = highest.degradation
+    if low > results.tolerance and lost >= done.expected.lost[0] / 2:
+        unit = f" {results.unit}" if results.unit else ""
+        loss = with_interval(*highest.degradation, degradation_decimals(results))
+        yield (
+            f"With {highest.words}, the most that were allowed, it loses {loss}{unit} already: bits cannot mend this. "
+            "`quantopsy repair` comes first."
         )
 
 

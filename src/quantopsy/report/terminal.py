@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
+from textwrap import wrap
 from typing import Any
 
-from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.table import Table
@@ -15,8 +15,10 @@ from rich.text import Text
 
 from quantopsy.analysis.additivity import Additivity
 from quantopsy.analysis.results import Results
+from quantopsy.core.recipe import Repair
 from quantopsy.report.additivity import additivity_statements
 from quantopsy.report.allocated import allocation_statements, bits_table, front_table, rivals_table
+from quantopsy.report.chart import Table as Plain
 from quantopsy.report.findings import findings_sentences
 from quantopsy.report.fitted import Column, fitted
 from quantopsy.report.grid import degradation_limit, grid
@@ -51,6 +53,9 @@ _WORST = 10
 
 _WIDE = 110
 """Columns from which a source line has a column of its own; below, it stands under the name."""
+
+_STEP, _OUTCOME = 32, 18
+"""Characters of a line for what a repair tried, and for a choice of bit-widths, where columns are few."""
 
 _ROW_LABEL = 8
 _ROUGH = "?"
@@ -154,22 +159,42 @@ def print_repair(results: Results, console: Console) -> None:
     if done is None:
         console.print("No repair has been tried.")
         return
-    table = steps_table(results, done)
-    # On a narrow terminal what a step is takes the room of where it runs and of its interval.
-    kept = [n for n in range(len(table.headings)) if console.width >= _WIDE or n not in (2, 4)]
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-    for position in kept:
-        shown.add_column(
-            table.headings[position].replace(" (", "\n("),
-            justify="left" if position < 3 else "right",
-            overflow="fold",
-            min_width=None if position else min(30, max((len(row[0]) for row in table.rows), default=0)),
-        )
-    for row in table.rows:
-        shown.add_row(*(row[n] for n in kept), style="" if row[1] == "kept" else "dim")
     print_part(console, bullets(repair_statements(results), []))
-    if table.rows:
-        print_part(console, shown, table.caption)
+    if done.steps:
+        heading = f"What was tried, over the images that decide{degradation_unit(results)}"
+        print_part(console, tried_table(results, done, console.width), heading)
+
+
+def tried_table(results: Results, done: Repair, width: int) -> Table:
+    """A row per step of a repair, fitted to ``width`` columns; those that were dropped dim."""
+    _, fate, where, change, span, noise, after = zip(*steps_table(results, done).rows, strict=True)
+    styles = ["" if step.kept else "dim" for step in done.steps]
+    lines = [
+        tuple(Text(line, style=style) for line in _lines(step.words, step.layers, _STEP if width < _WIDE else width))
+        for step, style in zip(done.steps, styles, strict=True)
+    ]
+
+    def styled(texts: Iterable[str]) -> list[Text]:
+        return [Text(text, style=style) for text, style in zip(texts, styles, strict=True)]
+
+    columns = (
+        Column("step", lines, right=False, least=_STEP),
+        Column("", styled(fate), right=False),
+        Column("at run time", styled(where), right=False, spare=2),
+        Column("change", styled(change)),
+        Column(confidence(results), styled(span), right=False, spare=1),
+        Column("noise", styled(noise)),
+        Column("loss after", styled(after)),
+    )
+    return fitted(columns, width)
+
+
+def _lines(words: str, layers: tuple[str, ...], width: int) -> list[str]:
+    """``words`` in lines of ``width`` characters; a long name that they begin with has one of its own, to be cut."""
+    if len(words) <= width:
+        return [words]
+    name = next((f"{x}:" for x in layers if words.startswith(f"{x}: ") and len(x) > width // 2), "")
+    return [*([name] if name else []), *wrap(words[len(name) :], width)]
 
 
 def print_allocation(results: Results, console: Console) -> None:
@@ -180,12 +205,20 @@ def print_allocation(results: Results, console: Console) -> None:
         return
     print_part(console, bullets(allocation_statements(results), []))
     for table in (bits_table(done), rivals_table(results, done), front_table(results, done)):
-        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim")
-        for position, heading in enumerate(table.headings):
-            shown.add_column(heading, justify="right" if position else "left", overflow="fold")
-        for row in table.rows:
-            shown.add_row(*row)
-        print_part(console, shown, table.caption)
+        print_part(console, choices_table(table, console.width), table.caption)
+
+
+def choices_table(table: Plain, width: int) -> Table:
+    """A table of an allocation fitted to ``width`` columns: of what it is of, in front, long names are cut."""
+    (heading, *headings), (words, *numbers) = table.headings, zip(*table.rows, strict=True)
+    lines = [tuple(wrap(text, _OUTCOME if width < _WIDE else width)) if " " in text else text for text in words]
+    columns = [
+        Column(title.removesuffix(" interval"), cells, right=False, style="dim", spare=1)
+        if title.endswith(" interval")
+        else Column(title, cells)
+        for title, cells in zip(headings, numbers, strict=True)
+    ]
+    return fitted([Column(heading, lines, right=False, least=_OUTCOME), *columns], width)
 
 
 def bullets(found: Iterable[str], limits: Iterable[str]) -> Table:

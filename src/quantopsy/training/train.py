@@ -18,6 +18,7 @@ from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.recipes import Simulated, encodings_of, given_of, model_of
 from quantopsy.core import Plan, QuantopsyError, Site, names
 from quantopsy.core.imports import imported
+from quantopsy.core.plain import plain
 from quantopsy.core.recipe import RECIPE, Expected, Recipe
 from quantopsy.data import Batch, Images, evenly_spaced_order
 from quantopsy.engine.calibration import Calibration
@@ -147,7 +148,9 @@ def train(
         seconds=time.monotonic() - begin,
     )
     recipe.save(folder / RECIPE)
-    (folder / TRAINING).write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
+    (folder / TRAINING).write_text(
+        json.dumps(plain(result.to_json()), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     return result
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,22 @@ def test_what_was_allocated_is_shown(study, outcome) -> None:
     assert "Mixed precision" in (study / "report.html").read_text()
 
 
+def test_a_loss_that_no_bits_mend_is_said(outcome) -> None:
+    def said(lost: tuple[float, float, float]) -> list[str]:
+        done = outcome.allocated
+        *others, highest = done.uniform
+        expected = replace(done.expected, lost=(95.0, 90.0, 98.0))
+        broken = replace(done, uniform=(*others, replace(highest, degradation=lost)), expected=expected)
+        return [s for s in allocation_statements(replace(outcome, allocated=broken)) if "cannot mend" in s]
+
+    assert said((90.0, 84.0, 95.0)) == [
+        "With uniform 8 bits, the most that were allowed, it loses 90.00 (84.00 to 95.00) points already: bits cannot "
+        "mend this. `quantopsy repair` comes first."
+    ]
+    assert not said((0.5, -1.0, 2.0))
+    assert not [s for s in allocation_statements(outcome) if "cannot mend" in s]
+
+
 def test_every_choice_is_in_the_table_once_and_what_was_chosen_is_marked(outcome) -> None:
     done = outcome.allocated
     rows = front_table(outcome, done).rows
@@ -162,6 +179,22 @@ def test_activations_may_be_chosen_too(tmp_path, study) -> None:
     assert set(done.activation_bits.values()) <= {4, 8}
     # Both branches of the addition are read on one grid.
     assert done.along == "bitops"
+
+
+def test_the_front_rises_where_all_that_is_limited_is_a_product_of_two_choices(study) -> None:
+    done = allocated(
+        study, bitops="0.5x", activation_bits=(4, 8), criterion="additive", out=study / "front.json"
+    ).allocated
+    spent = [point.uses["bitops"] for point in done.front]
+    uniform = {int(point.words.split()[1]): point.uses["bitops"] for point in done.uniform}
+    assert spent == sorted(spent)
+    assert spent[0] == pytest.approx(uniform[2] / 2)  # activations at 4 bits and not at 8
+    assert spent[-1] > uniform[4]
+
+
+def test_layers_are_listed_in_the_order_of_the_network(outcome) -> None:
+    assert list(outcome.allocated.bits) == [name for name in outcome.layers["name"] if name in outcome.allocated.bits]
+    assert list(outcome.allocated.bits) == ["loud", "faint", "head"]
 
 
 def test_several_limits_hold_at_once(study) -> None:

@@ -147,17 +147,17 @@ class Session:
         )
         expected = proof(self.variants, before, now, self.parts.report, self.level)
         ratio = self.variants.difference(before, now, self.parts.report, self.level).noise
-        weights = {site.layer: c.widths[n] for c, n in self._taken(chosen) if c.of_weight for site in c.sites}
+        taken = [(site, c.widths[n]) for c, n in self._taken(chosen) for site in c.sites]
+        weights = {site.layer: bits for site, bits in taken if site.role == "weight"}
+        inputs = {site.layer: bits for site, bits in taken if site.role == "input"}
         done = Allocation(
             criterion=best,
             correction=correction,
             along=self.along,
             limits={str(resource): most for resource, most in self.wanted.items()},
             uses=self._uses(chosen),
-            bits=weights,
-            activation_bits={
-                site.layer: c.widths[n] for c, n in self._taken(chosen) for site in c.sites if site.role == "input"
-            },
+            bits={name: weights[name] for name in self.subject.network.names if name in weights},
+            activation_bits={name: inputs[name] for name in self.subject.network.names if name in inputs},
             rivals=tuple(rivals),
             front=front,
             greedy=rest,
@@ -263,7 +263,9 @@ class Session:
         """
         cost, shape = self.limits[0].cost, self.choices.shape
         parts = np.split(cost.linear, shape.starts[1:])
-        least, most = (shape.cost(cost, tuple(int(pick(part)) for part in parts)) for pick in (np.argmin, np.argmax))
+        least = shape.cost(cost, tuple(int(part.argmin()) for part in parts))
+        # Of equal ones the most bits: what a choice costs may be in products with another alone.
+        most = shape.cost(cost, tuple(len(part) - 1 - int(part[::-1].argmax()) for part in parts))
         front: dict[Selection, Proposal] = {}
         steps: dict[Selection, Proposal] = {}
         last: Selection | None = None
