@@ -183,9 +183,9 @@ def test_what_a_site_scores_does_not_depend_on_which_others_are_asked_for(roles)
         np.testing.assert_allclose(e, everything[key], rtol=1e-4, atol=1e-5 * np.abs(e).max() + 1e-8)
 
 
-@pytest.mark.parametrize("seed", [1, 4])
-def test_weights_by_gradient_and_by_forward_score_alike(seed, monkeypatch) -> None:
-    case = case_of(random_net(seed), pictures(4))
+@pytest.mark.parametrize("made", [1, 4, *FOLDED])
+def test_weights_by_gradient_and_by_forward_score_alike(made, monkeypatch) -> None:
+    case = case_of(random_net(made) if isinstance(made, int) else folded(made), pictures(4))
     few, many = by_site(case.screened(case.candidates((4,)))), by_site(case.screened(case.candidates(MANY)))
     monkeypatch.setattr(screen_module, "supported", lambda *_: False)
     forward = by_site(case.screened(case.candidates(MANY)))

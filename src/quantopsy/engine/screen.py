@@ -466,8 +466,12 @@ class ScreenEngine:
         images = len(first[0])
         pixels = layer.macs / prod(layer.weight_shape or ())
         gradient_cost = len(present) * (GRADIENT_FORWARDS * pixels + DOT_PRODUCTS * len(specs))
-        by_gradient = supported(step.target, arguments, images) and gradient_cost <= CANDIDATE_FORWARDS * pixels * len(
-            specs
+        # A convolution takes its images where they are: turned to the front, they would be no images to it.
+        fits = step.target in LINEARS or (self._outermost(layer.inputs[0]) and self._outermost(step.writes))
+        by_gradient = (
+            fits
+            and supported(step.target, arguments, images)
+            and gradient_cost <= CANDIDATE_FORWARDS * pixels * len(specs)
         )
         flat = (
             [gradient.flatten(1) for gradient in per_sample_gradients(step.target, arguments, first)]
