@@ -243,6 +243,13 @@ def calibrate(
 
     for batch in batches:
         turned.begin(batch)
+        for (value, _), seen in calibration.observers.items():
+            if turned.along(value, seen.axis):
+                raise QuantopsyError(
+                    f"grids by channel of {value!r}",
+                    "that value has its images where other layers have channels",
+                    "quantize activations per tensor, or this layer's by a --plan",
+                )
         size = look_at_values(program, batch, look)
         calibration.images += size
         if advance is not None:
@@ -257,6 +264,7 @@ class ImagesInFront:
         self.images = 0
         self._program = program
         self._axes: dict[str, ImageAxis | None] = {}
+        self._dims: dict[str, int] = {}
 
     def begin(self, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> None:
         """What follows is of the batch ``inputs``."""
@@ -267,7 +275,8 @@ class ImagesInFront:
             with torch.inference_mode():
                 self._program.forward(two, keep=True)
                 self._program.forward(one, keep=True)
-            self._axes = {name: image_axis(x, one[name], 2) for name, x in two.items() if isinstance(x, Tensor)}
+            self._dims = {name: x.dim() for name, x in two.items() if isinstance(x, Tensor)}
+            self._axes = {name: image_axis(two[name], one[name], 2) for name in self._dims}
 
     def __call__(self, name: str, value: Tensor, axis: int | None = None) -> Tensor | None:
         """The ``value`` called ``name`` as (B rows, ...), the rows of an image together.
@@ -278,6 +287,11 @@ class ImagesInFront:
             return value
         found = self._axes[name]
         return None if found is None or not self.tells(name, axis) else found.in_front(value, self.images)
+
+    def along(self, name: str, axis: int | None) -> bool:
+        """Whether images lie along ``axis`` of the value called ``name``."""
+        found = self._axes.get(name)
+        return found is not None and axis is not None and found.dim > 0 and found.dim == axis % self._dims[name]
 
     def tells(self, name: str, axis: int | None = None) -> bool:
         """Whether the value called ``name`` can be turned."""
