@@ -38,6 +38,16 @@ class Frames(nn.Module):
         return self.head(x).view(b, 2, CLASSES).mean(1)
 
 
+class FramesFirst(Frames):
+    """The first parts of all images, then the second ones: those of an image apart from each other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        x = x.view(b, c, 2, h // 2, w).permute(2, 0, 1, 3, 4).flatten(0, 1)
+        x = self.deep(self.stem(x).relu()).relu().mean((2, 3))
+        return self.head(x).view(2, b, CLASSES).mean(0)
+
+
 class SequenceFirst(nn.Module):
     """Positions outermost, as `nn.MultiheadAttention` has them inside."""
 
@@ -93,7 +103,7 @@ class Mixed(nn.Module):
         return self.head(x) + 0.0 * self.aside(x - x.mean(0)).sum(1, keepdim=True)
 
 
-FOLDED = (Windows, Frames, SequenceFirst, Attention, Parts)
+FOLDED = (Windows, Frames, FramesFirst, SequenceFirst, Attention, Parts)
 
 
 def folded(kind: type[nn.Module]) -> nn.Module:

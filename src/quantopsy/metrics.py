@@ -345,7 +345,10 @@ class TorchMetric(Metric):
             described[part.data] = False
         if (statistics[:, described] != statistics[0, described]).any():
             raise self._ragged()
-        return np.array([self._compute(statistics, row, layout) for row in weights])
+        try:
+            return np.array([self._compute(statistics, row, layout) for row in weights])
+        finally:
+            self._metric.reset()  # once: every value begins with one, and it takes as long as a value does
 
     def _row(self, scores: Tensor, labels: Tensor) -> Tensor:
         self._metric.reset()
@@ -364,8 +367,6 @@ class TorchMetric(Metric):
                 value = self._metric.compute()
         except Exception as error:
             raise _failed(self, error) from error
-        finally:
-            self._metric.reset()
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise QuantopsyError(
                 f"metric {self.name!r}", "its value is not one number", "make it one, such as average='macro'"

@@ -237,3 +237,16 @@ def test_chance_is_called_a_change_anywhere_in_at_most_five_of_a_hundred_compari
         any(alarm(change(*pair, level)) for pair in pairs(np.random.default_rng(seed))) for seed in range(comparisons)
     )
     assert binomtest(alarms, comparisons, 0.05, alternative="greater").pvalue > 0.01, f"{alarms} of {comparisons}"
+
+
+def test_a_layer_without_noise_on_the_images_that_were_drawn_of_it_is_infinitely_less_noisy() -> None:
+    rng = np.random.default_rng(0)
+    loud = evidence(rng)
+    assert loud.result is not None
+    images = loud.result.images
+    kept = images[rng.random(len(images)) < 0.3]
+    silent = replace(loud.result, energy=np.zeros(len(images))).on(kept)
+    dead = replace(loud, result=silent, draw=Draw(images, np.full(len(images), 0.3)))
+    assert change(loud, dead, 0.95).noise_db.high == -np.inf
+    assert change(dead, loud, 0.95).over_signal_db.low == np.inf
+    assert verdict_on(change(dead, loud, 0.95).noise_db, NOISE_TOLERANCE_DB) == "worse"

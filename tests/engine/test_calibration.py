@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantopsy.core import Plan, Site, Spec
+from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.engine.probes import random_signs
@@ -142,3 +142,17 @@ def test_a_corrected_bias_keeps_every_channels_mean_whichever_axis_it_is_along()
         change = engine.whole_pass((x,), engine.prepare(Plan.of({site: spec})))[0] - module(x)
         assert change.abs().max() > 1e-3
         torch.testing.assert_close(change.mean(0), torch.zeros(5), rtol=0, atol=1e-5)
+
+
+def test_grids_by_channel_where_images_lie_are_refused() -> None:
+    class PositionsFirst(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(2).permute(2, 0, 1)
+            return (x + x.relu()).mean(0)
+
+    x = pictures()
+    network = capture(PositionsFirst(), (x[:2],))
+    plan = Plan.of({Site("add", "output"): PER_CHANNEL})
+    program, wanted = compile_network(network), wanted_statistics(network, [plan])
+    with pytest.raises(QuantopsyError, match=r"grids by channel of 'add.*has its images where.*per tensor"):
+        calibrate(program, [(x[:3],), (x[3:],)], wanted)

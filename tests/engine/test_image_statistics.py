@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from folded_nets import FOLDED, Mixed, folded
+from random_net import pictures
 from small_net import SmallNet, randomise_norms
 
 from quantopsy.analysis.schemes import full_plan, grids
@@ -92,3 +94,30 @@ def test_what_ranges_clip_is_counted_value_by_value(program, images) -> None:
 def test_memory_is_bounded(program, images) -> None:
     with pytest.raises(QuantopsyError, match=r"14 images.*GiB.*--calibration-samples"):
         looked_at(program, images, wanted_by(program, "mse"), max_memory=1e-4)
+
+
+@pytest.mark.parametrize("kind", FOLDED)
+@pytest.mark.parametrize("estimator", ["min_max", "moving_average:0.2", "percentile:99"])
+def test_an_image_may_have_several_rows_in_a_value_or_not_be_outermost(kind, estimator) -> None:
+    program = compile_network(capture(folded(kind), (pictures(2),)))
+    data = open_data(pictures(12))
+    wanted = wanted_by(program, estimator)
+    found = looked_at(program, data, wanted)
+    one = looked_at(program, data, wanted, tile=1)
+    np.testing.assert_allclose(found.moments.columns, one.moments.columns, rtol=1e-3, atol=1e-4)
+    rows = [1, 4, 5, 6, 10]
+    expected = calibrate(program, [data.batch(some).inputs for some in ([1, 4, 5], [6, 10])], wanted)
+    alone = calibrate(program, [data.batch([row]).inputs for row in rows], wanted)
+    clipped = looked_at(program, data, wanted, ranges=expected).clipped
+    assert clipped is not None
+    assert clipped.share.shape == (12, len(found.activations))
+    for (value, _), spec in wanted.statistics.items():
+        for other in (found.calibration(np.array(rows)), alone):
+            mine, theirs = other.qparams(value, spec), expected.qparams(value, spec)
+            torch.testing.assert_close(mine.scale, theirs.scale, rtol=1e-5, atol=0)
+
+
+def test_values_that_mix_images_are_named() -> None:
+    program = compile_network(capture(folded(Mixed), (pictures(2),)))
+    with pytest.raises(QuantopsyError, match=r"values at layer 'mean_1'.*keep images apart"):
+        looked_at(program, open_data(pictures(4)), wanted_by(program, "min_max"))

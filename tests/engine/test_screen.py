@@ -183,9 +183,9 @@ def test_what_a_site_scores_does_not_depend_on_which_others_are_asked_for(roles)
         np.testing.assert_allclose(e, everything[key], rtol=1e-4, atol=1e-5 * np.abs(e).max() + 1e-8)
 
 
-@pytest.mark.parametrize("seed", [1, 4])
-def test_weights_by_gradient_and_by_forward_score_alike(seed, monkeypatch) -> None:
-    case = case_of(random_net(seed), pictures(4))
+@pytest.mark.parametrize("made", [1, 4, *FOLDED])
+def test_weights_by_gradient_and_by_forward_score_alike(made, monkeypatch) -> None:
+    case = case_of(random_net(made) if isinstance(made, int) else folded(made), pictures(4))
     few, many = by_site(case.screened(case.candidates((4,)))), by_site(case.screened(case.candidates(MANY)))
     monkeypatch.setattr(screen_module, "supported", lambda *_: False)
     forward = by_site(case.screened(case.candidates(MANY)))
@@ -449,6 +449,50 @@ def test_a_layer_behind_the_places_of_a_tuple_is_hidden_by_the_operators_name() 
             return self.head(values + places.float())
 
     assert case_of(Places().eval(), pictures(3)).screened().hidden == {"first": "topk"}
+
+
+class Assigned(nn.Module):
+    """Writes channels over others in place, as where they are shifted in time: a copy, without a derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = y.clone()
+        z[:, :2] = 3 * y[:, 2:]
+        z[:, 2] = y[:, 3].mean((1, 2), keepdim=True)
+        return self.head(z.relu().mean((2, 3)))
+
+
+def test_what_is_assigned_to_a_part_of_a_value_passes_its_gradient(drawn) -> None:
+    case = case_of(Assigned().eval(), pictures(3))
+    found = case.screened()
+    assert not found.hidden
+    reference = Perturbed(case.program, case.ranges, case.images)
+    for (site, spec, given), e in by_site(found).items():
+        moved = reference.moved((site, spec), given=before(site, given))
+        assert_near(e[:, 0], along(drawn[:1], moved), float(moved[0].abs().max()))
+
+
+def test_a_layer_behind_an_operator_that_was_given_no_derivative_is_hidden() -> None:
+    @torch.library.custom_op("quantopsy_tests::sine", mutates_args=())
+    def sine(x: Tensor) -> Tensor:
+        return x.sin()
+
+    sine.register_fake(torch.empty_like)
+
+    class Custom(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = sine(self.first(x))
+            return self.head(y.mean((2, 3)))
+
+    assert case_of(Custom().eval(), pictures(3)).screened().hidden == {"first": "sine"}
 
 
 def test_a_batch_of_one() -> None:

@@ -163,6 +163,8 @@ def _noise(evidence: Evidence, level: float, *, over_signal: bool) -> Interval:
         noise, stderr, spread = evidence.expected.noise, evidence.expected.noise_stderr, SCREEN_SPREAD_DB
     else:
         return _unknown(level)
+    if noise == 0.0:  # as of decibels of measurements: no logarithm
+        return Interval(-np.inf, -np.inf, -np.inf, level)
     signal, signal_stderr = significance.mean_stderr(reference.energy)
     if not over_signal:
         signal, signal_stderr = 1.0, 0.0

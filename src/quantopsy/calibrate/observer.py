@@ -67,33 +67,36 @@ class Observer:
         high = self._statistics.high
         return high[0] if self.axis is None else high
 
-    def update(self, x: Tensor) -> None:
-        """Add a batch ``x``, images along dimension 0.
+    def update(self, x: Tensor, images: int | None = None) -> None:
+        """Add a batch ``x``, images along dimension 0, or as many rows of each of ``images`` behind each other.
 
         Raises :class:`QuantopsyError` for an empty tensor, NaN and infinite values; then nothing was added.
         """
         if x.numel() == 0:
             raise QuantopsyError("activation to calibrate", "it is empty", "calibrate on at least one image")
         x = x.detach().reshape(x.shape if x.ndim > 1 else (-1, 1))  # a number for each image is one channel
-        low, high = self._extremes(x)
+        low, high = self._extremes(x, images or len(x))
         histogram = None
         if self._values:
             histogram = self._histogram(x, low, high, torch.maximum(-low, high).amax(0))
         tracker = None if self._tracker is None else self._tracker.after(low, high)
         self._add(_Seen(low.amin(0), high.amax(0), histogram, tracker))
 
-    def each(self, x: Tensor) -> ByImage:
+    def each(self, x: Tensor, images: int | None = None) -> ByImage:
         """What this observer collects, of every image of a batch ``x`` alone; nothing is added to it.
 
-        Raises :class:`QuantopsyError` as :meth:`update` does.
+        Arguments and :class:`QuantopsyError` as of :meth:`update`.
         """
-        low, high = self._extremes(x)
+        images = images or len(x)
+        low, high = self._extremes(x, images)
         if not self._values:
             return ByImage(low, high)
         kept = self._thinned(x)
         axis = self._channel(x)
         # A row for every grid of every image, as if each were a grid of its own.
-        rows = (kept if axis is None else kept.movedim(axis, 1)).reshape(low.numel(), -1)
+        rows = (kept if axis is None else kept.movedim(axis, 1).unflatten(0, (images, -1)).movedim(2, 1)).reshape(
+            low.numel(), -1
+        )
         ends = torch.stack((low.flatten(), high.flatten()), 1)
         histogram = self._of_rows(rows, ends, torch.maximum(-low, high).flatten(), x.numel() / kept.numel())
         return ByImage(low, high, histogram.compact())
@@ -143,7 +146,7 @@ class Observer:
             )
         self._seen = new
 
-    def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _extremes(self, x: Tensor, images: int) -> tuple[Tensor, Tensor]:
         """Each image's extremes, (N, R) each; raises where they are not finite."""
         axis = self._channel(x)
         rest = [dim for dim in range(1, x.ndim) if dim != axis]
@@ -154,7 +157,8 @@ class Observer:
                 "it holds NaN or infinite values",
                 "mend the float network or its inputs",
             )
-        return low.float().reshape(len(x), -1), high.float().reshape(len(x), -1)
+        low, high = (end.float().reshape(images, len(x) // images, -1) for end in (low, high))
+        return low.amin(1), high.amax(1)
 
     def _histogram(self, x: Tensor, low: Tensor, high: Tensor, reach: Tensor) -> Histogram:
         """Of all images together."""

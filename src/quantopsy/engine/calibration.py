@@ -13,6 +13,7 @@ from torch import Tensor
 from quantopsy.calibrate import Observer, fit, observer, output_shift, quantized_weight, realise
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.graph.execute import Program, Step, Values
+from quantopsy.graph.images import ImageAxis, image_axis
 from quantopsy.graph.network import GridSources, Layer, Network
 from quantopsy.graph.operators import WEIGHTED_SUMS
 from quantopsy.quant import QParams
@@ -227,17 +228,77 @@ def calibrate(
         by_value.setdefault(value, []).append(statistics)
     for (value, _), mean in calibration.means.items():
         by_value.setdefault(value, []).append(mean)
+    turned = ImagesInFront(program)
 
     def look(name: str, tensor: Any) -> None:
         for statistics in by_value.get(name, ()):
-            statistics.update(tensor)
+            if isinstance(statistics, ChannelMean):
+                statistics.update(tensor)
+                continue
+            in_front = turned(name, tensor, statistics.axis)
+            if in_front is None:
+                statistics.update(tensor)
+            else:
+                statistics.update(in_front, turned.images)
 
     for batch in batches:
+        turned.begin(batch)
+        for (value, _), seen in calibration.observers.items():
+            if turned.along(value, seen.axis):
+                raise QuantopsyError(
+                    f"grids by channel of {value!r}",
+                    "that value has its images where other layers have channels",
+                    "quantize activations per tensor, or this layer's by a --plan",
+                )
         size = look_at_values(program, batch, look)
         calibration.images += size
         if advance is not None:
             advance(size)
     return calibration
+
+
+class ImagesInFront:
+    """Values with their images outermost: where they are is told from two images of the first batch of several."""
+
+    def __init__(self, program: Program) -> None:
+        self.images = 0
+        self._program = program
+        self._axes: dict[str, ImageAxis | None] = {}
+        self._dims: dict[str, int] = {}
+
+    def begin(self, inputs: Sequence[Tensor] | Mapping[str, Tensor]) -> None:
+        """What follows is of the batch ``inputs``."""
+        arranged = self._program.network.arrange(inputs)
+        self.images = len(arranged[0])
+        if self.images > 1 and not self._axes:
+            two, one = (self._program.place([x[:count] for x in arranged]) for count in (2, 1))
+            with torch.inference_mode():
+                self._program.forward(two, keep=True)
+                self._program.forward(one, keep=True)
+            self._dims = {name: x.dim() for name, x in two.items() if isinstance(x, Tensor)}
+            self._axes = {name: image_axis(two[name], one[name], 2) for name in self._dims}
+
+    def __call__(self, name: str, value: Tensor, axis: int | None = None) -> Tensor | None:
+        """The ``value`` called ``name`` as (B rows, ...), the rows of an image together.
+
+        None where images cannot be told apart, or turning them would move the channels along ``axis``.
+        """
+        if self.images == 1:
+            return value
+        found = self._axes[name]
+        return None if found is None or not self.tells(name, axis) else found.in_front(value, self.images)
+
+    def along(self, name: str, axis: int | None) -> bool:
+        """Whether images lie along ``axis`` of the value called ``name``."""
+        found = self._axes.get(name)
+        return found is not None and axis is not None and found.dim > 0 and found.dim == axis % self._dims[name]
+
+    def tells(self, name: str, axis: int | None = None) -> bool:
+        """Whether the value called ``name`` can be turned."""
+        if self.images == 1:
+            return True
+        found = self._axes[name]
+        return found is not None and (axis is None or not found.dim)
 
 
 def look_at_values(

@@ -17,7 +17,7 @@ from torch import Tensor
 from quantopsy.calibrate import ByImage, observer
 from quantopsy.core import QuantopsyError, Spec
 from quantopsy.data import Batch
-from quantopsy.engine.calibration import Calibration, Wanted, look_at_values
+from quantopsy.engine.calibration import Calibration, ImagesInFront, Wanted, look_at_values
 from quantopsy.engine.memory import GIB
 from quantopsy.graph.execute import Program
 from quantopsy.graph.network import GridSources, Network
@@ -152,6 +152,7 @@ def image_statistics(
     empty = [observer(item.spec, network.grid_sources.axis(item.value)) for item in activations]
     grids = [None if ranges is None else ranges.qparams(item.value, item.spec) for item in activations]
     seen: list[_Tile] = []
+    turned = ImagesInFront(program)
 
     for batch in batches:
         tile = _Tile(batch.indices, _digests(batch), {}, {}, {}, {})
@@ -161,14 +162,24 @@ def image_statistics(
                 tile.inputs[name] = Moments.of(value, axis=1)
             if name not in places:
                 return
-            moments = Moments.of(value)
+            images = len(tile.images)
             for place in places[name]:
-                tile.parts[place] = empty[place].each(value)
-                tile.moments[place] = moments
+                rows = turned(name, value, empty[place].axis)
+                assert rows is not None
+                tile.parts[place] = empty[place].each(rows, images)
+                tile.moments[place] = Moments.of(rows.unflatten(0, (images, -1)))
                 grid = grids[place]
                 if grid is not None:
-                    tile.clipped[place] = _clipped(value, grid, tile.parts[place])
+                    tile.clipped[place] = _clipped(rows, grid, tile.parts[place])
 
+        turned.begin(batch.inputs)
+        for item, statistics in zip(activations, empty, strict=True):
+            if not turned.tells(item.value, statistics.axis):
+                raise QuantopsyError(
+                    f"values at layer {item.layer!r}",
+                    "what each image does on its own cannot be told in them",
+                    "keep images apart in the network, and quantize activations per tensor",
+                )
         size = look_at_values(program, batch.inputs, look)
         seen.append(tile)
         if len(seen) == 1:
@@ -215,15 +226,17 @@ def _digests(batch: Batch) -> list[str]:
 
 
 def _clipped(x: Tensor, grid: QParams, part: ByImage) -> np.ndarray:
-    """(B, 2): share of each image's values that ``grid`` clips, and how far the furthest lies beyond it, in widths."""
-    found = torch.zeros(len(x), 2)
+    """(B, 2): share of each image's values (B rows, ...) that ``grid`` clips, and how far the furthest lies beyond it,
+    in widths."""
+    images = len(part)
+    found = torch.zeros(images, 2)
     # Where no extreme is clipped nothing is: that is most of the time, and costs nothing.
     if grid.covers(torch.cat((part.low, part.high))).all():
         return found.numpy()
     outside = ~grid.covers(x)
     low, high = grid.outermost
-    found[:, 0] = outside.reshape(len(x), -1).float().mean(1)
-    found[:, 1] = (x - grid.snap(x)).abs().where(outside, 0).reshape(len(x), -1).amax(1) / (high - low)
+    found[:, 0] = outside.reshape(images, -1).float().mean(1)
+    found[:, 1] = (x - grid.snap(x)).abs().where(outside, 0).reshape(images, -1).amax(1) / (high - low)
     return found.numpy()
 
 

@@ -318,7 +318,14 @@ class ScreenEngine:
         behind = _behind_activation(local, arriving, step.writes in walk.owned)
         if layer is not None and layer.weight is not None:
             self._score_weight(local, layer, behind, walk)
-        through = self._through(local, layer, moving, behind, walk)
+        try:
+            through = self._through(local, layer, moving, behind, walk)
+        except RuntimeError as error:
+            # That it has no derivative, an operator may tell only when it is asked for one.
+            if "derivative" not in str(error) and "autograd formula" not in str(error):
+                raise
+            walk.blocked.update(dict.fromkeys(step.reads, self._operator(step)))
+            return
         for name, gradients in through.items():
             if layer is not None and name in layer.inputs:
                 self._score_input(local, layer, name, gradients, walk)
@@ -347,7 +354,7 @@ class ScreenEngine:
         """The operator's name; of a tuple's element that of the operator that gives the tuple."""
         if step.target is operator.getitem:
             step = self.program.steps[self.program.producer[step.reads[0]]]
-        return str(step.target).removeprefix("aten.").partition(".")[0]
+        return str(step.target.__name__).partition(".")[0]
 
     def _score_output(self, local: _Local, arriving: Gradients, walk: _Walk) -> None:
         layer = local.step.layer
@@ -459,8 +466,12 @@ class ScreenEngine:
         images = len(first[0])
         pixels = layer.macs / prod(layer.weight_shape or ())
         gradient_cost = len(present) * (GRADIENT_FORWARDS * pixels + DOT_PRODUCTS * len(specs))
-        by_gradient = supported(step.target, arguments, images) and gradient_cost <= CANDIDATE_FORWARDS * pixels * len(
-            specs
+        # A convolution takes its images where they are: turned to the front, they would be no images to it.
+        fits = step.target in LINEARS or (self._outermost(layer.inputs[0]) and self._outermost(step.writes))
+        by_gradient = (
+            fits
+            and supported(step.target, arguments, images)
+            and gradient_cost <= CANDIDATE_FORWARDS * pixels * len(specs)
         )
         flat = (
             [gradient.flatten(1) for gradient in per_sample_gradients(step.target, arguments, first)]

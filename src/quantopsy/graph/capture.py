@@ -272,6 +272,9 @@ def _normalise(graph: fx.Graph) -> None:
         elif node.target in IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif node.target is aten.copy.default and _dtype(node.args[0]) == _dtype(node.args[1]):
+            # What assigning to a part, x[:, 0] = y, is made of: it has no derivative, and needs none.
+            node.target, node.args, node.kwargs = aten.expand_as.default, (node.args[1], node.args[0]), {}
         elif node.target is aten._native_batch_norm_legit_no_training.default:
             x, weight, bias, mean, variance, momentum, eps = node.args
             with graph.inserting_before(node):
@@ -285,6 +288,11 @@ def _normalise(graph: fx.Graph) -> None:
                 graph.erase_node(item)
             graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def _dtype(node: Any) -> torch.dtype | None:
+    value = node.meta.get("val")
+    return value.dtype if isinstance(value, Tensor) else None
 
 
 def _run_alone(

@@ -27,6 +27,12 @@ class ImageAxis(NamedTuple):
             return t.unflatten(self.dim, (self.rows, -1)).movedim(self.dim + 1, 0)
         return t.movedim(self.dim, 0) if self.dim else t
 
+    def in_front(self, t: Tensor, images: int) -> Tensor:
+        """``t`` as (B rows, ...), the rows of an image together; what is of no image is every image's."""
+        if not self.rows:
+            return t.expand(images, *t.shape).flatten(0, 1) if t.dim() else t.expand(images)
+        return self.first(t).flatten(0, 1) if self.apart else self.first(t)
+
 
 def image_axis(many: Tensor, one: Tensor, images: int) -> ImageAxis | None:
     """How ``many``, of so many images, holds them, from ``one``, the same value of the first image alone.
