@@ -21,16 +21,17 @@ from quantopsy.analysis.results import Results
 from quantopsy.analysis.schemes import full_plan, grids
 from quantopsy.analysis.significance import Interval
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
+from quantopsy.core.allocation import Decisions
 from quantopsy.core.recipe import Recipe
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.capture import capture
 from quantopsy.remedy.applied import apply
 from quantopsy.remedy.fixes import proposals
-from quantopsy.remedy.repair import Parts, Session, amount, repair
+from quantopsy.remedy.repair import Parts, Session, amount, judged, repair
 from quantopsy.remedy.target import target
 from quantopsy.remedy.variants import Difference, Variant, Variants
 from quantopsy.report.repaired import repair_section, repair_statements
-from quantopsy.report.wording import with_interval
+from quantopsy.report.wording import MINUS, with_interval
 
 EFFORT = Effort(steps=20)
 
@@ -304,6 +305,31 @@ def test_no_decision_looks_at_the_images_of_the_proof(outcome, compared, tmp_pat
     assert results.repaired.expected.samples == len(parts.report)
     assert any(len(images) == len(parts.search) + len(parts.confirm) for images, _ in compared)
     assert not any(np.isin(images, parts.report).any() for images, _ in compared)
+
+
+@pytest.mark.parametrize(
+    ("change", "noise", "more_as_in_float", "kept", "why"),
+    [
+        ((3.0, 1.0, 5.0), (0.2, 0.1, 0.3), 0.0, False, "certainly worse by 3.0 points"),
+        ((-3.0, -5.0, -1.0), (1.0, 0.9, 1.1), -2.0, True, "3.0 points regained"),
+        ((0.2, -4.0, 4.4), (0.8, 0.7, 0.9), -2.0, True, "noise -20 %, -0.2 points"),
+        ((2.6, -6.0, 13.0), (0.2, 0.1, 0.3), 0.0, True, "decided as in float no less often"),
+        ((2.6, -6.0, 13.0), (0.2, 0.1, 0.3), -2.6, False, "no gain that is certain"),
+        ((2.6, -6.0, 13.0), (0.2, 0.1, 0.3), None, False, "no gain that is certain"),
+        ((2.6, -6.0, 13.0), (0.9, 0.7, 1.1), 2.6, False, "no gain that is certain"),
+        ((2.6, -6.0, 13.0), (0.97, 0.96, 0.98), 2.6, False, "no gain that is certain"),
+        ((-3.0, -8.0, 2.0), (0.9, 0.7, 1.1), 2.0, False, "3.0 points better, but 40 images cannot tell: about 112"),
+    ],
+)
+def test_a_step_is_kept_by_the_metric_or_by_noise_that_costs_nothing(
+    change, noise, more_as_in_float, kept, why
+) -> None:
+    difference = Difference(Interval(*change), Interval(*noise))
+    gained = None if more_as_in_float is None else (more_as_in_float, -9.0, 9.0)
+    decisions = None if gained is None else Decisions(90.0, 90.0 + gained[0], gained)
+    found = judged(difference, decisions, images=40, max_drop=0.5, unit="points")
+    assert found[0] is kept
+    assert why in found[1].replace(MINUS, "-")
 
 
 def test_what_the_deciding_images_call_worse_is_undone(outcome, monkeypatch, tmp_path) -> None:

@@ -26,6 +26,7 @@ from quantopsy.analysis.significance import Interval
 from quantopsy.analysis.subject import Subject, reopen
 from quantopsy.analysis.summary import summarise
 from quantopsy.core import Cause, Plan, QuantopsyError, Site
+from quantopsy.core.allocation import Decisions
 from quantopsy.core.recipe import RECIPE, Estimate, Expected, Given, Mended, Proof, Recipe, Repair, Step
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.network import Layer, Network
@@ -285,7 +286,8 @@ class Session:
         """Measure a variant against the one so far; keep it where the second part of the images confirms it."""
         begin = time.monotonic()
         against = self.variants.difference(self.now, variant, self.parts.confirm, self.level)
-        kept, why = self._judge(against)
+        decisions = self.variants.decisions(self.now, variant, self.parts.confirm, self.level)
+        kept, why = judged(against, decisions, len(self.parts.confirm), self.max_drop, self.results.unit)
         # A layer left float makes no noise alone, whatever it made: that it costs something has to show together.
         shown = against.noise.high < 1 if cost == "float" else against.noise.value <= 1
         if not kept and layers and against.change.low <= 0 and shown:
@@ -301,22 +303,6 @@ class Session:
             self.now = variant
         self.progress.say(f"{'kept   ' if kept else 'dropped'} {words}: {why}")
         return kept
-
-    def _judge(self, against: Difference) -> tuple[bool, str]:
-        change, noise, unit = against.change, against.noise, self.results.unit
-        removed = f"noise {100 * (noise.value - 1):+.0f} %"
-        gained, signed = amount(-change.value, unit), amount(-change.value, unit, sign="+")
-        if change.low > 0:
-            return False, f"certainly worse by {amount(change.value, unit)}"
-        if change.high < 0:
-            return True, f"{gained} regained, {removed}"
-        if noise.high < 1 and noise.value <= EFFECT_WHOLE and change.value <= self.max_drop / 2:
-            return True, f"{removed}, {signed}"
-        if change.value < min(0.0, -self.max_drop):
-            n = len(self.parts.confirm)
-            needed = ceil(n * ((change.high - change.value) / -change.value) ** 2)
-            return False, f"{gained} better, but {n} images cannot tell: about {needed} could"
-        return False, f"{removed}, {signed}: no gain that is certain"
 
     def _judge_alone(self, variant: Variant, layers: tuple[str, ...], why: str) -> tuple[bool, str]:
         """The layers alone in an otherwise float network: what other layers destroy does not hide there what these
@@ -416,6 +402,33 @@ class Session:
             unbounded=unbounded,
         )
         return recipe, done
+
+
+def judged(
+    against: Difference, decisions: Decisions | None, images: int, max_drop: float, unit: str
+) -> tuple[bool, str]:
+    """Whether a step is kept that makes the difference ``against`` what was before it on so many ``images``, and why.
+
+    It is where the metric certainly gains; or where noise certainly falls, by 5 % at least, and either the metric loses
+    at most half of ``max_drop`` or as many ``decisions`` as before are float's. Of few images the labels of one or two
+    that flip make points of the metric; how many flip says more.
+    """
+    change, noise = against.change, against.noise
+    removed = f"noise {100 * (noise.value - 1):+.0f} %"
+    gained, signed = amount(-change.value, unit), amount(-change.value, unit, sign="+")
+    if change.low > 0:
+        return False, f"certainly worse by {amount(change.value, unit)}"
+    if change.high < 0:
+        return True, f"{gained} regained, {removed}"
+    if noise.high < 1 and noise.value <= EFFECT_WHOLE:
+        if change.value <= max_drop / 2:
+            return True, f"{removed}, {signed}"
+        if decisions is not None and decisions.gained[0] >= 0:
+            return True, f"{removed}, {signed}; decided as in float no less often"
+    if change.value < min(0.0, -max_drop):
+        needed = ceil(images * ((change.high - change.value) / -change.value) ** 2)
+        return False, f"{gained} better, but {images} images cannot tell: about {needed} could"
+    return False, f"{removed}, {signed}: no gain that is certain"
 
 
 def proof(variants: Variants, before: Variant, after: Variant, images: np.ndarray, level: float) -> Expected:
