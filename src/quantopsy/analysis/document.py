@@ -15,6 +15,7 @@ from quantopsy.analysis.scheme_table import SchemeTable
 from quantopsy.analysis.significance import Interval
 from quantopsy.core import Finding
 from quantopsy.core.plain import plain
+from quantopsy.core.recipe import Expected
 
 WORST = 10
 
@@ -53,6 +54,38 @@ def document(results: Results) -> dict[str, Any]:
         "provenance": dict(results.provenance),
         "passes": plain(results.passes),
         "seconds": results.seconds,
+    }
+
+
+def repair_document(results: Results) -> dict[str, Any]:
+    """A repair as one JSON document; all of it but ``steps`` on images held out."""
+    done = results.repaired
+    assert done is not None
+    rest = {name: value for name, value in done.to_json().items() if name != "expected"}
+    return {**_proof(done.expected, "before", "after"), **rest}
+
+
+def allocation_document(results: Results) -> dict[str, Any]:
+    """An allocation as one JSON document; figures but those of ``rivals`` and the front on images held out."""
+    done = results.allocated
+    assert done is not None
+    values = done.to_json()
+    rest = {name: value for name, value in values.items() if name not in ("expected", "uniform")}
+    return {**_proof(done.expected, "uniform", "mixed"), **rest, "uniform_widths": values["uniform"]}
+
+
+def _proof(expected: Expected, before: str, after: str) -> dict[str, Any]:
+    """What a network is worth; ``before`` and ``after`` are what its values are called."""
+    return {
+        "metric": expected.metric,
+        "unit": expected.unit,
+        "float": expected.float[0],
+        before: expected.before[0],
+        after: expected.after[0],
+        "interval": list(expected.after[1:]),
+        "gained": list(expected.gained),
+        "lost": list(expected.lost),
+        "samples": expected.samples,
     }
 
 

@@ -44,7 +44,7 @@ def repair(
     with watched(as_json) as watch, kept_clean(as_json):
         found = run(study, bits=bits, max_drop=max_drop, target=target, budget=budget, out=out, progress=watch)
     if as_json:
-        from quantopsy.report.repaired import repair_document
+        from quantopsy.analysis.document import repair_document
 
         print_json(repair_document(found.results))
         return
@@ -74,8 +74,8 @@ def allocate(
     as_json: Json = False,
 ) -> None:
     """Mixed precision: bits per layer under limits on size, BitOps, latency, or several; writes a recipe."""
+    from quantopsy.analysis.document import allocation_document
     from quantopsy.api import allocate as run
-    from quantopsy.report.allocated import allocation_document
     from quantopsy.report.terminal import print_allocation
 
     with watched(as_json) as watch, kept_clean(as_json):

@@ -280,23 +280,3 @@ def bits_chart(done: Allocation) -> Chart:
         note=f"Layers with weights in the order of the network, {names[0]} to {names[-1]}.",
         wide=True,
     )
-
-
-def allocation_document(results: Results) -> dict[str, Any]:
-    """An allocation as one JSON document; figures but those of ``rivals`` and the front on images held out."""
-    done = results.allocated
-    assert done is not None
-    expected, values = done.expected, done.to_json()
-    return {
-        "metric": expected.metric,
-        "unit": expected.unit,
-        "float": expected.float[0],
-        "uniform": expected.before[0],
-        "mixed": expected.after[0],
-        "interval": list(expected.after[1:]),
-        "gained": list(expected.gained),
-        "lost": list(expected.lost),
-        "samples": expected.samples,
-        **{name: value for name, value in values.items() if name not in ("expected", "uniform")},
-        "uniform_widths": values["uniform"],
-    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import ceil
-from typing import Any
 
 from quantopsy.analysis.results import Results
 from quantopsy.core.recipe import Repair
@@ -229,25 +228,6 @@ def _start(done: Repair) -> tuple[float, float, float]:
     first = done.steps[0]
     value = first.degradation[0] - first.change[0]
     return value, value, value
-
-
-def repair_document(results: Results) -> dict[str, Any]:
-    """A repair as one JSON document; all of it but ``steps`` on images held out."""
-    done = results.repaired
-    assert done is not None
-    expected = done.expected
-    return {
-        "metric": expected.metric,
-        "unit": expected.unit,
-        "float": expected.float[0],
-        "before": expected.before[0],
-        "after": expected.after[0],
-        "interval": list(expected.after[1:]),
-        "gained": list(expected.gained),
-        "lost": list(expected.lost),
-        "samples": expected.samples,
-        **{name: value for name, value in done.to_json().items() if name != "expected"},
-    }
 
 
 def applied_sentences(found: Applied) -> list[str]:
