@@ -107,6 +107,15 @@ def test_torchmetrics_of_regression():
     assert not metric.higher_is_better
 
 
+def test_a_function_may_say_that_lower_is_better():
+    def error(outputs, labels):
+        return (outputs.argmax(1) != labels).double()
+
+    assert resolve_metric(error, True).higher_is_better
+    error.higher_is_better = False
+    assert not resolve_metric(error, True).higher_is_better
+
+
 def test_rows_from_a_study_need_no_image_to_be_merged():
     _, rows = statistics_of(MulticlassAUROC(7))
     fresh = resolve_metric(MulticlassAUROC(7), True)

@@ -81,10 +81,10 @@ class Metric(ABC):
 def resolve_metric(metric: Any, has_labels: bool) -> Metric:
     """The metric that a user named or gave.
 
-    ``None`` is ``top1`` with labels and ``agreement`` without. Else a built-in name (``top1``,
-    ``top5``, ``agreement``, ``miou``; ``top1:ignore=11`` leaves pixels of label 11 out), a
-    :class:`Metric`, a ``torchmetrics.Metric``, a function ``f(outputs, labels)`` that returns a
-    score (B,) per image, or ``package.module:callable`` naming one of these or a function without
+    ``None`` is ``top1`` with labels and ``agreement`` without. Else a built-in name (``top1``, ``top5``,
+    ``agreement``, ``miou``; ``top1:ignore=11`` leaves pixels of label 11 out), a :class:`Metric`, a
+    ``torchmetrics.Metric``, a function ``f(outputs, labels)`` that returns a score (B,) per image (higher is better,
+    unless ``f.higher_is_better`` is False), or ``package.module:callable`` naming one of these or a function without
     arguments that returns one.
 
     Raises :class:`QuantopsyError` for anything else, and for a metric that needs labels without any.
@@ -269,10 +269,12 @@ class MeanIoU(Metric):
 
 @final
 class PerImageScore(_MeanMetric):
-    """Mean of what ``score(outputs, labels)`` returns for every image, (B,)."""
+    """Mean of what ``score(outputs, labels)`` returns for every image, (B,); higher is better unless the function has
+    an attribute ``higher_is_better`` that is False, as torchmetrics have it."""
 
     def __init__(self, score: Callable[[Any, Tensor | None], Any], name: str) -> None:
         self.name, self._score = name, score
+        self.higher_is_better = getattr(score, "higher_is_better", None) is not False
 
     def per_image(self, outputs: Any, labels: Tensor | None, float_outputs: Any) -> Tensor:
         del float_outputs

@@ -108,6 +108,9 @@ def test_a_misspelt_part_is_not_passed_over(tmp_path) -> None:
         path.write_text(json.dumps({**both, **wrong}))
         with pytest.raises(QuantopsyError, match=f"no field '{field}'"):
             target(path)
+    path.write_text(json.dumps({**both, "operators": {"conv2": {"weights": limits}}}))
+    with pytest.raises(QuantopsyError, match=r"'conv2'.*nearest are conv2d"):
+        target(path)
     path.write_text(json.dumps(both))
     assert target(path).refuses("weight", "conv2d", Spec(symmetric=True, signed=True)) == "no 8 bits of signed codes"
 

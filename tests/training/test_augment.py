@@ -33,9 +33,15 @@ def test_none_leaves_them_alone() -> None:
     assert torch.equal(drawn("none"), pictures(0, 16))
 
 
+def test_a_number_that_is_no_class_may_be_another_of_the_mirrored_picture() -> None:
+    angles = torch.zeros(2)
+    assert chosen("auto", (torch.zeros(2, 3, 8, 8),), angles) == "none"
+    assert chosen("flip", (torch.zeros(2, 3, 8, 8),), angles) == "flip"
+
+
 def test_label_maps_stay_with_their_pictures() -> None:
     x, maps = (torch.zeros(2, 3, 8, 8),), torch.zeros(2, 8, 8)
-    assert chosen("auto", x, torch.zeros(2)) == "flip+shift"
+    assert chosen("auto", x, torch.zeros(2, dtype=torch.long)) == chosen("auto", x, None) == "flip+shift"
     assert chosen("auto", x, maps) == "none"
     with pytest.raises(QuantopsyError, match="no pictures with a label each"):
         chosen("flip", x, maps)

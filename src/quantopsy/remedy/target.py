@@ -12,6 +12,7 @@ from typing import Any
 from quantopsy.core import Plan, QuantopsyError, Role, Site, Spec, names
 from quantopsy.core.form import misfit
 from quantopsy.graph.network import Layer
+from quantopsy.graph.operators import ACTIVATION_NAMES, OPERATIONS
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,10 @@ def _read(name: str, data: Any) -> Target:
         for entries, known in ((data, _FORM), *((kinds, _ROLES) for kinds in data.get("operators", {}).values())):
             if unknown := sorted(set(entries) - set(known)):
                 raise ValueError(f"no field {unknown[0]!r}")
+        layers = sorted({*(operation.name for operation in OPERATIONS.values()), *ACTIVATION_NAMES})
+        for op in data.get("operators", {}):
+            if op not in layers:
+                raise names.unknown(op, layers, f"operator of target {name!r}")
         return Target(
             name,
             str(data.get("summary", "")),

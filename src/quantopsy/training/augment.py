@@ -18,7 +18,9 @@ SHIFT = 1 / 8
 
 
 def chosen(name: str, inputs: tuple[Tensor, ...], labels: Tensor | None) -> str:
-    """The augmentation that ``name`` means: ``auto`` flips and shifts pictures with a label of their own, else nothing.
+    """The augmentation that ``name`` means: ``auto`` flips and shifts pictures of classes or without labels.
+
+    A number that is no class, such as the angle of a steering wheel, may be another one of the mirrored picture.
 
     Raises :class:`QuantopsyError` for one that would part pictures from their label maps.
     """
@@ -27,7 +29,7 @@ def chosen(name: str, inputs: tuple[Tensor, ...], labels: Tensor | None) -> str:
     pictures = len(inputs) == 1 and inputs[0].dim() == 4
     moves = pictures and (labels is None or labels.dim() == 1)
     if name == "auto":
-        return "flip+shift" if moves else "none"
+        return "flip+shift" if moves and (labels is None or not labels.is_floating_point()) else "none"
     if name != "none" and not moves:
         raise QuantopsyError(f"augmentation {name!r}", "the data are no pictures with a label each", "give none")
     return name
