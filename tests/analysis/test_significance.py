@@ -103,6 +103,24 @@ def test_bootstrap_agrees_with_scipy():
     assert ours.high == pytest.approx(theirs.high, abs=0.05 * width)
 
 
+def test_statistics_are_resampled_once_for_all_levels_and_whatever_they_are_compared_with(monkeypatch):
+    resampled = []
+    values = MeanIoU.values
+    monkeypatch.setattr(
+        MeanIoU, "values", lambda self, x, weights: resampled.append(len(weights)) or values(self, x, weights)
+    )
+    rng = np.random.default_rng(8)
+    exact, *others = rng.integers(1, 50, (3, 40, 6)).astype(float)
+    metric = MeanIoU()
+    found = [sig.degradation(metric, exact, other, level=level) for other in others for level in (0.9, 0.99)]
+    assert found[0].low > found[1].low
+    assert found[0].value == found[1].value != found[2].value
+    assert sum(count for count in resampled if count > 100) == 3 * sig.RESAMPLES
+    again = sig.degradation(MeanIoU(), exact, others[0], level=0.9)  # of another metric nothing is remembered
+    assert again == found[0]
+    assert sum(count for count in resampled if count > 100) == 5 * sig.RESAMPLES
+
+
 def test_bootstrap_covers_as_often_as_it_says():
     rng = np.random.default_rng(2)
     covered = []
