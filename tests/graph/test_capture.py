@@ -183,6 +183,46 @@ def test_decomposed_activations_are_put_together_again(function, name) -> None:
     assert (layer.op, layer.activation) == ("conv2d", name)
 
 
+@pytest.mark.parametrize(
+    ("function", "plain"),
+    [
+        (lambda y, x: y.relu_(), True),
+        (lambda y, x: y.relu_().add_(x).relu_(), True),
+        (lambda y, x: nn.functional.dropout(y.relu_().mul_(2), 0.5, training=False, inplace=True), True),
+        (lambda y, x: y.flatten(1).clamp(0, 1), True),
+        (lambda y, x: y.relu_() + y, True),  # y is what relu_ made of it
+        (lambda y, x: (y + 1, y.relu_())[0] + y, False),
+        (lambda y, x: y[:, :2].relu_() + y[:, 2:], False),  # a part of y that the other part does not see
+        (lambda y, x: (y[:, :2].neg_(), y)[1], False),  # a part of y that y sees
+        (lambda y, x: x.add_(1) + y, False),  # the images themselves
+        (lambda y, x: (y.view(y.shape[0], -1).mul_(2), y.sigmoid())[1], False),
+        (lambda y, x: y.chunk(2, 1)[1], False),
+        (lambda y, x: torch.cumsum(y, 1), False),
+    ],
+)
+def test_writing_in_place_computes_the_same_whether_a_decomposition_is_spared_or_not(
+    function, plain, monkeypatch
+) -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x * 1.5
+            return function(self.norm(self.conv(x)), x)
+
+    torch.manual_seed(0)
+    module, decomposed = randomise_norms(Writes()), []
+    run = torch.export.ExportedProgram.run_decompositions
+    monkeypatch.setattr(
+        torch.export.ExportedProgram, "run_decompositions", lambda self, table: decomposed.append(1) or run(self, table)
+    )
+    raw, captured = outputs(module, torch.randn(3, 3, 6, 6))
+    torch.testing.assert_close(captured, raw, rtol=1e-5, atol=1e-6)
+    assert bool(decomposed) is not plain
+
+
 def test_several_inputs_by_name_and_several_outputs() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

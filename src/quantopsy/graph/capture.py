@@ -24,11 +24,13 @@ from quantopsy.graph.onnx import OnnxModule, load_onnx
 from quantopsy.graph.operators import (
     ACTIVATION_NAMES,
     ACTIVATIONS,
+    COMPOSED,
     CONVOLUTIONS,
     IDENTITIES,
     LINEARS,
     MOVEMENTS,
     OPERATIONS,
+    PURE,
     TRANSPOSED,
     Operation,
     activation_name,
@@ -37,6 +39,9 @@ from quantopsy.graph.operators import (
 from quantopsy.graph.recompose import recompose
 
 Inputs = tuple[Tensor, ...] | Mapping[str, Tensor]
+
+_BY_MODE = {aten.batch_norm.default: 5, aten.dropout.default: 2, aten.feature_dropout.default: 2}
+"""Operators that do something else in training, and the argument that says so."""
 
 SAME_ALONE = 1e-3
 """Distance, as a share of its length, that an image's output may have from what it is in a batch: rounding is below."""
@@ -110,8 +115,9 @@ def capture(model: nn.Module, example: Inputs, *, unfused: Collection[str] = ())
         # torch.export deprecates parts of itself; nothing that a caller could act on.
         warnings.simplefilter("ignore")
         program = _export(model, example)
-        # An empty table keeps every operator and only makes in-place ones pure.
-        module = program.run_decompositions({}).module(check_guards=False)
+        # An empty table makes in-place operators pure and one form of several. It takes as long as the export.
+        whole = program if all(map(_is_settled, program.graph.nodes)) else program.run_decompositions({})
+        module = whole.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     graph = fx.Graph()  # a copy that no module owns: tensors are looked up in ``tensors``
     graph.output(graph.graph_copy(module.graph, {}))
@@ -156,6 +162,24 @@ def capture(model: nn.Module, example: Inputs, *, unfused: Collection[str] = ())
         total_macs=max(counter.get_total_flops() // (2 * images), sum(layer.macs for layer in layers)),
         unfused=tuple(unfused),
     )
+
+
+def _is_settled(node: fx.Node) -> bool:
+    """Whether a decomposition would leave ``node`` as it is, or make of it what :func:`_normalise` does anyway."""
+    if node.op != "call_function" or isinstance(node.meta.get("val"), torch.SymInt):
+        return True
+    target = PURE.get(node.target, node.target)
+    if target in _BY_MODE:
+        return node.args[_BY_MODE[target]] is False
+    if target is not node.target and not _is_read_once(node.args[0]):
+        return False
+    return target in OPERATIONS or target in ACTIVATIONS or (target in MOVEMENTS and target not in COMPOSED)
+
+
+def _is_read_once(value: Any) -> bool:
+    """Whether ``value`` is in memory of its own and nothing but one operator looks at it: it may write there."""
+    target = PURE.get(value.target, value.target)
+    return value.op == "call_function" and len(value.users) == 1 and (target in OPERATIONS or target in ACTIVATIONS)
 
 
 def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
@@ -263,6 +287,7 @@ def _collect_tensors(module: fx.GraphModule) -> dict[str, Tensor]:
 def _normalise(graph: fx.Graph) -> None:
     """One form for what export writes in several: reshape for view, one batch norm, no identities, no assertions."""
     for node in list(graph.nodes):
+        node.target = PURE.get(node.target, node.target)  # of those that :func:`_is_settled` lets by
         if node.op == "call_module" or (node.op == "get_attr" and "guard" in str(node.target)):
             graph.erase_node(node)
         elif node.target is aten._assert_tensor_metadata.default:

@@ -111,6 +111,14 @@ def _activations() -> tuple[dict[Any, str], dict[Any, Any]]:
 
 ACTIVATIONS, IN_PLACE = _activations()
 
+PURE = {in_place: pure for pure, in_place in IN_PLACE.items()} | {
+    getattr(getattr(aten, f"{name}_"), overload): getattr(getattr(aten, name), overload)
+    for name in ("add", "sub", "mul", "div", "dropout", "feature_dropout")
+    for overload in getattr(aten, f"{name}_").overloads()
+    if overload in getattr(aten, name).overloads()
+}
+"""Operators that write into their first operand, and what computes the same without."""
+
 # Operators that copy, select or re-arrange values (or compute with sizes): a quantized value stays
 # on its grid through them, so they need no quantizer of their own.
 _MOVEMENTS = """
@@ -124,6 +132,12 @@ MOVEMENTS = {
     operator.getitem,
     *(target for name in _MOVEMENTS.split() if hasattr(aten, name) for target in _overloads(name)),
 }
+
+COMPOSED = {
+    aten.split.sizes,
+    *(t for name in ("chunk", "expand_as", "movedim", "narrow", "numpy_T", "unflatten") for t in _overloads(name)),
+}
+"""Movements that a decomposition writes as others."""
 
 # What gives several values, each a part of the one that it divides.
 _DIVISIONS = {target for name in ("split", "split_with_sizes", "chunk", "unbind") for target in _overloads(name)}
