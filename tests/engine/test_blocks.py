@@ -42,6 +42,20 @@ def test_a_residual_block_is_a_block_and_a_chain_is_cut_into_some() -> None:
     assert [step.index for block in blocks(program, ()) for step in block] == list(range(len(program.steps)))
 
 
+def test_the_number_of_images_is_no_value_between_blocks() -> None:
+    class Flattened(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            images = x.shape[0]
+            x = (x + self.b(self.a(x).relu())).relu()
+            x = (x + self.d(self.c(x).relu())).relu()
+            return x.view(images, -1).cumsum(1)  # which takes a decomposition
+
+    torch.manual_seed(0)
+    program = compile_network(capture(Flattened().eval(), (torch.randn(2, 4, 8, 8),)))
+    names = [[step.layer.name for step in block if step.weight] for block in blocks(program, program.network.names)]
+    assert names[:2] == [["a", "b"], ["c", "d"]]
+
+
 def test_two_layers_together_are_among_the_best_of_all_their_roundings() -> None:
     torch.manual_seed(3)
     module = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 3, bias=False)).eval()

@@ -292,8 +292,9 @@ def _normalise(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif node.target is aten._assert_tensor_metadata.default:
             graph.erase_node(node)  # of the device and type at the export: neither the network's nor a simulation's
-        elif node.target in (aten.view.default, aten._unsafe_view.default):
+        elif node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
             node.target = aten.reshape.default  # channels-last tensors have no contiguous view
+            node.args = (node.args[0], _sizes(node))
         elif node.target in IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
@@ -313,6 +314,17 @@ def _normalise(graph: fx.Graph) -> None:
                 graph.erase_node(item)
             graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def _sizes(reshape: fx.Node) -> Any:
+    """Its sizes, left open where only one differs by the number of images: that follows from what is reshaped, and not
+    from a number that is carried along from the network's input."""
+    value = reshape.meta.get("val")
+    sizes = list(value.shape) if isinstance(value, Tensor) else []
+    known = [size for size in sizes if isinstance(size, int)]
+    if len(known) + 1 != len(sizes) or not all(known):
+        return reshape.args[1]
+    return [size if isinstance(size, int) else -1 for size in sizes]
 
 
 def _dtype(node: Any) -> torch.dtype | None:
