@@ -217,10 +217,9 @@ def test_what_was_changed_together_is_undone_together() -> None:
 
 
 def test_more_may_be_asked_for_than_float_has() -> None:
-    session = Session.__new__(Session)
-    session.results, session.max_drop = SimpleNamespace(unit="points"), -1.0
     nothing = Difference(Interval(0.0, -1.0, 1.0, 0.95), Interval(1.0, 0.9, 1.1, 0.95))
-    assert session._judge(nothing) == (False, "noise +0 %, +0.0 points: no gain that is certain")
+    found = judged(nothing, None, images=40, max_drop=-1.0, unit="points")
+    assert found == (False, "noise +0 %, +0.0 points: no gain that is certain")
 
 
 @pytest.mark.parametrize(("cost", "kept"), [("free", True), ("float", False)])
@@ -235,6 +234,9 @@ def test_no_layer_is_left_float_for_nothing(cost, kept) -> None:
 
         def degradation(self, *_) -> Interval:
             return nothing
+
+        def decisions(self, *_) -> None:
+            return None
 
     session = Session.__new__(Session)
     session.variants, session.progress, session.results = Measured(), Silent(), SimpleNamespace(unit="points")
