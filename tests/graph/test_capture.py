@@ -223,6 +223,21 @@ def test_writing_in_place_computes_the_same_whether_a_decomposition_is_spared_or
     assert bool(decomposed) is not plain
 
 
+def test_what_is_written_in_place_keeps_its_type() -> None:
+    class Scales(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 4, 1)
+            self.register_buffer("wide", torch.full((3, 1, 1), 0.3, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.conv(x).relu_().mul_(self.wide))
+
+    torch.manual_seed(0)
+    raw, captured = outputs(Scales().eval(), torch.randn(2, 3, 6, 6))
+    torch.testing.assert_close(captured, raw, rtol=1e-5, atol=1e-6)
+
+
 def test_several_inputs_by_name_and_several_outputs() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -171,7 +171,7 @@ def _is_settled(node: fx.Node) -> bool:
     target = PURE.get(node.target, node.target)
     if target in _BY_MODE:
         return node.args[_BY_MODE[target]] is False
-    if target is not node.target and not _is_read_once(node.args[0]):
+    if target is not node.target and not (_is_read_once(node.args[0]) and _is_of_one_type(node)):
         return False
     return target in OPERATIONS or target in ACTIVATIONS or (target in MOVEMENTS and target not in COMPOSED)
 
@@ -180,6 +180,11 @@ def _is_read_once(value: Any) -> bool:
     """Whether ``value`` is in memory of its own and nothing but one operator looks at it: it may write there."""
     target = PURE.get(value.target, value.target)
     return value.op == "call_function" and len(value.users) == 1 and (target in OPERATIONS or target in ACTIVATIONS)
+
+
+def _is_of_one_type(node: fx.Node) -> bool:
+    """Whether all that ``node`` reads is of its own type: written in place, a wider operand widens nothing."""
+    return all(_dtype(value) == _dtype(node) for value in node.all_input_nodes)
 
 
 def _export(model: nn.Module, example: Inputs) -> torch.export.ExportedProgram:
