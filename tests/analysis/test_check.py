@@ -26,7 +26,7 @@ def test_the_float_metric_is_that_of_the_model(checked) -> None:
         right = (sample_models.network()(x).argmax(1) == y).double()
     assert checked.value.value == pytest.approx(100 * float(right.mean()))
     assert checked.value.low < checked.value.value < checked.value.high
-    assert (checked.classes, checked.chance, checked.at_chance) == (5, 20.0, False)
+    assert (checked.classes, checked.chance, checked.at_chance) == (5, 20.0, None)
 
 
 def test_inputs_are_described_by_channel(checked) -> None:
@@ -66,12 +66,14 @@ def test_few_images_are_run_of_many() -> None:
     checked = qp.check(sample_models.network(), data)
     assert (checked.images, checked.looked_at) == (400, LOOKED_AT)
     assert len(set(looked_at)) < LOOKED_AT + 20  # a few more tell one data set from another
-    assert qp.check(sample_models.network(), data, samples=10).looked_at == 10
+    few = qp.check(sample_models.network(), data, samples=10)
+    assert few.looked_at == 10
+    assert few.gib == checked.gib  # of an analysis of all images
 
 
 def test_a_network_that_guesses_is_told() -> None:
     checked = qp.check(sample_models.network(), sample_models.random_labels())
-    assert checked.at_chance
+    assert "guessing among 5 classes (20)" in checked.at_chance
     assert checked.chance == 20.0
     assert isinstance(checked.metric, TopK)
 

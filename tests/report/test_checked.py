@@ -49,10 +49,12 @@ def test_costs_are_passes_times_what_one_takes(checked) -> None:
 
 def test_what_limits_an_analysis_is_said(checked) -> None:
     network = replace(checked.network, unquantized=(Unquantized("head", "aten.cumsum", "model.py:3"),))
-    doubtful = replace(checked, network=network, at_chance=True, images=7, bad=("a.jpg: no picture",))
+    doubtful = replace(
+        checked, network=network, at_chance="float top1 is a guess", images=7, bad=("a.jpg: no picture",)
+    )
     floats, chance, few, bad = cautions(doubtful)
     assert floats.endswith("1 operator, listed below.")
-    assert "guessing among 5 classes (20)" in chance
+    assert chance == "Float top1 is a guess."
     assert few.startswith("7 images cannot tell")
     assert "a.jpg: no picture" in bad
     assert "cumsum" in printed(doubtful, 80)

@@ -73,7 +73,7 @@ def analyze(
                 measure_float(bench)
                 progress.say(float_line(bench, subject.settings.level))
                 if (warning := chance_line(bench)) is not None:
-                    progress.say(warning)
+                    progress.say(f"! {warning}")
                 _measure(bench, subject, begin)
             except KeyboardInterrupt:
                 stopped = True
@@ -183,7 +183,7 @@ def chance_line(measuring: Measuring) -> str | None:
     if not classes or not is_at_chance(metric, result.statistics, classes):
         return None
     return (
-        f"! float {metric.name} is not certainly better than guessing among {classes} classes "
+        f"float {metric.name} is not certainly better than guessing among {classes} classes "
         f"({chance_level(metric, classes):.3g}): preprocessing other than in training is the usual cause"
     )
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from quantopsy.analysis import significance
-from quantopsy.analysis.analyze import DEFAULT_BUDGET, SCREEN_PASSES
+from quantopsy.analysis.analyze import DEFAULT_BUDGET, SCREEN_PASSES, chance_line
 from quantopsy.analysis.budget import pass_seconds
 from quantopsy.analysis.phases import Measuring, cost_share, measure_float
 from quantopsy.analysis.progress import Progress, Silent
@@ -23,7 +24,7 @@ from quantopsy.analysis.significance import Interval
 from quantopsy.analysis.subject import Given, Subject, calibrated, make_ready, measuring
 from quantopsy.engine.memory import GIB, bytes_per_image, screen_bytes_per_image
 from quantopsy.graph.network import Network
-from quantopsy.metrics import Metric, chance_level, is_at_chance
+from quantopsy.metrics import Metric, chance_level
 from quantopsy.study import FLOAT, open_or_create
 
 LOOKED_AT = 64
@@ -48,7 +49,8 @@ class Checked:
 
     ``images`` are those of the data, of which ``looked_at`` were run. ``passes`` are what each mode of an analysis
     takes, about, in float passes over all images, ``pass_seconds`` what one of these takes, ``gib`` the memory of the
-    images in flight, ``seconds`` what the check itself took.
+    images in flight there, ``at_chance`` what is to be said of a network that may be guessing, ``seconds`` what the
+    check itself took.
     """
 
     model: str
@@ -61,7 +63,7 @@ class Checked:
     metric: Metric
     value: Interval
     classes: int | None
-    at_chance: bool
+    at_chance: str | None
     bits: tuple[int, ...]
     passes: Mapping[str, float]
     pass_seconds: float
@@ -96,6 +98,7 @@ def check(given: Given, settings: Settings, progress: Progress | None = None) ->
     samples = settings.samples or LOOKED_AT
     few = replace(settings, samples=samples, calibration_samples=settings.calibration_samples or samples)
     subject = make_ready(given, few, progress)
+    # For the plans whose cost is asked; and what is timed next is warm by it.
     ranges = calibrated(subject, [subject.full], progress)
     with (
         tempfile.TemporaryDirectory(prefix="quantopsy-") as folder,
@@ -118,7 +121,7 @@ def check(given: Given, settings: Settings, progress: Progress | None = None) ->
             metric=metric,
             value=significance.metric_interval(metric, statistics, level=settings.level),
             classes=classes,
-            at_chance=bool(classes) and is_at_chance(metric, statistics, classes),
+            at_chance=chance_line(bench),
             bits=settings.bits,
             passes={
                 "screen": SCREEN_PASSES,
@@ -126,7 +129,7 @@ def check(given: Given, settings: Settings, progress: Progress | None = None) ->
                 "exact": _exact_passes(bench, subject),
             },
             pass_seconds=unit * len(subject.images),
-            gib=_memory(subject),
+            gib=_memory(replace(subject, order=np.arange(len(subject.images)))),
             device=settings.device,
             threads=torch.get_num_threads(),
             seconds=time.perf_counter() - begin,

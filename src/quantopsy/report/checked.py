@@ -14,6 +14,7 @@ from quantopsy.core.plain import plain
 from quantopsy.report.fitted import Column, fitted
 from quantopsy.report.terminal import bullets, print_part
 from quantopsy.report.wording import (
+    capital,
     count,
     duration,
     interval_decimals,
@@ -55,11 +56,8 @@ def cautions(checked: Checked) -> list[str]:
             "Left in float, in the analysis and in every file that is exported: "
             f"{count(len(checked.network.unquantized), 'operator')}, listed below."
         )
-    if checked.at_chance and checked.chance is not None:
-        found.append(
-            f"Float {checked.metric.name} is not certainly better than guessing among {checked.classes} classes "
-            f"({checked.chance:.3g}): preprocessing other than in training is the usual cause."
-        )
+    if checked.at_chance is not None:
+        found.append(f"{capital(checked.at_chance)}.")
     if checked.images < _FEW:
         found.append(f"{count(checked.images, 'image')} cannot tell which layers hurt; a few hundred can.")
     if checked.bad:
@@ -108,7 +106,7 @@ def checked_document(checked: Checked) -> dict[str, Any]:
         "float_interval": plain([checked.value.low, checked.value.high]),
         "classes": checked.classes,
         "chance": checked.chance,
-        "at_chance": checked.at_chance,
+        "at_chance": checked.at_chance is not None,
         "images": checked.images,
         "samples": checked.looked_at,
         "bad": list(checked.bad),
