@@ -71,7 +71,7 @@ def weights(draw) -> tuple[torch.Tensor, Spec, int]:
     return weight, Spec(**values), draw(st.sampled_from([0, 1]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(weights())
 def test_the_reals_of_a_stored_weight_are_the_simulations(case: tuple[torch.Tensor, Spec, int]) -> None:
     weight, spec, axis = case

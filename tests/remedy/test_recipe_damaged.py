@@ -22,7 +22,7 @@ from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.transforms.equalization import find_equalization
 
-COUNT = 1000
+COUNT = 2000
 IMAGES = 2
 
 

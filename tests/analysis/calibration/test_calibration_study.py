@@ -66,8 +66,8 @@ def test_a_right_set_is_not_wrong(right) -> None:
 
 
 def test_right_sets_raise_no_more_alarms_than_stated() -> None:
-    # Four kinds of 1 in 100: above 3 of 16 comes with probability 0.003.
-    assert sum(looked_at(photographs(40, seed)).different for seed in range(16)) <= 3
+    # Four kinds of 1 in 100: above 4 of 24 comes with probability 0.003.
+    assert sum(looked_at(photographs(40, seed)).different for seed in range(24)) <= 4
 
 
 MISTAKES = {
