@@ -1,9 +1,11 @@
 """Peak memory of a whole analysis against the number of images, each in a process of its own.
 
     python benchmarks/memory.py [--network resnet20] [--images 256 4096] [--mode auto]
+    python benchmarks/memory.py --network efficientnet_lite0 --size 512 --images 32
 
-The zoo's images are repeated to make up the number; every study is in a folder of its own. Tiles have the same size
-whatever the number: left to itself a study of few images takes smaller ones.
+The zoo's images are repeated to make up the number, and scaled to ``--size``; every study is in a folder of its own.
+Tiles have the same number of images whatever the number of all: left to itself a study of few images takes smaller
+ones. With ``--size`` they are what ``--max-memory`` makes of them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from torch.nn.functional import interpolate
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "shared"))
 
 
@@ -23,10 +27,10 @@ TILE = 128
 
 
 class Repeated:
-    """A data set of ``count`` items from fewer."""
+    """A data set of ``count`` items from fewer, ``size`` pixels high and wide where one is given."""
 
-    def __init__(self, images: Any, count: int) -> None:
-        self.images, self.count = images, count
+    def __init__(self, images: Any, count: int, size: int | None) -> None:
+        self.images, self.count, self.size = images, count, size
 
     def __len__(self) -> int:
         return self.count
@@ -34,20 +38,24 @@ class Repeated:
     def __getitem__(self, index: int) -> Any:
         if not 0 <= index < self.count:
             raise IndexError(index)
-        return self.images[index % len(self.images)]
+        image, label = self.images[index % len(self.images)]
+        if self.size is not None:
+            image = interpolate(image[None], (self.size, self.size), mode="bilinear", antialias=True)[0]
+        return image, label
 
 
-def one(network: str, count: int, mode: str) -> None:
+def one(network: str, count: int, mode: str, size: int | None, max_memory: float) -> None:
     """Analyse, and print the process's peak in MiB."""
     import zoo
 
     from quantopsy.analysis.analyze import analyze
     from quantopsy.analysis.settings import Settings
 
+    tile = TILE if size is None else None
     images = zoo.images(network, zoo.NETWORKS[network]["datasets"][0])
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(bits=(4, 8), mode=mode, calibration_samples=256, tile=TILE)
-        analyze(zoo.network(network), Repeated(images, count), out=folder, settings=settings)
+        settings = Settings(bits=(4, 8), mode=mode, calibration_samples=256, tile=tile, max_memory=max_memory)
+        analyze(zoo.network(network), Repeated(images, count, size), out=folder, settings=settings)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -57,15 +65,17 @@ def main() -> None:
     parser.add_argument("--network", default="resnet20")
     parser.add_argument("--images", type=int, nargs="+", default=[256, 4096])
     parser.add_argument("--mode", default="auto")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=int, help="pixels  [default: the zoo's]")
+    parser.add_argument("--max-memory", type=float, default=4.0, help="GiB")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        one(arguments.network, arguments.one, arguments.mode)
+        one(arguments.network, arguments.images[0], arguments.mode, arguments.size, arguments.max_memory)
         return
     peaks = []
     for count in arguments.images:
-        command = [sys.executable, __file__, "--network", arguments.network, "--mode", arguments.mode]
-        found = subprocess.run([*command, "--one", str(count)], capture_output=True, text=True, check=True)
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", "--images", str(count)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(float(found.stdout.split()[-1]))
         print(f"{arguments.network} {arguments.mode} {count:6d} images: peak {peaks[-1]:8.0f} MiB", flush=True)
     print(f"growth {peaks[-1] / peaks[0] - 1:+.1%}")

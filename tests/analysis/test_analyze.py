@@ -16,9 +16,10 @@ import pandas as pd
 import pytest
 import sample_models
 import torch
-from scipy.stats import sem
+from scipy.stats import sem, spearmanr
 
 import quantopsy as qp
+from quantopsy.analysis import phases
 from quantopsy.analysis.results import CELL_COLUMNS
 from quantopsy.analysis.settings import Settings
 from quantopsy.study import FILE, FLOAT, open_existing
@@ -465,6 +466,29 @@ def test_a_screen_that_is_there_is_not_done_again(tmp_path) -> None:
     again = study(tmp_path, mode="screen", progress=watching)
     assert watching.totals["screen"] == 0
     same_numbers(first.frame(), again.frame())
+
+
+def test_a_screen_in_bfloat16_is_checked_against_float32(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(phases, "RANK_IMAGES", 16)  # the others are left to bfloat16
+    monkeypatch.setattr(phases, "HALF_RANK", 0.8)  # which few images scatter about
+    options = {"mode": "screen", "tile": 8}
+    single, halved = study(**options).frame(), study(tmp_path / "halved", precision="bf16", **options)
+    found = halved.frame()
+    assert "bf16" not in " ".join(halved.results.warnings)
+    assert (found["noise"] != single["noise"]).any()
+    assert spearmanr(found["noise"], single["noise"]).statistic > 0.95
+    watching = Stopping("never", 1)
+    again = study(tmp_path / "halved", precision="bf16", progress=watching, **options)
+    assert watching.totals["screen"] == 0
+    same_numbers(again.frame(), found)
+
+
+def test_where_bfloat16_does_not_rank_as_float32_does_the_screen_goes_on_in_float32(monkeypatch) -> None:
+    monkeypatch.setattr(phases, "HALF_RANK", 1.1)
+    options = {"mode": "screen", "tile": 8}
+    refused = study(precision="bf16", **options)
+    assert any(line.startswith("Screened in float32, not in bf16: its rank") for line in refused.results.warnings)
+    same_numbers(refused.frame(), study(**options).frame())
 
 
 def test_a_budget_is_for_the_screen_that_is_asked_for(tmp_path) -> None:

@@ -207,12 +207,12 @@ def check_rows(module: nn.Module, images: Tensor) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_some_rows_of_a_tile_give_what_the_whole_tile_gives_there(seed) -> None:
-    check_rows(random_net(seed), pictures(5))
+    check_rows(random_net(seed), pictures(19))
 
 
 def test_sizes_and_parts_are_those_of_the_rows() -> None:
     torch.manual_seed(0)
-    check_rows(Reshaped().eval(), pictures(5))
+    check_rows(Reshaped().eval(), pictures(19))
 
 
 @pytest.mark.parametrize("channels", [4, 5])
@@ -225,7 +225,25 @@ def test_some_rows_of_a_tile_where_the_outermost_dimension_is_of_channels(kind, 
 
 @pytest.mark.parametrize("kind", FOLDED)
 def test_some_rows_of_a_tile_where_an_image_has_several_rows(kind) -> None:
-    check_rows(folded(kind), pictures(5))
+    check_rows(folded(kind), pictures(19))
+
+
+def test_runs_on_some_images_are_of_few_sizes(monkeypatch) -> None:
+    """A library keeps kernels for every size that it meets."""
+    engine = engine_for(random_net(0), pictures(2))
+    full = full_plan(engine.program.network, grids("per-tensor", 8))
+    (name,) = engine.program.network.input_names
+    sizes, original = set(), ExactEngine._run
+
+    def spy(self, prepared, values, shared):
+        sizes.add(len(values[name]))
+        return original(self, prepared, values, shared)
+
+    monkeypatch.setattr(ExactEngine, "_run", spy)
+    rows = [np.arange(count) for count in range(1, 41)]
+    found = list(engine.run_tile((pictures(40),), [engine.prepare(full)] * len(rows), rows))
+    assert [len(measured.outputs[0]) for measured in found[1:]] == [len(kept) for kept in rows]
+    assert len(sizes) == 8
 
 
 def efficientnet() -> nn.Module:

@@ -272,6 +272,23 @@ def test_a_tile_scores_the_same_whatever_an_engine_scored_before(kind) -> None:
         np.testing.assert_array_equal(found.e, case.screened(candidates, rows).e)
 
 
+@pytest.mark.parametrize("made", [*range(6), *FOLDED])
+def test_in_bfloat16_scores_are_nearly_those_of_float32(made) -> None:
+    case = case_of(random_net(made) if isinstance(made, int) else folded(made), pictures(6))
+    candidates = case.candidates((3, 6))
+    single, halved = (case.screened(candidates, half=half) for half in (False, True))
+    assert halved.columns == single.columns
+    assert halved.hidden == single.hidden
+    assert halved.e.dtype == np.float32
+    assert (halved.e != single.e).any()
+    weights = np.array([column.site.role == "weight" for column in single.columns])
+    norms, apart = np.linalg.norm(single.e, axis=(1, 2)), np.linalg.norm(halved.e - single.e, axis=(1, 2))
+    assert (apart[weights] <= 0.1 * norms[weights] + 0.01 * norms[weights].max()).all()
+    # An 8-bit grid is about as fine as bfloat16: how far a value is from it is another, but not how far on average.
+    there = ~weights & (norms > 0.01 * norms.max())
+    assert 0.6 < np.median(np.linalg.norm(halved.e[there], axis=(1, 2)) / norms[there]) < 1.6
+
+
 def test_a_layer_whose_input_mixes_images_is_hidden() -> None:
     found = case_of(folded(Mixed), pictures(6)).screened()
     assert set(found.hidden) >= {"aside"}
@@ -641,11 +658,12 @@ def test_nothing_of_the_network_is_changed(small, images) -> None:
     assert torch.equal(images, kept)
 
 
-def test_a_real_network_is_ranked_as_by_exact_noise(zoo) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_a_real_network_is_ranked_as_by_exact_noise(half, zoo) -> None:
     dataset = zoo.images("resnet20", "cifar10_test", 96)
     case = case_of(zoo.network("resnet20"), torch.stack([dataset[i][0] for i in range(96)]))
     network = case.program.network
-    scores = scores_of(case.screened(case.candidates((5, 8)), noise_probes=4), 4)
+    scores = scores_of(case.screened(case.candidates((5, 8)), noise_probes=4, half=half), 4)
     exact = ExactEngine(case.program, case.ranges)
     for bits in (5, 8):
         plans = [single_layer(at_bits(case.full, bits), layer) for layer in network.layers]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from quantopsy.analysis.definition import definition
 from quantopsy.analysis.progress import Progress
@@ -17,7 +19,7 @@ from quantopsy.core import Plan
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine
 from quantopsy.engine.pool import Pool
-from quantopsy.engine.screen import columns
+from quantopsy.engine.screen import Column, columns
 from quantopsy.metrics import Metric
 from quantopsy.study import FLOAT, Cost, Store
 
@@ -25,6 +27,12 @@ DECISION_SHARE = 0.5
 """Share of the images, those of smallest margin, that get the probe of the decision. The others are flipped
 only by perturbations so large that their spread, which the others tell, says as much. A screen costs three
 quarters of what it would with the probe for all (benchmarks/screen.py --cost-only)."""
+
+HALF_RANK = 0.95
+"""Rank correlation of bfloat16's noises with float32's from which the screen may use it: 0.98 and more on the zoo."""
+
+RANK_IMAGES = 64
+"""On which the two are compared: chance takes the lowest of many correlations down to 0.95 on 32."""
 
 QUANTIZER_SHARE = 0.6
 """What it takes to put every value of a network on its grid, in float passes."""
@@ -75,6 +83,7 @@ def unscreened(measuring: Measuring) -> tuple[int, np.ndarray]:
         "probes": setup.noise_probes,
         "seed": setup.seed,
         "loss": None if setup.loss is None else definition(setup.loss),
+        "precision": setup.precision,
     }
     number = store.screen(design)
     return number, measuring.order[~np.isin(measuring.order, store.screened_images(number))]
@@ -92,16 +101,77 @@ def screen(measuring: Measuring) -> None:
         for piece in pieces(images, measuring.screen_tile)
     ]
     progress.start("screen", len(todo))
+    if measuring.setup.precision == "bf16" and tasks:
+        tasks = _in_bfloat16(measuring, number, tasks)
     for done in measuring.pool.map(tasks):
-        assert done.screened is not None
-        if done.hidden:
-            # Of a single image nothing is mixed with others: what one tile hides is hidden.
-            store.note("hidden", {**store.noted("hidden", {}), **done.hidden})
-        if store.noted(_moved_by(number)) is None:
-            store.note(_moved_by(number), list(done.moved))
-        store.append_screened(number, done.screened)
-        store.spend(_cost("screen", done))
-        progress.advance(len(done.task.images))
+        _keep_screened(measuring, number, done)
+
+
+def _keep_screened(measuring: Measuring, number: int, done: Done) -> None:
+    store = measuring.store
+    assert done.screened is not None
+    if done.hidden:
+        # Of a single image nothing is mixed with others: what one tile hides is hidden.
+        store.note("hidden", {**store.noted("hidden", {}), **done.hidden})
+    if store.noted(_moved_by(number)) is None:
+        store.note(_moved_by(number), list(done.moved))
+    store.append_screened(number, done.screened)
+    store.spend(_cost("screen", done))
+    measuring.progress.advance(len(done.task.images))
+
+
+def _in_bfloat16(measuring: Measuring, number: int, tasks: Sequence[ScreenTask]) -> list[ScreenTask]:
+    """Those of ``tasks`` that are left when the first have been done in float32 and in bfloat16: in bfloat16 where
+    it ranked what was scored as float32 did there."""
+    store = measuring.store
+    found = store.noted(_ranks_of(number))
+    if found is None:
+        images = np.cumsum([len(task.images) for task in tasks])
+        few = int(np.searchsorted(images, RANK_IMAGES)) + 1
+        first, tasks = tasks[:few], tasks[few:]
+        exact = list(measuring.pool.map(first))
+        halved = list(measuring.pool.map([replace(task, half=True) for task in first]))
+        scored = columns(measuring.setup.network, measuring.setup.candidates)
+        rank = lowest_rank(scored, *(_noises(done, measuring.setup.noise_probes) for done in (exact, halved)))
+        for done in exact:
+            _keep_screened(measuring, number, done)
+        for done in halved:
+            store.spend(_cost("screen", done))
+        found = {"rank": rank, "images": int(images[min(few, len(images)) - 1]), "holds": rank >= HALF_RANK}
+        store.note(_ranks_of(number), found)
+        measuring.progress.say(_half_line(found))
+    return [replace(task, half=found["holds"]) for task in tasks]
+
+
+def _noises(tiles: Iterable[Done], probes: int) -> np.ndarray:
+    """(S,) mean of e^2 over images and random probes."""
+    e = np.concatenate([done.screened.e[:, :, :probes] for done in tiles if done.screened is not None], 1)
+    noises: np.ndarray = np.square(e, dtype=np.float64).mean((1, 2))
+    return noises
+
+
+def lowest_rank(scored: Sequence[Column], exact: np.ndarray, halved: np.ndarray) -> float:
+    """Spearman's correlation of two sets of noises (S,) within weights and within activations of every bit-width: the
+    lowest, 1 where there is nothing to rank."""
+    groups: dict[tuple[bool, int], list[int]] = {}
+    for row, column in enumerate(scored):
+        if exact[row] > 0:  # which what is hidden, NaN, is not
+            groups.setdefault((column.site.role == "weight", column.spec.bits), []).append(row)
+    ranks = [spearmanr(exact[rows], halved[rows]).statistic for rows in groups.values() if len(rows) > 2]
+    return float(np.nan_to_num(min(ranks, default=1.0)))
+
+
+def half_refused(store: Store) -> str | None:
+    """Why the newest screen went on in float32, where bfloat16 was asked for; else None."""
+    found = store.noted(_ranks_of(store.noted("screen")))
+    return None if found is None or found["holds"] else _half_line(found)
+
+
+def _half_line(found: Mapping[str, Any]) -> str:
+    asked = f"rank correlation with float32's noises {found['rank']:.3f} on {found['images']} images"
+    if found["holds"]:
+        return f"screened in bf16: {asked}"
+    return f"Screened in float32, not in bf16: its {asked}, less than {HALF_RANK:g}."
 
 
 def scores_of(store: Store) -> Scores | None:
@@ -117,6 +187,10 @@ def scores_of(store: Store) -> Scores | None:
 
 def _moved_by(screen: int) -> str:
     return f"moved by screen {screen}"
+
+
+def _ranks_of(screen: int | None) -> str:
+    return f"bf16 of screen {screen}"
 
 
 def _smallest_margins(measuring: Measuring) -> np.ndarray:

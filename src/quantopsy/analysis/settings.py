@@ -13,6 +13,7 @@ from quantopsy.core import QuantopsyError, Role, names
 from quantopsy.engine.pool import parse_engine
 
 MODES = ("auto", "screen", "exact")
+PRECISIONS = ("float32", "bf16")
 DEFAULT_BITS = (3, 4, 5, 6, 7, 8)
 
 
@@ -34,6 +35,7 @@ class Settings:
     level: float = 0.95  # of intervals; verdicts are corrected for the number of cells
     tolerance: float | None = None  # loss of the metric that is accepted; None: 1 point, or 1 % of the float value
     noise_probes: int = 1  # random probes of the screen
+    precision: str = "float32"  # of the float network in the screen
     seed: int = 0
     engine: str = "local"
     device: str = "cpu"
@@ -57,6 +59,8 @@ class Settings:
             raise names.unknown(self.scheme, tuple(SCHEMES), "scheme")
         if self.mode not in MODES:
             raise names.unknown(self.mode, MODES, "mode")
+        if self.precision not in PRECISIONS:
+            raise names.unknown(self.precision, PRECISIONS, "precision")
         if self.budget is not None:
             Budget.parse(self.budget)
             if self.mode != "auto":

@@ -286,6 +286,7 @@ def measuring(
         candidates=candidates(subject.full, subject.selected, settings.bits) if scored is None else scored,
         device=settings.device,
         noise_probes=settings.noise_probes,
+        precision=settings.precision,
         loss=subject.loss,
         seed=settings.seed,
     )

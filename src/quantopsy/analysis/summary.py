@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from quantopsy.analysis import significance
 from quantopsy.analysis.assessment import Assessment, assess_study, images_asked_for
 from quantopsy.analysis.budget import passes_spent
+from quantopsy.analysis.phases import half_refused
 from quantopsy.analysis.results import CELL_COLUMNS, EVALUATION_IMAGES, WHOLE_COLUMNS, Check, Distribution, Results
 from quantopsy.analysis.subsets import additivity_of
 from quantopsy.analysis.verdicts import Measured
@@ -235,6 +236,8 @@ def _warnings(store: Store, metric: Metric, reference: RunResult, settings: Mapp
         )
     if settings.get("calibration") == EVALUATION_IMAGES:
         lines.append("Ranges were calibrated on the evaluation images; give --calibration for an honest figure.")
+    if refused := half_refused(store):
+        lines.append(refused)
     if bad := store.noted("bad", []):
         lines.append(f"{len(bad)} unreadable images were left out: {', '.join(bad[:3])}.")
     return tuple(lines)

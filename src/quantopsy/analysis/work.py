@@ -36,6 +36,7 @@ class Setup:
     candidates: Candidates = field(default_factory=dict)
     device: str = "cpu"
     noise_probes: int = 1
+    precision: str = "float32"
     loss: Loss | None = None
     seed: int = 0
 
@@ -62,10 +63,11 @@ class ExactTask:
 
 @dataclass(frozen=True)
 class ScreenTask:
-    """The candidates on ``images``, with the probe of the decision or without."""
+    """The candidates on ``images``, with the probe of the decision or without; with ``half`` in bfloat16."""
 
     images: np.ndarray
     decision: bool
+    half: bool = False
 
 
 Task = BaselineTask | ExactTask | ScreenTask
@@ -100,7 +102,7 @@ class Worker:
         self.program = self.exact.program
         self.advance = advance
         self.pace = Pace(self.exact)
-        self._screens: dict[bool, ScreenEngine] = {}
+        self._screens: dict[tuple[bool, bool], ScreenEngine] = {}
 
     def load(self, task: Task) -> Batch:
         """The task's images."""
@@ -151,17 +153,19 @@ class Worker:
         pace = self.pace.beside(batch.inputs, len(task.images))
         begin = time.perf_counter()
         setup = self.setup
-        if task.decision not in self._screens:
-            self._screens[task.decision] = ScreenEngine(
+        kind = task.decision, task.half
+        if kind not in self._screens:
+            self._screens[kind] = ScreenEngine(
                 self.program,
                 setup.calibration,
                 noise_probes=setup.noise_probes,
                 decision=task.decision,
                 loss=setup.loss if task.decision else None,
+                half=task.half,
                 seed=setup.seed,
             )
         labels = _to(batch.labels, self.program.device)
-        found = self._screens[task.decision].run_tile(batch.inputs, task.images, setup.candidates, labels)
+        found = self._screens[kind].run_tile(batch.inputs, task.images, setup.candidates, labels)
         self._advanced(FLOAT, len(task.images))
         tile = ScreenTile(task.images, found.margins, found.e, found.kind)
         seconds = time.perf_counter() - begin

@@ -79,6 +79,9 @@ def analyze(
         str | None, typer.Option(help="package.module:callable (outputs, labels) -> (B,), screened instead of margins")
     ] = None,
     probes: Annotated[int, typer.Option(help="Random probes of the screen")] = 1,
+    precision: Annotated[
+        str, typer.Option(help="Of the float network in the screen: float32, or bf16 where its ranking is the same")
+    ] = "float32",
     seed: Annotated[int, typer.Option(help="Of probes, drawn images and checks")] = 0,
     engine: Engine = "local",
     preprocess: Preprocess = None,
@@ -108,6 +111,7 @@ def analyze(
         level=level,
         tolerance=tolerance,
         noise_probes=probes,
+        precision=precision,
         seed=seed,
         engine=engine,
         device=device,

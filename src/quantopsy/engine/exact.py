@@ -26,6 +26,9 @@ from quantopsy.graph.images import image_axis
 from quantopsy.graph.network import Layer
 from quantopsy.quant import QParams, fake_quantize
 
+_COUNTS = 8
+"""Numbers of images of a tile that runs are of. oneDNN keeps a kernel for every number that it has met, by layer."""
+
 
 @dataclass(frozen=True)
 class LayerQuantizers:
@@ -216,11 +219,11 @@ class ExactEngine:
         """How to run a plan on some of a tile's images: alone, or where the network turns images away from
         the outermost dimension, with the others, to be picked out of the outputs."""
         program = self.program
-        counts = {len(kept) for kept in rows or () if kept is not None}
+        images = len(values[program.network.input_names[0]])
+        counts = {_filled(len(kept), images) for kept in rows or () if kept is not None}
         if not counts:
             return lambda prepared, _: self._run(prepared, values, None)
         alone = {name: values[name][:1] for name in program.network.input_names}
-        images = len(values[program.network.input_names[0]])
         program.forward(alone, keep=True)
         if not _by_image(values, alone, images):
             return lambda prepared, kept: tuple(
@@ -230,8 +233,11 @@ class ExactEngine:
         numbers = {count: _numbers(program, values, alone, count) for count in counts}
 
         def run(prepared: Prepared, kept: np.ndarray) -> tuple[Any, ...]:
-            taken = torch.from_numpy(kept).to(program.device)
-            return self._run(prepared, _Rows(values, alone, taken, numbers[len(kept)]), None)
+            count = _filled(len(kept), images)
+            taken = torch.from_numpy(np.resize(kept, count)).to(program.device)
+            outputs = self._run(prepared, _Rows(values, alone, taken, numbers[count]), None)
+            wanted = zip(outputs, (alone[name] for name in program.outputs), strict=True)
+            return tuple(value if _is_whole(value, one) else value[: len(kept) * len(one)] for value, one in wanted)
 
         return run
 
@@ -322,12 +328,23 @@ class _Rows:
         return self._taken[name]
 
     def _take(self, value: Any, alone: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.dim() or len(value) == len(alone):
+        if _is_whole(value, alone):
             return value
         rows = self._rows
         if len(alone) > 1:
             rows = (rows[:, None] * len(alone) + torch.arange(len(alone), device=rows.device)).flatten()
         return channels_last(value.index_select(0, rows))
+
+
+def _is_whole(value: Any, alone: Any) -> bool:
+    """Whether a value is of no image: not longer than that of one."""
+    return not isinstance(value, Tensor) or not value.dim() or len(value) == len(alone)
+
+
+def _filled(count: int, images: int) -> int:
+    """So many of a tile's images, filled up to one of :data:`_COUNTS` numbers: kernels are kept for each."""
+    step = -(-images // _COUNTS)
+    return min(images, -(-count // step) * step)
 
 
 def _by_image(values: Values, alone: Values, images: int) -> bool:

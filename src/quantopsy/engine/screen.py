@@ -32,6 +32,7 @@ from quantopsy.graph.images import ImageAxis, image_axis
 from quantopsy.graph.network import Layer, Network
 from quantopsy.graph.operators import CONVOLUTIONS, LINEARS, SIZES, STEPWISE, Clip, pads_with
 from quantopsy.graph.outputs import is_measured
+from quantopsy.quant import QParams
 
 Candidates = Mapping[Site, Sequence[Spec]]
 """What is scored at each site. Where a layer without weights has as many specs at its input as at its output,
@@ -49,6 +50,9 @@ _CACHED = 2**19
 
 # Elements of a layer's candidate weights in memory at a time.
 _LARGEST_CHANGE = 2**26
+
+# Images of a tile that are asked where every value holds them.
+_FEW = 3
 
 _LINEAR = {*CONVOLUTIONS, *LINEARS}
 _TINY = torch.finfo(torch.float32).tiny
@@ -166,7 +170,8 @@ class ScreenEngine:
     """Scores candidates tile by tile. Holds the program, the ranges and the perturbed weights.
 
     ``noise_probes`` random probes, and one of the decision unless ``decision`` is false: the margin, or
-    a user's ``loss``. ``seed`` is of the random ones.
+    a user's ``loss``. ``seed`` is of the random ones. With ``half`` the float network runs forward and back in
+    bfloat16, where autocast takes it for safe; grids, changes of weights and sums of products are float32 all the same.
     """
 
     def __init__(
@@ -177,10 +182,12 @@ class ScreenEngine:
         noise_probes: int = 1,
         decision: bool = True,
         loss: Loss | None = None,
+        half: bool = False,
         seed: int = 0,
     ) -> None:
         keep_freed_memory()
         self.program = program
+        self.half = half
         self.calibration = calibration
         self.noise_probes = noise_probes
         self.decision = decision
@@ -200,11 +207,10 @@ class ScreenEngine:
     ) -> Screened:
         """Score every spec of ``candidates`` on one tile; ``images`` (B,) seed their own probes."""
         placed = self.program.place(inputs)
-        first = {name: value[:1] for name, value in placed.items()}
-        trace, outputs = self._forward(placed)
         several = len(images) > 1
         if several not in self._layouts:
-            self._layouts[several] = self._find_images(trace, first, len(images))
+            self._layouts[several] = self._find_images(placed, len(images))
+        trace, outputs = self._forward(placed)
         self._axes = self._layouts[several]
         walk, margins, kind = self._start(outputs, images, labels, candidates)
         with torch.no_grad():
@@ -226,7 +232,7 @@ class ScreenEngine:
         """
         trace: list[_Local] = []
         behind: dict[str, Values] = {}  # by a tuple's name what it is computed from: its elements keep their tape
-        with torch.enable_grad():
+        with torch.enable_grad(), torch.autocast(self.program.device.type, torch.bfloat16, enabled=self.half):
             for step in self.program.steps:
                 inputs = {name: _leaf(values[name]) for name in step.reads}
                 for name in step.reads:
@@ -244,22 +250,17 @@ class ScreenEngine:
                 for name in step.reads:
                     if self.program.last_reader[name] == step.index:
                         del values[name]
-        return trace, [values[name] for name in self.program.outputs]
+        return trace, [_single(values[name]) for name in self.program.outputs]
 
-    def _find_images(self, trace: Sequence[_Local], first: Values, images: int) -> dict[str, ImageAxis | None]:
-        """Where every value holds its images: see :func:`quantopsy.graph.images.image_axis`.
-
-        ``first`` are the inputs of the first image; it gets what they lead to.
-        """
-        values = {name: value for local in trace for name, value in local.inputs.items()}
-        values |= {local.step.writes: local.result for local in trace}
-        alone = values
-        if images > 1:
-            alone = first
-            with torch.no_grad():
-                self.program.forward(alone, keep=True)
+    def _find_images(self, inputs: Values, images: int) -> dict[str, ImageAxis | None]:
+        """Where every value holds its images, as few of them tell: :func:`quantopsy.graph.images.image_axis`."""
+        few = min(images, _FEW)
+        values, alone = ({name: value[:count] for name, value in inputs.items()} for count in (few, 1))
+        with torch.no_grad():
+            self.program.forward(values, keep=True)
+            self.program.forward(alone, keep=True)
         return {
-            name: image_axis(value, alone[name], images) for name, value in values.items() if isinstance(value, Tensor)
+            name: image_axis(value, alone[name], few) for name, value in values.items() if isinstance(value, Tensor)
         }
 
     def _start(
@@ -428,7 +429,7 @@ class ScreenEngine:
                 found = torch.autograd.grad(
                     local.raw,
                     [local.inputs[name] for name in names],
-                    gradient,
+                    gradient.to(local.raw.dtype),
                     # Other parts may have been made by the same operator.
                     retain_graph=position < len(behind) - 1 or step.target is operator.getitem,
                     allow_unused=True,
@@ -444,7 +445,7 @@ class ScreenEngine:
         x = local.inputs[name].detach()
         site = Site(layer.name, "input")
         for spec in specs:
-            moved = self.calibration.qparams(name, spec).snap(x).sub_(x)
+            moved = _moved(self.calibration.qparams(name, spec), x)
             over = Overlay({name: moved}, Overlay(local.inputs, self.program.constants))
             e = self._products(behind, self._linear(local.step, layer, over), local.step.writes)
             walk.add(Column(site, spec, self._source(name, spec)), e)
@@ -463,6 +464,7 @@ class ScreenEngine:
         if step.target in LINEARS:
             arguments = [self._images_first(arguments[0], layer.inputs[0]), *arguments[1:]]
         first = [self._images_first(gradient, step.writes) for gradient in present]
+        arguments = _of_type(arguments, first[0].dtype)
         images = len(first[0])
         pixels = layer.macs / prod(layer.weight_shape or ())
         gradient_cost = len(present) * (GRADIENT_FORWARDS * pixels + DOT_PRODUCTS * len(specs))
@@ -474,7 +476,7 @@ class ScreenEngine:
             and gradient_cost <= CANDIDATE_FORWARDS * pixels * len(specs)
         )
         flat = (
-            [gradient.flatten(1) for gradient in per_sample_gradients(step.target, arguments, first)]
+            [_single(gradient.flatten(1)) for gradient in per_sample_gradients(step.target, arguments, first)]
             if by_gradient
             else []
         )
@@ -515,7 +517,7 @@ class ScreenEngine:
         parts = list(step.arguments(values))
         if layer.bias is not None and len(parts) > 2:
             parts[2] = None
-        result: Tensor = step.target(*parts)
+        result: Tensor = step.target(*_of_type(parts, parts[0].dtype))
         return result
 
     @staticmethod
@@ -536,8 +538,8 @@ class ScreenEngine:
         """(B, P): <g, Q(x) - x>."""
         qparams = self.calibration.qparams(name, spec)
         if not self._outermost(name):
-            return self._products(gradients, qparams.snap(x).sub_(x), name)
-        return _in_pieces(lambda part: qparams.snap(x[part]).sub_(x[part]), gradients, x.numel())
+            return self._products(gradients, _moved(qparams, x), name)
+        return _in_pieces(lambda part: _moved(qparams, x[part]), gradients, x.numel())
 
     def _on_grid_again(self, local: _Local, layer: Layer, spec: Spec, given: Spec, gradients: Gradients) -> Tensor:
         """(B, P): <g, Q(y) - y>, y what the layer makes of its inputs on the grids of ``given``."""
@@ -545,9 +547,11 @@ class ScreenEngine:
         entering = {name: self.calibration.qparams(name, given) for name in layer.inputs}
 
         def change(part: slice) -> Tensor:
-            over = {name: qparams.snap(local.inputs[name].detach()[part]) for name, qparams in entering.items()}
+            over = {
+                name: qparams.snap(_single(local.inputs[name].detach()[part])) for name, qparams in entering.items()
+            }
             y = local.step.compute(Overlay(over, Overlay(local.inputs, self.program.constants)))
-            return leaving.snap(y).sub_(y)
+            return _moved(leaving, y)
 
         by_image = set(local.step.reads) == set(layer.inputs) and all(
             len(local.inputs[name]) == len(local.result) and self._outermost(name) for name in layer.inputs
@@ -569,6 +573,22 @@ def _leaf(value: Any) -> Any:
     return value
 
 
+def _single(value: Any) -> Any:
+    """A tensor of a half precision in float32."""
+    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+def _of_type(arguments: Sequence[Any], dtype: torch.dtype) -> list[Any]:
+    """An operation's arguments with its tensors of one type: under autocast some are halved and some are not."""
+    return [a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
+
+
+def _moved(qparams: QParams, x: Tensor) -> Tensor:
+    """Q(x) - x."""
+    x = _single(x)
+    return qparams.snap(x).sub_(x)
+
+
 def _clip(step: Step) -> Clip | None:
     """The step's activation, where it can be applied in place without hiding anything from the tape."""
     return step.clip if step.target in _LINEAR else None
@@ -582,7 +602,11 @@ def _behind_activation(local: _Local, arriving: Gradients, owned: bool) -> Gradi
         y = local.result
         return [g if g is None else local.clip.back(g if owned else g.clone(), y) for g in arriving]
     # The tape is needed for the next probe, and for the operation in front.
-    return [g if g is None else torch.autograd.grad(local.result, local.raw, g, retain_graph=True)[0] for g in arriving]
+    kind = local.result.dtype
+    return [
+        g if g is None else torch.autograd.grad(local.result, local.raw, g.to(kind), retain_graph=True)[0]
+        for g in arriving
+    ]
 
 
 def _unpadded(t: Tensor, pad: Sequence[int]) -> Tensor:
@@ -595,15 +619,16 @@ def _unpadded(t: Tensor, pad: Sequence[int]) -> Tensor:
 
 def _inner(gradients: Sequence[Tensor | None], change: Tensor) -> Tensor:
     """(B, P): <g, change> of every image for every probe, or of every row of an image."""
-    flat = _flat(change)
+    flat = _single(_flat(change))
     found = []
     for gradient in gradients:
         if gradient is None:
             found.append(flat.new_zeros(len(flat)))
         elif len(flat) == 1:
-            found.append(torch.dot(_flat(gradient)[0], flat[0]).reshape(1))  # one pass less than a product and its sum
+            # One pass less than a product and its sum.
+            found.append(torch.dot(_single(_flat(gradient)[0]), flat[0]).reshape(1))
         else:
-            found.append((_flat(gradient) * flat).sum(1))
+            found.append((_single(_flat(gradient)) * flat).sum(1))
     return torch.stack(found, 1)
 
 
