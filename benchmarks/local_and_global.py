@@ -28,7 +28,7 @@ from quantopsy.analysis.significance import metric_interval
 from quantopsy.analysis.subject import reopen
 from quantopsy.core import Plan, Site
 from quantopsy.engine.adaround import Effort
-from quantopsy.remedy.repair import Parts
+from quantopsy.remedy.proof import Parts
 from quantopsy.remedy.variants import Variant, Variants
 from quantopsy.report.tables import ranked
 from quantopsy.transforms.equalization import find_equalization

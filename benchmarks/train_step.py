@@ -102,7 +102,7 @@ def training_step(network: str, data: str, batch: int, method: str) -> tuple[Cal
     """A step of training, and what its forward keeps in bytes."""
     settings = TrainingSettings(method=method, bits=BITS, activation_bits=BITS, calibration_samples=batch)
     start = ready(f"zoo:{network}", f"zoo:{network}_on_{data}", settings, Silent())
-    learning = TrainableNetwork(compile_network(start.network), start.plan, start.calibration, settings.grids)
+    learning = TrainableNetwork(compile_network(start.network), start.plan, start.calibration, settings.learning)
     optimizer = torch.optim.SGD(learning.parameters(), lr=1e-4, momentum=0.9)
     images = start.images.batch(range(batch))
     assert isinstance(images.inputs, tuple)

@@ -198,6 +198,8 @@ def test_compare_shows_writes_and_documents_what_changed(command, tmp_path) -> N
     code, out, _ = command("compare", "before", "after")
     assert code == 0
     assert out.lstrip().startswith("after against before, weights at 8 bits")
+    code, out, err = command("compare", "before", "after", "--out", "page.html/below.html")
+    assert (code, err.splitlines()[-1].startswith("error: page 'page.html/below.html': cannot be written")) == (2, True)
     code, out, err = command("compare", "before", "absent")
     assert (code, out) == (2, "")
     assert "study 'absent': has no study.sqlite; give the folder" in err

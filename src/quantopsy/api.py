@@ -34,6 +34,7 @@ from quantopsy.analysis.settings import DEFAULT_BITS, Settings
 from quantopsy.analysis.subject import Given
 from quantopsy.analysis.summary import summarise
 from quantopsy.core import QuantopsyError, names
+from quantopsy.core.files import write_file
 from quantopsy.core.recipe import RECIPE, Recipe
 from quantopsy.metrics import Metric, resolve_metric
 from quantopsy.study import FILE, Store, check_folder, open_existing
@@ -628,13 +629,13 @@ def _finish_calibration(study: CalibrationStudy, folder: Path) -> CalibrationStu
 
     write(study, folder / REPORT)
     if study.selection is not None:
-        (folder / SELECTED).write_text("\n".join(study.selection.entries) + "\n", encoding="utf-8")
+        write_file(folder / SELECTED, "\n".join(study.selection.entries) + "\n")
     return study
 
 
 def finish(study: Study) -> Study:
     """Write ``cells.csv`` and ``report.html`` beside the store."""
-    study.results.cells.to_csv(study.folder / CELLS, index=False)
+    write_file(study.folder / CELLS, study.results.cells.to_csv(index=False), "table")
     study.report()
     return study
 
@@ -805,7 +806,7 @@ def schemes(
 
 def finish_schemes(found: Schemes) -> Schemes:
     """Write ``schemes.csv`` and ``schemes.html`` beside the store."""
-    found.table.schemes.to_csv(found.folder / SCHEMES, index=False)
+    write_file(found.folder / SCHEMES, found.table.schemes.to_csv(index=False), "table")
     found.report()
     return found
 

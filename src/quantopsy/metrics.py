@@ -62,6 +62,12 @@ class Metric(ABC):
         """
 
     @final
+    @property
+    def sign(self) -> float:
+        """1 where higher is better, else -1: times a value, what is to be high."""
+        return 1.0 if self.higher_is_better else -1.0
+
+    @final
     def value(self, statistics: np.ndarray, weights: np.ndarray | None = None) -> float:
         """The value of images with ``statistics`` (n, K), each counting as ``weights`` (n,) says, or once.
 

@@ -222,11 +222,6 @@ class Store:
         row = self._connection.execute("SELECT plan FROM run WHERE id = ?", (run,)).fetchone()
         return Plan.recorded(json.loads(row[0]))
 
-    def find(self, plan: Plan) -> int | None:
-        """The id of the run that measures ``plan``, or None."""
-        row = self._connection.execute("SELECT id FROM run WHERE fingerprint = ?", (plan.fingerprint,)).fetchone()
-        return None if row is None else int(row[0])
-
     def append(self, results: Iterable[TileResult], runner_up: RunnerUp | None = None) -> None:
         """Commit what the runs gave on one tile of images, all or nothing."""
         rows = [

@@ -23,7 +23,7 @@ from quantopsy.calibrate import quantized_weight
 from quantopsy.core import Finding, Plan, QuantopsyError, Removed, Site, Spec
 from quantopsy.engine.calibration import calibrate, wanted_statistics
 from quantopsy.engine.exact import ExactEngine
-from quantopsy.engine.local import look
+from quantopsy.engine.layer_noise import look
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 

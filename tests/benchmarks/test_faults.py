@@ -17,7 +17,7 @@ from quantopsy.calibrate import fit
 from quantopsy.core import Plan, Site
 from quantopsy.engine.calibration import Calibration
 from quantopsy.engine.exact import ExactEngine
-from quantopsy.engine.local import Local, look
+from quantopsy.engine.layer_noise import Local, look
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network

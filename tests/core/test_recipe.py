@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
-from quantopsy.core.recipe import Expected, Given, Mended, Proof, Recipe, Repair, Step
+from quantopsy.core.recipe import Expected, Mended, Proof, Recipe, Repair, Step, StoredTensor
 
 STEP = Step("a: clipped", ("a",), "free", True, "noise -3 %", (-1.0, -2.0, 0.5), (0.9, 0.8, 1.0), (3.0, 2.0, 4.0), 0.5)
 EXPECTED = Expected("top1", "points", 30, 0.95, *[(1.0, 0.5, 1.5)] * 6)
@@ -24,10 +24,10 @@ def recipe() -> Recipe:
         plan,
         transforms=({"name": "equalization", "scales": {}},),
         encodings={"b": {"output": [{"grid": "uniform", "scale": 0.1}]}},
-        given={"given:0123456789ab": Given.of("bool", (3,), b"\x05")},
+        given={"given:0123456789ab": StoredTensor.of("bool", (3,), b"\x05")},
         model={"name": "net", "weights": {"a": [2, 2]}},
         expected=EXPECTED,
-        proof=Proof(*(Given.of("float64", (1, 1), bytes(8)),) * 3),
+        proof=Proof(*(StoredTensor.of("float64", (1, 1), bytes(8)),) * 3),
         steps=(STEP,),
         provenance={"seed": 1},
     )
@@ -69,7 +69,7 @@ def test_a_repair_reads_back_through_json() -> None:
 
 @given(st.binary())
 def test_given_bytes_survive(raw: bytes) -> None:
-    assert Given.of("bool", (1,), raw).raw == raw
+    assert StoredTensor.of("bool", (1,), raw).raw == raw
 
 
 @pytest.mark.parametrize(

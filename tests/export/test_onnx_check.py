@@ -161,8 +161,9 @@ def test_mistakes_are_told_in_a_line(case, tmp_path) -> None:
     metric = resolve_metric(None, True)
     with pytest.raises(QuantopsyError, match="quantizes nothing"):
         export_onnx(network, Plan(), ranges, tmp_path / "a.onnx", batches(images), metric)
+    (tmp_path / "file").write_text("")
     with pytest.raises(QuantopsyError, match="cannot be written"):
-        export_onnx(network, plan, ranges, tmp_path / "none" / "a.onnx", batches(images), metric)
+        export_onnx(network, plan, ranges, tmp_path / "file" / "a.onnx", batches(images), metric)
     with pytest.raises(QuantopsyError, match="no image"):
         export_onnx(network, plan, ranges, tmp_path / "a.onnx", [], metric)
     broken, exact = (to_onnx(network, made, ranges) for made in (plan, Plan()))
@@ -177,7 +178,7 @@ def test_mistakes_are_told_in_a_line(case, tmp_path) -> None:
     split.graph.output.append(onnx.helper.make_tensor_value_info("part", onnx.TensorProto.FLOAT, [7]))
     with pytest.raises(QuantopsyError, match=r"ONNX model: the runtime fails on it .*Reshape"):
         verify(split, exact, network, plan, ranges, batches(images), metric)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_outputs_off_any_grid_are_measured_by_their_range() -> None:

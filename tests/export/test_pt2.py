@@ -236,6 +236,6 @@ def test_the_command_writes_programs(recipe, command, tmp_path) -> None:
     assert code == 0, err
     assert "import torch.ao.quantization.fx._decomposed" in " ".join(out.split())
     assert (tmp_path / "model.pt2e.pt2").exists()
-    code, out, err = command("export", ".", "--to", "pt2", *named, "--out", "nowhere/model.pt2")
+    code, out, err = command("export", ".", "--to", "pt2", *named, "--out", "recipe.json/model.pt2")
     assert (code, out) == (2, "")
     assert "cannot be written" in err.strip().splitlines()[-1]

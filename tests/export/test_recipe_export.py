@@ -126,7 +126,7 @@ def test_the_command_finds_the_recipe_of_a_study(recipe, command, tmp_path) -> N
         ((".", "--to", "onyx", *named), "file format 'onyx'"),
         ((".",), "does not name its model"),
         ((".", *named, "--opset", "13"), "opset 13"),
-        ((".", *named, "--out", "nowhere/model.onnx"), "cannot be written"),
+        ((".", *named, "--out", "recipe.json/model.onnx"), "cannot be written"),
     ):
         code, out, err = run(*arguments)
         assert (code, out) == (2, "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from quantopsy.engine.exact import ExactEngine
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
-from quantopsy.remedy.fixes import COSTS, proposals
+from quantopsy.remedy.fixes import Cost, proposals
 from quantopsy.remedy.target import target
 
 
@@ -26,7 +28,7 @@ def plan_of(network: Network) -> Plan:
 
 
 @pytest.mark.parametrize("name", ["per-tensor", "onnxruntime-cpu", "any"])
-@pytest.mark.parametrize("cost", list(COSTS))
+@pytest.mark.parametrize("cost", get_args(Cost))
 def test_no_fix_is_proposed_that_the_target_cannot_run(network, name, cost) -> None:
     profile, plan = target(name), plan_of(network)
     for layer in network.layers:

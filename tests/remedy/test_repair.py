@@ -27,7 +27,8 @@ from quantopsy.engine.adaround import Effort
 from quantopsy.graph.capture import capture
 from quantopsy.remedy.applied import apply
 from quantopsy.remedy.fixes import proposals
-from quantopsy.remedy.repair import Parts, Session, amount, judged, repair
+from quantopsy.remedy.proof import Parts
+from quantopsy.remedy.repair import Session, amount, judged, repair
 from quantopsy.remedy.target import target
 from quantopsy.remedy.variants import Difference, Variant, Variants
 from quantopsy.report.repaired import repair_section, repair_statements

@@ -13,7 +13,7 @@ from rich.console import Console
 from quantopsy.analysis.causes import FIXES
 from quantopsy.analysis.results import Results
 from quantopsy.core import Finding, Removed
-from quantopsy.engine.local import Edge, Local
+from quantopsy.engine.layer_noise import Edge, Local
 from quantopsy.report.findings import TITLES, findings_section, findings_sentences
 from quantopsy.report.page import render
 from quantopsy.report.terminal import print_findings

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from quantopsy.core.allocation import Allocation, Outcome
 from quantopsy.core.recipe import Expected, Mended, Repair, Step
-from quantopsy.report.terminal import print_allocation, print_repair, print_results, settings_table, shade
-from quantopsy.report.verdict import verdict
+from quantopsy.report.terminal import print_allocation, print_repair, print_results, shade
+from quantopsy.report.verdict import cautions, statements
 from quantopsy.report.wording import ELLIPSIS, MINUS
 
 
@@ -60,7 +60,7 @@ def test_sums_of_screened_layers_are_marked():
 
 def test_the_verdict_is_the_pages(results):
     words = " ".join(printed(results, 400).split())
-    for sentence in verdict(results):
+    for sentence in (*statements(results), *cautions(results)):
         assert sentence.replace("`", "") in words
 
 
@@ -95,13 +95,6 @@ def test_a_terminal_without_unicode_gets_substitutes(encoding):
 def test_an_unfinished_run_prints(results):
     empty = replace(results, cells=results.cells.iloc[:0], whole=results.whole.iloc[:0][[]], complete=False)
     assert "stopped before" in printed(empty)
-
-
-def test_settings_are_one_a_line():
-    console = Console(width=80, file=io.StringIO())
-    console.print(settings_table({"bits": [8, 4], "changes": {"range": "[red]min_max[/red]"}}))
-    assert "changes.range" in console.file.getvalue()
-    assert "[red]min_max[/red]" in console.file.getvalue()
 
 
 def on_few_images(results):

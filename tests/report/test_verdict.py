@@ -8,15 +8,19 @@ from made_up import additive_results, make_results, quiet_results, screened_resu
 
 from quantopsy.analysis.results import Check
 from quantopsy.report.tables import headline_bits, ranked, run_and_screened, verdicts_given
-from quantopsy.report.verdict import cautions, statements, verdict
+from quantopsy.report.verdict import cautions, statements
+
+
+def sentences(results):
+    return [*statements(results), *cautions(results)]
 
 
 def said(results):
-    return "\n".join(verdict(results))
+    return "\n".join(sentences(results))
 
 
 def test_what_hurts_comes_first_and_how_sure_that_is(results):
-    assert verdict(results)[0] == (
+    assert sentences(results)[0] == (
         "1 of 20 layers hurts top-1 at 8 bits when quantized alone (certain at 95 %, corrected for 100 different "
         "cells), in points: `features.1.block.0.conv` (conv, models/mobilenet.py:35) 54.1 (50.2 to 58.0)."
     )
@@ -26,7 +30,7 @@ def test_a_loss_of_the_whole_network_has_its_interval(results):
     assert (
         "8-bit per-tensor quantization costs 72.1 points of top-1 (95 % interval 68.1 to 76.1): "
         "97.0 % in float, 24.9 % quantized, on 512 images."
-    ) in verdict(results)
+    ) in sentences(results)
 
 
 def test_the_level_is_the_results(results):
@@ -178,7 +182,7 @@ def test_a_baseline_that_may_be_zero_is_said(results):
 
 
 def test_warnings_are_passed_on(results):
-    assert verdict(results)[-1] == results.warnings[0]
+    assert sentences(results)[-1] == results.warnings[0]
 
 
 def test_without_intervals_nothing_is_judged(results):

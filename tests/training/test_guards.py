@@ -15,7 +15,7 @@ def guarded(method: str, **settings: object) -> tuple[OscillationGuard, Quantize
     """A guard of a network whose layer ``left`` it comes with."""
     chosen = {"method": method, "bits": 3, "edge_bits": 0, **settings}
     start, program = started(**chosen)
-    network = TrainableNetwork(program, start.plan, start.calibration, TrainingSettings(**chosen).grids).train()
+    network = TrainableNetwork(program, start.plan, start.calibration, TrainingSettings(**chosen).learning).train()
     (layer,) = (layer for layer in network.quantized_layers if layer.layer.name == "left")
     return OscillationGuard(network), layer
 

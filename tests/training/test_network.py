@@ -15,7 +15,7 @@ from quantopsy.core import Plan, QuantopsyError, Site, Spec
 from quantopsy.engine.calibration import Calibration, calibrate, wanted_statistics
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
-from quantopsy.training.network import Grids, TrainableNetwork
+from quantopsy.training.network import Learning, TrainableNetwork
 from quantopsy.training.norm import measured_moments
 from quantopsy.training.quantizers import METHODS
 from quantopsy.training.settings import TrainingSettings
@@ -44,7 +44,7 @@ def test_it_is_the_simulation_before_and_after(method, norms, scheme) -> None:
     start, program = started(method=method, scheme=scheme)
     x = pictures(7, 8)
     moments = measured_moments(program, [(x,)]) if norms == "kept" else None
-    network = TrainableNetwork(program, start.plan, start.calibration, settings.grids, moments).eval()
+    network = TrainableNetwork(program, start.plan, start.calibration, settings.learning, moments).eval()
     with torch.no_grad():
         before = network(x)
     exact = simulated(start.network, start.plan, start.calibration, x)
@@ -76,7 +76,7 @@ def test_what_is_read_twice_has_one_quantizer() -> None:
 
 def test_everything_learns_and_nothing_else() -> None:
     start, program = started(method="lsq")
-    network = TrainableNetwork(program, start.plan, start.calibration, Grids("lsq", "lsq"))
+    network = TrainableNetwork(program, start.plan, start.calibration, Learning("lsq", "lsq"))
     F.cross_entropy(network(pictures(0, 8)), torch.arange(8) % 5).backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
     weights = {name for layer in start.network.layers for name in (layer.weight, layer.bias) if name}
@@ -117,7 +117,7 @@ def _stateful(module: torch.fx.GraphModule, tensors: dict[str, Tensor]) -> torch
 
 def test_biases_are_on_grids_where_asked_for() -> None:
     start, program = started()
-    network = TrainableNetwork(program, start.plan, start.calibration, Grids("lsq", "lsq", bias_bits=4))
+    network = TrainableNetwork(program, start.plan, start.calibration, Learning("lsq", "lsq", bias_bits=4))
     trained_a_little(network)
     float_network, plan, calibration = network.trained()
     for layer in float_network.layers:
@@ -144,7 +144,7 @@ def test_what_is_on_no_grid_of_its_own_is_refused_with_its_layer(spec, small, im
     network = capture(small, (images[:2],))
     assert compile_network(network)
     with pytest.raises(QuantopsyError, match="left"):
-        Grids().start(Plan.of({Site("left", "weight"): spec}))
+        Learning().start(Plan.of({Site("left", "weight"): spec}))
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -156,7 +156,7 @@ def test_what_a_corrected_bias_took_away_stays_where_bits_have_changed(found) ->
     x, plan = pictures(5, 16), Plan.of(specs)
     calibration = calibrate(program, [[x]], wanted_statistics(start.network, [start.plan, plan]))
     plan = portable(start.network, plan, calibration) if found else plan
-    network = TrainableNetwork(program, plan, calibration, Grids("lsq", "lsq", mixed=True))
+    network = TrainableNetwork(program, plan, calibration, Learning("lsq", "lsq", mixed=True))
     for quantizer in network.quantizers:
         if quantizer.gates is not None:
             quantizer.gates.logits.data[-1] = -1.0
@@ -188,7 +188,7 @@ def test_two_grids_of_a_value_stay_two_where_they_end_with_as_many_bits() -> Non
     sites |= {Site("stem", "output"): Spec(bits=8)}
     plan = Plan.of(sites)
     calibration = calibrate(program, [[x]], wanted_statistics(program.network, [plan]))
-    network = TrainableNetwork(program, plan, calibration, Grids("lsq", "lsq", mixed=True, mixed_inputs=True)).eval()
+    network = TrainableNetwork(program, plan, calibration, Learning("lsq", "lsq", mixed=True, mixed_inputs=True)).eval()
     for name in ("left", "right"):
         (quantizer,) = network.sites[Site(name, "input")]
         assert quantizer.gates is not None

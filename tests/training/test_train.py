@@ -262,7 +262,7 @@ def test_wherever_it_is_stopped_it_ends_with_the_same_numbers(tmp_path, monkeypa
 def test_ranges_stay_behind_a_training_that_ends_early(tmp_path) -> None:
     start, program = started(method="ste", bits=2)
     settings = TrainingSettings(**{**LITTLE, "method": "ste", "epochs": 40, "patience": 1, "rate": 0.0})
-    made = TrainableNetwork(program, start.plan, start.calibration, settings.grids)
+    made = TrainableNetwork(program, start.plan, start.calibration, settings.learning)
     training_, validation = start.split(settings)
     job = Job(made, start.subject.program, start.images, training_, validation, start.subject.metric, settings)
     history = Trainer(job, tmp_path, Silent()).run()
@@ -288,7 +288,7 @@ class Gated(torch.nn.Sequential):
 def test_the_average_is_of_all_weights_whatever_a_layer_is_called(tmp_path) -> None:
     settings = TrainingSettings(**{**LITTLE, "ema": 0.9, "epochs": 1, "rate": 0.1})
     start = ready(Gated().eval(), training(), settings, Silent())
-    made = TrainableNetwork(compile_network(start.network), start.plan, start.calibration, settings.grids)
+    made = TrainableNetwork(compile_network(start.network), start.plan, start.calibration, settings.learning)
     training_, validation = start.split(settings)
     job = Job(made, start.subject.program, start.images, training_, validation, start.subject.metric, settings)
     trainer = Trainer(job, tmp_path, Silent())

@@ -98,7 +98,7 @@ def test_starts_are_of_the_usual_size_and_unknown_noise_is_taken_as_usual() -> N
 def test_noise_is_that_of_what_is_behind_the_gates_at_so_many_bits(edges: str) -> None:
     chosen = {"bits": 5, "activation_bits": 6, "bitops": "4bits", "edges": edges}
     start, program = started(**chosen, calibration_samples=64)
-    network = TrainableNetwork(program, start.plan, start.calibration, TrainingSettings(**chosen).grids)
+    network = TrainableNetwork(program, start.plan, start.calibration, TrainingSettings(**chosen).learning)
     images = open_data(training())
     batches = [images.batch(range(first, first + 60)) for first in range(0, 240, 60)]
     found = noises(network, start.calibration, batches)

@@ -21,7 +21,7 @@ from quantopsy.core import QuantopsyError
 from quantopsy.data import Batch
 from quantopsy.engine.calibration import calibrate, wanted_statistics
 from quantopsy.engine.exact import ExactEngine
-from quantopsy.engine.local import look
+from quantopsy.engine.layer_noise import look
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network

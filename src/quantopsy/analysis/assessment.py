@@ -239,8 +239,7 @@ def _told_by_decisions(metric: Metric, reference: RunResult) -> bool:
 
 def _seen(metric: Metric, reference: RunResult, result: RunResult) -> Seen:
     """What the images that ``result`` has lost and gained of a linear metric's statistic."""
-    sign = 1.0 if metric.higher_is_better else -1.0
-    change = sign * (reference.on(result.images).statistics - result.statistics)[:, 0]
+    change = metric.sign * (reference.on(result.images).statistics - result.statistics)[:, 0]
     return Seen(
         np.isin(reference.images, result.images),
         float(np.maximum(change, 0.0).sum()),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quantopsy.calibrate import fit, fixed, quantized_weight
 from quantopsy.core import Cause, Plan, Role, Site, Spec
-from quantopsy.engine.local import Edge, Local
+from quantopsy.engine.layer_noise import Edge, Local
 from quantopsy.graph.network import Layer
 from quantopsy.graph.operators import WEIGHTED_SUMS
 

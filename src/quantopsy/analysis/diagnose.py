@@ -29,7 +29,7 @@ from quantopsy.analysis.subject import Subject, calibrated, measuring, reopen
 from quantopsy.analysis.summary import local_json, summarise
 from quantopsy.core import Cause, Finding, Plan, QuantopsyError, Removed, Role, Site, Spec
 from quantopsy.data import prefetch
-from quantopsy.engine.local import Local, look
+from quantopsy.engine.layer_noise import Local, look
 from quantopsy.graph.network import Layer
 from quantopsy.metrics import Metric
 from quantopsy.study import FLOAT, RunResult, Store
@@ -297,7 +297,7 @@ class Court:
         before, after = self._result(plan), self._result(change)
         back = significance.degradation(self.metric, after.statistics, before.statistics, level=self.level)
         left = significance.ratio_of_means(after.energy, before.energy, self.level)
-        return Removed((1 - left.value, 1 - left.high, 1 - left.low), (back.value, back.low, back.high))
+        return Removed((1 - left.value, 1 - left.high, 1 - left.low), back.estimate)
 
     def shares(self, scene: Scene) -> dict[Role, float]:
         """Of the cell's noise, what each site brings: what 16 bits there remove, scaled to a sum of 1."""

@@ -134,7 +134,7 @@ def _difference(difference: Difference) -> dict[str, Any]:
 
 def _change(found: Change) -> dict[str, Any]:
     def numbers(interval: Interval) -> list[float | None]:
-        found: list[float | None] = plain([interval.value, interval.low, interval.high])
+        found: list[float | None] = plain(list(interval.estimate))
         return found
 
     return {

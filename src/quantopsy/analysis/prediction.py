@@ -190,11 +190,10 @@ def outlook(scores: Scores, change: np.ndarray, baseline: Baseline, metric: Metr
     if not metric.linear:
         mixed = baseline.statistics + flips[:, None] * (baseline.turned - baseline.statistics)
         return Outlook(flips, float(metric.values(mixed, np.ones((1, len(mixed))))[0]), unknown, unknown)
-    sign = 1.0 if metric.higher_is_better else -1.0
-    loss = sign * (baseline.statistics - baseline.turned)[:, 0]
+    loss = metric.sign * (baseline.statistics - baseline.turned)[:, 0]
     gaining = -flips * np.minimum(loss, 0.0) * _share_of_first(scores, change, baseline.gaps)
     losing = flips * np.maximum(loss, 0.0)
-    value = metric.scale * (baseline.statistics[:, 0].mean() - sign * (losing - gaining).mean())
+    value = metric.scale * (baseline.statistics[:, 0].mean() - metric.sign * (losing - gaining).mean())
     return Outlook(flips, float(value), losing, gaining)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantopsy.core import Plan, QuantopsyError, Site, Spec, names
-from quantopsy.core.recipe import RECIPE, Encodings, Given, Recipe
+from quantopsy.core.recipe import RECIPE, Encodings, Recipe, StoredTensor
 from quantopsy.engine.calibration import Calibration, grids_of, tensors_at
 from quantopsy.engine.exact import ExactEngine, Prepared
 from quantopsy.graph.capture import activation_module
@@ -76,7 +76,7 @@ def encodings_of(network: Network, plan: Plan, calibration: Calibration) -> Enco
     return found
 
 
-def given_of(plan: Plan, calibration: Calibration) -> dict[str, Given]:
+def given_of(plan: Plan, calibration: Calibration) -> dict[str, StoredTensor]:
     """The tensors that specs of ``plan`` mean."""
     wanted = {text for _, spec in plan.sites for text in (spec.correction, spec.rounding) if text in calibration.given}
     return {name: _packed(calibration.given[name]) for name in sorted(wanted)}
@@ -258,14 +258,14 @@ class Simulated(nn.Module):
         return self.network.unflatten(self._engine.whole_pass(inputs, self._prepared))
 
 
-def _packed(tensor: Tensor) -> Given:
+def _packed(tensor: Tensor) -> StoredTensor:
     array = tensor.numpy()
     if array.dtype == np.bool_:
-        return Given.of("bool", tuple(array.shape), np.packbits(array.ravel(), bitorder="little").tobytes())
-    return Given.of("float32", tuple(array.shape), array.astype("<f4").tobytes())
+        return StoredTensor.of("bool", tuple(array.shape), np.packbits(array.ravel(), bitorder="little").tobytes())
+    return StoredTensor.of("float32", tuple(array.shape), array.astype("<f4").tobytes())
 
 
-def _unpacked(name: str, given: Given) -> Tensor:
+def _unpacked(name: str, given: StoredTensor) -> Tensor:
     try:
         raw = np.frombuffer(given.raw, dtype=np.uint8)
         size = int(np.prod(given.shape))

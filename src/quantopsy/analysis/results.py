@@ -13,7 +13,7 @@ from quantopsy.analysis.additivity import Additivity
 from quantopsy.core import Finding
 from quantopsy.core.allocation import Allocation
 from quantopsy.core.recipe import Repair
-from quantopsy.engine.local import Local
+from quantopsy.engine.layer_noise import Local
 
 HEADLINE_BITS = 8
 """The bit-width that people deploy first, and that a verdict starts from."""

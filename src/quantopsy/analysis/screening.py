@@ -112,6 +112,8 @@ class Scores:
     def on(self, images: np.ndarray) -> Scores:
         """The part of it on ``images``, as far as they were screened."""
         kept = np.isin(self.images, images)
+        if kept.all():
+            return self
         return Scores(
             self.columns,
             self.images[kept],

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import binomtest, gamma, kurtosis, norm, t
 
+from quantopsy.core.recipe import Estimate
 from quantopsy.metrics import Metric
 
 RESAMPLES = 2000
@@ -49,6 +50,11 @@ class Interval:
         if not 0.0 < self.level < 1.0:
             raise ValueError(f"level must be between 0 and 1, not {self.level}")
 
+    @property
+    def estimate(self) -> Estimate:
+        """``(value, low, high)``, as recipes keep it."""
+        return self.value, self.low, self.high
+
     def scaled(self, factor: float) -> Interval:
         """The interval of ``factor`` times the quantity."""
         low, high = sorted((factor * self.low, factor * self.high))
@@ -71,12 +77,11 @@ def degradation(
     images widened to Student's. Of a single image nothing is certain: the interval is infinite.
     """
     _check_paired(float_statistics, quantized_statistics)
-    sign = 1.0 if metric.higher_is_better else -1.0
     if metric.linear and is_binary(float_statistics) and is_binary(quantized_statistics):
         before, after = float_statistics[:, 0], quantized_statistics[:, 0]
         lost, gained = int((before > after).sum()), int((after > before).sum())
-        return paired_proportions(lost, gained, len(before), level).scaled(sign * metric.scale)
-    return _bootstrap(metric, [float_statistics], [quantized_statistics], level, resamples, seed).scaled(sign)
+        return paired_proportions(lost, gained, len(before), level).scaled(metric.sign * metric.scale)
+    return _bootstrap(metric, [float_statistics], [quantized_statistics], level, resamples, seed).scaled(metric.sign)
 
 
 def change_of_degradation(
@@ -103,9 +108,8 @@ def change_of_degradation(
         lost = [(float_scores - quantized)[:, 0] for float_scores, quantized in (before, after)]
         mine, other = (degradation(metric, *pair, level=level) for pair in (before, after))
         return difference(other, mine, correlation(*lost))
-    sign = 1.0 if metric.higher_is_better else -1.0
     plus, minus = [after[0], before[1]], [after[1], before[0]]
-    return _bootstrap(metric, plus, minus, level, RESAMPLES, seed).scaled(sign)
+    return _bootstrap(metric, plus, minus, level, RESAMPLES, seed).scaled(metric.sign)
 
 
 def difference(after: Interval, before: Interval, correlation: float = 0.0) -> Interval:

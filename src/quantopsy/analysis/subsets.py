@@ -189,7 +189,7 @@ class Evidence:
 
         def loss(weights: np.ndarray) -> np.ndarray:
             before = self.metric.values(self.reference.statistics, weights)
-            return self._sign * (before - self.metric.values(result.statistics, weights))
+            return self.metric.sign * (before - self.metric.values(result.statistics, weights))
 
         return Contribution(result.energy, loss)
 
@@ -219,7 +219,7 @@ class Evidence:
         noise, lost = np.zeros(len(self.images)), np.zeros(len(self.images))
         noise[at] = weight * found.energy
         lost[at] = weight * (self.reference.statistics[at] - found.statistics)[:, 0]
-        scale = self._sign * self.metric.scale
+        scale = self.metric.sign * self.metric.scale
         return Contribution(noise, lambda weights: scale * (weights @ lost) / weights.sum(1))
 
     def _screened(self, plan: Plan) -> Contribution | None:
@@ -234,7 +234,7 @@ class Evidence:
         if self.scores is None or self._baseline is None:
             return float("nan")
         expected = outlook(self.scores, self.scores.change(plan), self._baseline, self.metric).value
-        return float(self._sign * (self.metric.value(self.reference.statistics) - expected))
+        return float(self.metric.sign * (self.metric.value(self.reference.statistics) - expected))
 
     @cached_property
     def _baseline(self) -> Baseline | None:
@@ -245,10 +245,6 @@ class Evidence:
         found = self.store.result(run)
         assert found is not None
         return found.on(self.images)
-
-    @property
-    def _sign(self) -> float:
-        return 1.0 if self.metric.higher_is_better else -1.0
 
 
 def additivity_of(store: Store, metric: Metric, *, level: float, tolerance: float) -> Additivity | None:

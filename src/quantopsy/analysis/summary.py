@@ -20,7 +20,7 @@ from quantopsy.analysis.verdicts import Measured
 from quantopsy.core import Finding
 from quantopsy.core.allocation import Allocation
 from quantopsy.core.recipe import Repair
-from quantopsy.engine.local import Edge, Local
+from quantopsy.engine.layer_noise import Edge, Local
 from quantopsy.metrics import Metric, chance_level, is_at_chance
 from quantopsy.study import RunResult, Store
 
@@ -169,7 +169,7 @@ def measured_figures(found: Measured, seconds: float) -> dict[str, Any]:
 
 def _float_value(metric: Metric, found: Measured) -> float:
     """The float network's value on the images that a plan was measured on."""
-    return found.value + (found.degradation.value if metric.higher_is_better else -found.degradation.value)
+    return found.value + metric.sign * found.degradation.value
 
 
 def _sum_stderr(metric: Metric, state: Assessment, whole: int, cells: Iterable[int]) -> float:

@@ -90,7 +90,7 @@ def _from_draw(
     rows = np.searchsorted(draw.images, result.images)
     p = draw.probabilities[rows]
     on = reference.on(result.images)
-    sign = metric.scale if metric.higher_is_better else -metric.scale
+    sign = metric.sign * metric.scale
     difference = sign * (on.statistics - result.statistics)[:, 0]
     whole = reference.on(draw.images)
     # The ratio estimator: with few images drawn the sum of weights is itself off by more than the mean.
@@ -122,7 +122,7 @@ def _from_draw(
         noise=noise,
         noise_stderr=float(np.sqrt(spread) / weights.sum()),
         signal=float(whole.energy.mean()),
-        value=float_value - degradation.value if metric.higher_is_better else float_value + degradation.value,
+        value=float_value - metric.sign * degradation.value,
         degradation=degradation,
         verdicts=frozenset(
             significance.verdict(of_all(net, corrected), tolerance) for net in (ends.low, ends.value, ends.high)

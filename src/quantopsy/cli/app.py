@@ -12,7 +12,7 @@ from quantopsy.cli.analyses import analyze, demo, report
 from quantopsy.cli.causes import additivity, diagnose
 from quantopsy.cli.deliveries import export, parity
 from quantopsy.cli.remedies import allocate, apply_, repair, train
-from quantopsy.cli.settings import calibration, check, quantizers, schemes
+from quantopsy.cli.surveys import calibration, check, quantizers, schemes
 from quantopsy.cli.terminal import new_console
 from quantopsy.cli.versions import compare, gate
 from quantopsy.core import QuantopsyError

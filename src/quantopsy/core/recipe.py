@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantopsy.core.errors import QuantopsyError
+from quantopsy.core.files import write_file
 from quantopsy.core.form import NUMBER, counted, misfit, spelled
 from quantopsy.core.plan import Plan
 
@@ -69,7 +70,7 @@ class Step:
     """One thing that a repair tried.
 
     ``layers``: those it changes, empty for the whole network. ``cost``: of running it, a name of
-    :data:`quantopsy.remedy.fixes.COSTS`. ``change``: of the degradation over the images that decide, positive is
+    :data:`quantopsy.remedy.fixes.Cost`. ``change``: of the degradation over the images that decide, positive is
     worse; ``noise``: that of the network after over before. ``degradation``: after the step, over the same images.
     ``why``: in words, of what was not kept too.
     """
@@ -161,7 +162,7 @@ class Repair:
 
 
 @dataclass(frozen=True)
-class Given:
+class StoredTensor:
     """A tensor, such as a spec means by ``given:HASH``: ``dtype`` is numpy's name of it, ``data`` its bytes
     (little-endian; bits where bool, eight to a byte, the first in the lowest bit), compressed, in base64."""
 
@@ -170,7 +171,7 @@ class Given:
     data: str
 
     @classmethod
-    def of(cls, dtype: str, shape: tuple[int, ...], raw: bytes) -> Given:
+    def of(cls, dtype: str, shape: tuple[int, ...], raw: bytes) -> StoredTensor:
         """From bytes."""
         return cls(dtype, shape, base64.b64encode(zlib.compress(raw)).decode())
 
@@ -188,9 +189,9 @@ class Proof:
     statistics of the float network and of the recipe's.
     """
 
-    images: Given
-    float: Given
-    after: Given
+    images: StoredTensor
+    float: StoredTensor
+    after: StoredTensor
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ class Recipe:
     plan: Plan
     transforms: tuple[Mapping[str, Any], ...] = ()
     encodings: Encodings = field(default_factory=dict)
-    given: Mapping[str, Given] = field(default_factory=dict)
+    given: Mapping[str, StoredTensor] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     expected: Expected | None = None
     proof: Proof | None = None
@@ -259,10 +260,12 @@ class Recipe:
                 plan=Plan.recorded(data["plan"]),
                 transforms=tuple(data.get("transforms", ())),
                 encodings=data.get("encodings", {}),
-                given={name: Given(**_tuples(value)) for name, value in data.get("given", {}).items()},
+                given={name: StoredTensor(**_tuples(value)) for name, value in data.get("given", {}).items()},
                 model=data.get("model", {}),
                 expected=Expected(**_tuples(expected)) if expected else None,
-                proof=Proof(**{name: Given(**_tuples(value)) for name, value in proof.items()}) if proof else None,
+                proof=Proof(**{name: StoredTensor(**_tuples(value)) for name, value in proof.items()})
+                if proof
+                else None,
                 steps=tuple(Step(**_tuples(step)) for step in data.get("steps", ())),
                 provenance=data.get("provenance", {}),
             )
@@ -271,17 +274,7 @@ class Recipe:
 
     def save(self, path: str | Path) -> Path:
         """Write it to ``path``, whole or not at all."""
-        path = Path(path)
-        temporary = path.with_name(f"{path.name}.new")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            raise QuantopsyError(
-                f"recipe {str(path)!r}", f"cannot be written ({error.strerror})", "give another file"
-            ) from error
-        return path
+        return write_file(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", "recipe")
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

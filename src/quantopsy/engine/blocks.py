@@ -212,7 +212,7 @@ class _Problem:
                     )
             y = step.operation(lookup)
             y = y if shift is None else y - shift
-            y = y if step.activate is None else step.activate(lookup, y)
+            y = step.activated(lookup, y)
             local[step.writes] = y if output is None else fake_quantize_ste(y, output)
         result: Tensor = local[self.block[-1].writes]
         return result

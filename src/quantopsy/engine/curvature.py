@@ -39,7 +39,7 @@ def mean_curvature(
                 if step.layer and step.weight:
                     constants = {**constants, step.weight: leaves[step.layer.name]}
                 raw = step.operation(Overlay(values, constants))
-                values[step.writes] = raw if step.activate is None else step.activate(constants, raw)
+                values[step.writes] = step.activated(constants, raw)
             outputs = output_tensors([values[name] for name in program.outputs])
             loss = torch.stack([(output * _drawn(output, generator)).sum() for output in outputs]).sum()
             gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)

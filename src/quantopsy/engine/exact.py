@@ -175,9 +175,7 @@ class ExactEngine:
                     values[step.writes] = step.compute(Overlay(values, program.constants))
                 else:
                     values[step.writes] = self.quantized(step, quantizers, values, {})
-                for name in step.reads:
-                    if program.last_reader[name] == step.index:
-                        del values[name]
+                program.release(step, values)
             return tuple(values[name] for name in program.outputs)
 
     def run_tile(
@@ -209,9 +207,7 @@ class ExactEngine:
                     else:
                         outputs = some(prepared[run], kept)
                     yield Measured(run, outputs, self._now() - begin)
-                for name in step.reads:
-                    if program.last_reader[name] == step.index:
-                        del values[name]
+                program.release(step, values)
 
     def _some(
         self, values: Values, rows: Sequence[np.ndarray | None] | None
@@ -272,8 +268,7 @@ class ExactEngine:
         if quantizers.shift is None:
             result = step.compute(lookup)
         else:
-            result = step.operation(lookup) - quantizers.shift
-            result = result if step.activate is None else step.activate(lookup, result)
+            result = step.activated(lookup, step.operation(lookup) - quantizers.shift)
         return result if quantizers.output is None else fake_quantize(result, quantizers.output)
 
     def on_grids(

@@ -239,17 +239,12 @@ class ScreenEngine:
                     inputs |= behind.get(name, {})
                 raw = step.operation(Overlay(inputs, self.program.constants))
                 clip = _clip(step)
-                if clip is not None:
-                    result = clip.apply(raw.detach())
-                else:
-                    result = raw if step.activate is None else step.activate(self.program.constants, raw)
+                result = step.activated(self.program.constants, raw) if clip is None else clip.apply(raw.detach())
                 trace.append(_Local(step, inputs, raw, result, clip))
                 values[step.writes] = result.detach() if isinstance(result, Tensor) else result
                 if isinstance(result, tuple | list):
                     behind[step.writes] = inputs
-                for name in step.reads:
-                    if self.program.last_reader[name] == step.index:
-                        del values[name]
+                self.program.release(step, values)
         return trace, [_single(values[name]) for name in self.program.outputs]
 
     def _find_images(self, inputs: Values, images: int) -> dict[str, ImageAxis | None]:

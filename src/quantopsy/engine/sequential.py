@@ -72,10 +72,7 @@ def walk(
                 elif any(name in own for name in step.reads):
                     own[step.writes] = step.compute(Overlay(own, Overlay(values, program.constants)))
                 values[step.writes] = step.compute(Overlay(values, program.constants))
-                for name in step.reads:
-                    if program.last_reader[name] == step.index:
-                        del values[name]
-                        own.pop(name, None)
+                program.release(step, values, own)
             advance(1)
 
 

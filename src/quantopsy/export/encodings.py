@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from quantopsy.core import Plan, QuantopsyError, Site
+from quantopsy.core.files import write_file
 from quantopsy.core.recipe import Recipe
 from quantopsy.quant import UniformQParams
 from quantopsy.quant.encoding import qparams_from_json
@@ -82,16 +83,7 @@ def aimet_encodings(recipe: Recipe) -> dict[str, Any]:
 
 def write_aimet_encodings(recipe: Recipe, path: str | Path) -> Path:
     """Write :func:`aimet_encodings` to ``path``; raises :class:`QuantopsyError` where that cannot be."""
-    path = Path(path)
-    text = json.dumps(aimet_encodings(recipe), indent=1)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n", encoding="utf-8")
-    except OSError as error:
-        raise QuantopsyError(
-            f"encodings {str(path)!r}", f"cannot be written ({error.strerror})", "give another"
-        ) from error
-    return path
+    return write_file(path, json.dumps(aimet_encodings(recipe), indent=1) + "\n", "encodings")
 
 
 def grid_of(encodings: Iterable[Mapping[str, Any]], axis: int | None = None) -> UniformQParams:

@@ -51,6 +51,10 @@ class Step:
     bias: str | None = None
     clip: Clip | None = None
 
+    def activated(self, values: Lookup, result: Any) -> Any:
+        """The operation's ``result`` behind the activation function, where there is one."""
+        return result if self.activate is None else self.activate(values, result)
+
 
 @dataclass(frozen=True)
 class Program:
@@ -77,6 +81,13 @@ class Program:
             for name, tensor in zip(self.network.input_names, arranged, strict=True)
         }
 
+    def release(self, step: Step, *stores: Values) -> None:
+        """Take out of ``stores`` what nothing behind ``step`` reads."""
+        for name in step.reads:
+            if self.last_reader[name] == step.index:
+                for values in stores:
+                    values.pop(name, None)
+
     def forward(
         self,
         values: Values,
@@ -94,9 +105,7 @@ class Program:
             if observe is not None:
                 observe(step, values)
             if not keep:
-                for name in step.reads:
-                    if self.last_reader[name] == step.index:
-                        del values[name]
+                self.release(step, values)
         return tuple(values[name] for name in self.outputs)
 
 

@@ -168,7 +168,7 @@ class _Reading:
         """The layer's result with ``error`` added to its sums."""
         step = self.kernel.step
         result = step.operation(self.values) + error.to(self.result.dtype)
-        return result if step.activate is None else step.activate(self.values, result)
+        return step.activated(self.values, result)
 
 
 def _switches(accumulators: Sequence[Accumulator], requantizations: Sequence[Requantization]) -> Iterator[_Switch]:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 
@@ -29,8 +28,6 @@ SLOPES = frozenset({"leaky_relu", "prelu"})
 _FAR = 1e30
 # Whole numbers that int64 holds with room for a zero point.
 _STEPS = 2**40
-
-Function = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,8 @@ class Finish:
 
     def function(self, x: Tensor) -> Tensor:
         """The activation function of reals (float32)."""
-        return x if self.step.activate is None else self.step.activate(self.constants, x)
+        result: Tensor = self.step.activated(self.constants, x)
+        return result
 
     def codes(self, sums: Sums) -> Saturated:
         """Codes of the layer's result."""

@@ -134,7 +134,7 @@ class SummedLayer(IntegerLayer):
         overflows, bits = sum(one.overflows for one in held), max(one.bits for one in held)
         if self.finish is None:
             real = sums.real.float()
-            value = real if self.step.activate is None else self.step.activate(self.constants, real)
+            value = self.step.activated(self.constants, real)
             return Result(value, sums, overflows, bits)
         found = self.finish.codes(sums)
         assert self.target is not None
@@ -243,9 +243,7 @@ class IntegerNetwork:
             values: dict[str, Any] = dict(program.place(inputs))
             for step in program.steps:
                 values[step.writes] = self._step(step, values, look)
-                for name in step.reads:
-                    if program.last_reader[name] == step.index:
-                        del values[name]
+                program.release(step, values)
             return tuple(_real(values[name]) for name in program.outputs)
 
     def operands(self, kernel: IntegerLayer, values: Mapping[str, Any]) -> dict[str, Codes]:

@@ -90,9 +90,9 @@ def apply(
         unit=subject.metric.unit,
         samples=len(exact),
         level=level,
-        float=(values[0].value, values[0].low, values[0].high),
-        after=(values[1].value, values[1].low, values[1].high),
-        lost=(lost.value, lost.low, lost.high),
+        float=values[0].estimate,
+        after=values[1].estimate,
+        lost=lost.estimate,
         same_model=same,
         renamed={
             own.name: layer.name

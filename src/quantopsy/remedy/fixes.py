@@ -11,14 +11,7 @@ from quantopsy.graph.network import Layer, Network
 from quantopsy.remedy.target import Target
 
 Cost = Literal["free", "scales", "bits", "float"]
-
-COSTS: Mapping[Cost, str] = {
-    "free": "runs as before",
-    "scales": "a scale per channel",
-    "bits": "more bits, or more tensors",
-    "float": "a layer in float",
-}
-"""What a fix costs at run time, cheapest first."""
+"""What a fix costs at run time, cheapest first: nothing, a scale per channel, more bits or tensors, a float layer."""
 
 _WEIGHTS: tuple[Role, ...] = ("weight",)
 _ACTIVATIONS: tuple[Role, ...] = ("input", "output")

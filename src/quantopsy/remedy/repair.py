@@ -7,32 +7,29 @@ third is looked at once, at the end, and is what the result is reported on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantopsy.analysis import significance
 from quantopsy.analysis.budget import Budget
 from quantopsy.analysis.diagnose import diagnosed
 from quantopsy.analysis.progress import Progress, Silent
-from quantopsy.analysis.recipes import encodings_of, given_of, model_of, portable
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.schemes import at_bits
-from quantopsy.analysis.significance import Interval
 from quantopsy.analysis.subject import Subject, reopen
 from quantopsy.analysis.summary import summarise
 from quantopsy.core import Cause, Plan, QuantopsyError, Site
 from quantopsy.core.allocation import Decisions
-from quantopsy.core.recipe import RECIPE, Estimate, Expected, Given, Mended, Proof, Recipe, Repair, Step
+from quantopsy.core.recipe import RECIPE, Mended, Recipe, Repair, Step
 from quantopsy.engine.adaround import Effort
 from quantopsy.graph.network import Layer, Network
-from quantopsy.metrics import Metric
 from quantopsy.quant.grouping import rows_per_channel
 from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals, sharing
+from quantopsy.remedy.proof import Parts, proof, provenance_of, written
 from quantopsy.remedy.target import ANY, Target, check_start
 from quantopsy.remedy.target import target as profile_of
 from quantopsy.remedy.variants import Difference, Variant, Variants
@@ -41,40 +38,11 @@ from quantopsy.transforms.bias_absorption import find_bias_absorption
 from quantopsy.transforms.dead_channels import find_dead_channels
 from quantopsy.transforms.equalization import find_equalization
 
-SHARES = 0.2, 0.3
-"""Of the images: those that proposals are compared on, and those that keep or drop one. The rest is for the end."""
-
-LEAST_IMAGES = 20  # in each of the three parts
 LAYERS = 8  # that a round of local fixes looks at
 EFFECT_WHOLE, EFFECT_ALONE = 0.95, 0.7
 """Noise after over before from which less of it is worth a step: of the whole network, of a layer alone."""
 
-PROOF_VALUES = 100_000  # that a recipe keeps of its proof, image by image
 TRIED = 2  # fixes of a layer that are run, of those that the screen likes best
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Three disjoint sets of images, each ascending and spread evenly over the data."""
-
-    search: np.ndarray
-    confirm: np.ndarray
-    report: np.ndarray
-
-    @classmethod
-    def of(cls, order: np.ndarray) -> Parts:
-        """``order`` in three; any beginning of it is spread evenly. Raises where one would be too small."""
-        first = int(SHARES[0] * len(order))
-        second = first + int(SHARES[1] * len(order))
-        parts = cls(*(np.sort(part) for part in (order[:first], order[first:second], order[second:])))
-        least = min(len(part) for part in (parts.search, parts.confirm, parts.report))
-        if least < LEAST_IMAGES:
-            raise QuantopsyError(
-                f"{len(order)} images of the study",
-                "too few to decide on one part and prove on another",
-                f"analyze with at least {ceil(LEAST_IMAGES / min(SHARES))}",
-            )
-        return parts
 
 
 def repair(
@@ -295,7 +263,7 @@ class Session:
         after = self.variants.degradation(variant, self.parts.confirm, self.level)
         self.steps.append(
             Step(
-                words, layers, cost, kept, why, estimate(against.change), estimate(against.noise), estimate(after),
+                words, layers, cost, kept, why, against.change.estimate, against.noise.estimate, after.estimate,
                 round(time.monotonic() - begin, 3),
             )
         )  # fmt: skip
@@ -337,7 +305,7 @@ class Session:
 
     def _rolled_back(self) -> Step:
         nothing = (0.0, 0.0, 0.0)
-        lost = estimate(self.variants.degradation(self.before, self.parts.confirm, self.level))
+        lost = self.variants.degradation(self.before, self.parts.confirm, self.level).estimate
         return Step(
             "all of it undone",
             (),
@@ -390,7 +358,7 @@ class Session:
         provenance["target"] = self.profile.name
         recipe = written(variants, self.now, expected, self.parts.report, tuple(self.steps), provenance)
         wide = Variant(Plan.of({site: spec.wide for site, spec in self.before.plan.sites}))
-        unbounded = estimate(variants.degradation(wide, self.parts.confirm, level))
+        unbounded = variants.degradation(wide, self.parts.confirm, level).estimate
         done = Repair(
             bits=self.bits,
             target=self.profile.name,
@@ -431,80 +399,6 @@ def judged(
     return False, f"{removed}, {signed}: no gain that is certain"
 
 
-def proof(variants: Variants, before: Variant, after: Variant, images: np.ndarray, level: float) -> Expected:
-    """What ``after`` is worth beside ``before``, on ``images`` that nothing was decided on."""
-    held = (variants.result(variant, images).statistics for variant in (None, before, after))
-    return expectation(variants.subject.metric, *held, level=level)
-
-
-def expectation(metric: Metric, exact: np.ndarray, before: np.ndarray, after: np.ndarray, *, level: float) -> Expected:
-    """The worth of a network by the statistics (n, K) of the same images: float, as it was quantized first, and now."""
-
-    def value(found: np.ndarray) -> Estimate:
-        return estimate(significance.metric_interval(metric, found, level=level))
-
-    def lost(reference: np.ndarray, found: np.ndarray) -> Estimate:
-        return estimate(significance.degradation(metric, reference, found, level=level))
-
-    return Expected(
-        metric=metric.name,
-        unit=metric.unit,
-        samples=len(exact),
-        level=level,
-        float=value(exact),
-        before=value(before),
-        after=value(after),
-        lost_before=lost(exact, before),
-        lost=lost(exact, after),
-        gained=lost(after, before),
-    )
-
-
-def written(
-    variants: Variants,
-    variant: Variant,
-    expected: Expected,
-    images: np.ndarray,
-    steps: tuple[Step, ...],
-    provenance: Mapping[str, Any],
-) -> Recipe:
-    """The recipe of ``variant``, which ``images`` have proven to be worth ``expected``."""
-    transformed = variants.transformed(variant.transforms)
-    plan = portable(transformed.network, variants.plan(variant), transformed.calibration)
-    return Recipe(
-        plan=plan,
-        transforms=tuple(variants.transform(name).to_json() for name in variant.transforms),
-        encodings=encodings_of(transformed.network, plan, transformed.calibration),
-        given=given_of(plan, transformed.calibration),
-        model=model_of(variants.subject.network, variants.subject.model_name),
-        expected=expected,
-        proof=by_image(images, *(variants.result(found, images).statistics for found in (None, variant))),
-        steps=steps,
-        provenance=provenance,
-    )
-
-
-def by_image(images: np.ndarray, exact: np.ndarray, quantized: np.ndarray) -> Proof | None:
-    """What ``images`` (n,) gave, one by one: the metric's statistics (n, K) of the float network and of the quantized
-    one; None where that would be more than the rest of a recipe."""
-    if exact.size > PROOF_VALUES:
-        return None
-    positions, *statistics = (
-        Given.of(str(array.dtype), array.shape, array.astype(array.dtype.newbyteorder("<")).tobytes())
-        for array in (images.astype(np.int32), exact.astype(np.float64), quantized.astype(np.float64))
-    )
-    return Proof(positions, *statistics)
-
-
-def provenance_of(results: Results, subject: Subject, parts: Parts) -> dict[str, Any]:
-    """Of a recipe that was worked out from a study: versions, data, how many images decided what."""
-    return {
-        **results.provenance,
-        "given": subject.given.to_json(),
-        "images": {name: len(part) for name, part in vars(parts).items()},
-    }
-
-
 def _spread(network: Network, layer: Layer) -> float:
     """The widest output channel of a weight over the median one of those that are not all zero."""
     weight = network.weight(network.layer(layer.name))
@@ -512,11 +406,6 @@ def _spread(network: Network, layer: Layer) -> float:
     reach = rows_per_channel(weight, layer.weight_axis).abs().amax(1)
     alive = reach[reach > 0]
     return float(alive.max() / alive.median()) if len(alive) else 1.0
-
-
-def estimate(interval: Interval) -> Estimate:
-    """As recipes keep it."""
-    return interval.value, interval.low, interval.high
 
 
 def amount(value: float, unit: str, sign: str = "") -> str:

@@ -284,7 +284,7 @@ class Variants:
             return None
         agreement = Agreement()
         gained = significance.degradation(agreement, new, old, level=level)
-        return Decisions(agreement.value(old), agreement.value(new), (gained.value, gained.low, gained.high))
+        return Decisions(agreement.value(old), agreement.value(new), gained.estimate)
 
     def screened(
         self,

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 
 from quantopsy.analysis.results import Results
+from quantopsy.core.files import write_file
 from quantopsy.report import markup
 from quantopsy.report.chart import Table
 from quantopsy.report.findings import WHY
@@ -37,9 +38,7 @@ from quantopsy.report.wording import (
 
 def write(results: Results, path: str | Path) -> Path:
     """Write the report of ``results`` to ``path``; the same results give the same bytes."""
-    target = Path(path)
-    target.write_text(render(results), encoding="utf-8")
-    return target
+    return write_file(path, render(results), "page")
 
 
 def render(results: Results) -> str:

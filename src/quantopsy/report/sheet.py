@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantopsy.core.files import write_file
 from quantopsy.report import markup
 from quantopsy.report.chart import Section
 
@@ -25,9 +26,7 @@ class Sheet:
 
 def write(sheet: Sheet, path: str | Path) -> Path:
     """Write ``sheet`` to ``path``; equal sheets give the same bytes."""
-    target = Path(path)
-    target.write_text(render(sheet), encoding="utf-8")
-    return target
+    return write_file(path, render(sheet), "page")
 
 
 def render(sheet: Sheet) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from textwrap import wrap
-from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
@@ -40,7 +39,6 @@ from quantopsy.report.wording import (
     duration,
     elide,
     fixed,
-    flattened,
     interval,
     percent,
     predicted,
@@ -373,15 +371,6 @@ def whole_table(results: Results, width: int) -> Group:
     if screened & set(whole["bits"]):
         notes.append(f"{PREDICTED} some of the layers summed are screened: predicted, not run")
     return Group(fitted(columns, width), *[Text(note, style="dim") for note in notes])
-
-
-def settings_table(settings: Mapping[str, Any]) -> Table:
-    """Effective settings, one a line."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    for name, value in flattened(settings):
-        table.add_row(Text(name), Text(value))
-    return table
 
 
 class Encodable:

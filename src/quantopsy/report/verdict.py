@@ -42,11 +42,6 @@ _SPREAD_FROM = 10
 """Cells from which the check tells how far its ratios spread."""
 
 
-def verdict(results: Results) -> list[str]:
-    """What was found, then what limits it."""
-    return [*statements(results), *cautions(results)]
-
-
 def statements(results: Results) -> list[str]:
     """What was found: which layers hurt, the whole network, where the noise is, whether layers add up."""
     bits = headline_bits(results)

@@ -24,7 +24,7 @@ from quantopsy.training.quantizers.ddq import even
 
 
 @dataclass(frozen=True)
-class Grids:
+class Learning:
     """How the grids of a plan are to learn.
 
     ``weight`` and ``activation`` are names of :data:`quantopsy.training.quantizers.METHODS`; ``correction`` the lambda
@@ -167,7 +167,7 @@ class TrainableNetwork(nn.Module):
         program: Program,
         plan: Plan,
         calibration: Calibration,
-        grids: Grids = Grids(),
+        grids: Learning = Learning(),
         moments: Mapping[str, Moments] | None = None,
     ) -> None:
         super().__init__()
@@ -276,9 +276,7 @@ class TrainableNetwork(nn.Module):
                 values[step.writes] = layer(lookup)
                 if observe is not None:
                     observe(layer.layer.name, values[step.writes])
-            for name in step.reads:
-                if program.last_reader[name] == step.index:
-                    del values[name]
+            program.release(step, values)
         return tuple(values[name] for name in program.outputs)
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 
 from quantopsy.analysis.schemes import SCHEMES
 from quantopsy.core import QuantopsyError, names
-from quantopsy.training.network import Grids
+from quantopsy.training.network import Learning
 from quantopsy.training.norm import NORMS
 from quantopsy.training.quantizers import METHODS
 
@@ -139,11 +139,11 @@ class TrainingSettings:
         return self.target if self.bitops is None else self.bitops
 
     @property
-    def grids(self) -> Grids:
+    def learning(self) -> Learning:
         """How grids learn."""
         activation = self.activation_method
         if self.method == FLOAT:
-            return Grids()
+            return Learning()
         if activation is None:
             same = "input" in METHODS[self.method].roles and METHODS[self.method].kind in (None, "uniform")
             activation = self.method if same else "lsq"
@@ -151,4 +151,4 @@ class TrainingSettings:
         if correction is None:
             correction = CORRECTION if self.method == "ddq" else 0.0
         mixed, mixed_inputs = self.limit is not None, self.bitops is not None
-        return Grids(self.method, activation, correction, mixed, mixed_inputs, self.bias_bits)
+        return Learning(self.method, activation, correction, mixed, mixed_inputs, self.bias_bits)

@@ -96,13 +96,13 @@ def ready(
         raise QuantopsyError(f"model {subject.model_name!r}", "no layer has a weight", "give one that can be trained")
     if settings.method == FLOAT:
         plan = Plan()
-    started = settings.grids.start(plan)
+    started = settings.learning.start(plan)
     ready_to_run = replace(subject, program=compile_network(network, device))
     calibration = calibrated(ready_to_run, [plan, started], progress)
     calibration.given.update(known.given)
     calibration.encodings.update(known.encodings)
     network, plan, calibration = _settled(network, portable(network, plan, calibration), calibration)
-    started = settings.grids.start(plan)
+    started = settings.learning.start(plan)
     calibration = _carried(network, plan, started, calibration)
     # By what they hold, not by how they are named: a study may have been made of the very images.
     own_evaluation = subject.images.fingerprint != subject.calibration_images.fingerprint

@@ -17,6 +17,7 @@ import torch
 from quantopsy.analysis.progress import Progress, Silent
 from quantopsy.analysis.recipes import Simulated, encodings_of, given_of, model_of
 from quantopsy.core import Plan, QuantopsyError, Site, names
+from quantopsy.core.files import write_file
 from quantopsy.core.imports import imported
 from quantopsy.core.plain import plain
 from quantopsy.core.recipe import RECIPE, Expected, Recipe
@@ -26,7 +27,7 @@ from quantopsy.graph.capture import capture, load, save
 from quantopsy.graph.execute import compile_network
 from quantopsy.graph.network import Network
 from quantopsy.remedy.applied import statistics
-from quantopsy.remedy.repair import by_image, expectation
+from quantopsy.remedy.proof import by_image, expectation
 from quantopsy.training.footprint import FLOAT_BITS, Footprint, Limit, Part, Width, share_gates
 from quantopsy.training.network import TrainableNetwork
 from quantopsy.training.norm import measured_moments, reestimate
@@ -94,7 +95,7 @@ def train(
     if settings.norms == "kept":
         batches = [batch.inputs for batch in _some(start.images, training, settings.calibration_samples)]
         moments = measured_moments(program, batches)
-    network = TrainableNetwork(program, start.plan, start.calibration, settings.grids, moments)
+    network = TrainableNetwork(program, start.plan, start.calibration, settings.learning, moments)
     network.check_batches(settings.batch_of(len(training)) // processes.num_processes)
     limit = None
     if settings.limit is not None:
@@ -148,9 +149,7 @@ def train(
         seconds=time.monotonic() - begin,
     )
     recipe.save(folder / RECIPE)
-    (folder / TRAINING).write_text(
-        json.dumps(plain(result.to_json()), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    write_file(folder / TRAINING, json.dumps(plain(result.to_json()), indent=1, allow_nan=False) + "\n")
     return result
 
 
@@ -194,8 +193,8 @@ def settings_line(job: Job) -> str:
         widths = sorted(set(bits.values()))
         what = f"{settings.method} weights at {', '.join(map(str, widths))} bits"
         what += f", {settings.target} the target" if settings.target else ""
-        what += f", {settings.grids.activation} activations"
-        if "ste" in (settings.grids.weight, settings.grids.activation):
+        what += f", {settings.learning.activation} activations"
+        if "ste" in (settings.learning.weight, settings.learning.activation):
             what += ", ranges of ste from least to greatest value"
         what += f", {settings.bitops} of BitOps the limit" if settings.bitops else ""
     images = len(job.training)

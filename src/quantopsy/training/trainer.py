@@ -304,18 +304,17 @@ class Trainer:
         was trained longer. Of what is no better than the network as it started, the start is kept.
         """
         metric, epochs = self.job.metric, self.history.epochs
-        sign = 1.0 if metric.higher_is_better else -1.0
         kept = epochs[self.history.best] if epochs else None
         if kept is None or self.top is None or epoch.within > kept.within:
             self.top = statistics
             return True
         if epoch.within < kept.within:
             return False
-        if sign * epoch.value >= sign * metric.value(self.top):
+        if metric.sign * epoch.value >= metric.sign * metric.value(self.top):
             self.top = statistics
             return True
         worse = degradation(metric, self.top, statistics, level=ONE_STANDARD_ERROR)
-        return kept.number > 0 and worse.low <= 0.0 and sign * epoch.value > sign * epochs[0].value
+        return kept.number > 0 and worse.low <= 0.0 and metric.sign * epoch.value > metric.sign * epochs[0].value
 
     def _stop_early(self) -> None:
         patience, epochs = self.settings.patience, self.history.epochs

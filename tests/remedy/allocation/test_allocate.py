@@ -17,7 +17,7 @@ from quantopsy.analysis.results import Results
 from quantopsy.core import QuantopsyError
 from quantopsy.core.recipe import Recipe
 from quantopsy.remedy.allocation.costs import amount
-from quantopsy.remedy.repair import Parts
+from quantopsy.remedy.proof import Parts
 from quantopsy.report.allocated import (
     allocation_section,
     allocation_statements,

@@ -14,7 +14,7 @@ from quantopsy.analysis.change import Evidence, degradation
 from quantopsy.analysis.comparison import Recorded
 from quantopsy.analysis.significance import Interval
 from quantopsy.core import Plan, QuantopsyError, Site, Spec
-from quantopsy.core.recipe import Estimate, Expected, Given, Recipe
+from quantopsy.core.recipe import Estimate, Expected, Recipe, StoredTensor
 from quantopsy.engine.calibration import ends_of
 from quantopsy.metrics import Metric
 from quantopsy.quant.encoding import qparams_from_json
@@ -210,7 +210,7 @@ def at_level(estimate: Estimate, level: float, wanted: float) -> Interval:
     return Interval(value, value - factor * (value - low), value + factor * (high - value), wanted)
 
 
-def _array(given: Given) -> np.ndarray:
+def _array(given: StoredTensor) -> np.ndarray:
     try:
         return np.frombuffer(given.raw, dtype=np.dtype(given.dtype).newbyteorder("<")).reshape(given.shape)
     except Exception as error:

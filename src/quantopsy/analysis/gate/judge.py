@@ -74,7 +74,6 @@ class Judged:
     checks: tuple[Check, ...]
     specs: tuple[SpecChange, ...]
     ranges: tuple[RangeChange, ...] | None
-    partners: Mapping[str, str]
     only_old: tuple[str, ...] = ()
     only_new: tuple[str, ...] = ()
     layers: Compared | None = field(repr=False, default=None)
@@ -129,7 +128,6 @@ def judge(old: Source, new: Source, rules: Rules) -> Judged:
         checks=checks,
         specs=specs,
         ranges=ranges,
-        partners=partners,
         only_old=tuple(sorted(before.layers - set(partners))),
         only_new=tuple(sorted(after.layers - set(partners.values()))),
         layers=compared,

@@ -186,7 +186,7 @@ def verify(
 
     def loss(reference: str, name: str) -> Estimate:
         found = significance.degradation(metric, measured[reference], measured[name], level=LEVEL)
-        return found.value, found.low, found.high
+        return found.estimate
 
     done = {
         name: Run(

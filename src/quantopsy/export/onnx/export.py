@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from quantopsy.core import Plan, QuantopsyError
+from quantopsy.core.files import write_file
 from quantopsy.data import Batch
 from quantopsy.engine.calibration import Calibration
 from quantopsy.export.onnx.aten import clip_bounds
@@ -75,14 +76,9 @@ def export_onnx(
     exact = to_onnx(network, Plan(), calibration, opset=opset)
     verified = verify(model, exact, network, plan, calibration, batches, metric, threads=threads, also=openers)
     running, elsewhere = kernels(model, network), {runtime.name: runtime.kernels(model, network) for runtime in also}
-    target, content = Path(path), model.SerializeToString()
-    try:
-        target.write_bytes(content)
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror})"
-        raise QuantopsyError(f"file {str(target)!r}", reason, "give another") from error
+    content = model.SerializeToString()
     return Exported(
-        path=target,
+        path=write_file(path, content),
         bytes=len(content),
         bytes_float=exact.ByteSize(),
         verified=verified,

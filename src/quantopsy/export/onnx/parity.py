@@ -281,8 +281,8 @@ class _Session:
             ways.append(
                 Way(
                     name=name,
-                    value=(value.value, value.low, value.high),
-                    lost=(lost.value, lost.low, lost.high),
+                    value=value.estimate,
+                    lost=lost.estimate,
                     decisions=100 * float(np.concatenate(alike[name]).mean()),
                     layers=layers,
                     first_seen=seen,

@@ -18,6 +18,7 @@ from quantopsy.analysis.recipes import named_as, realised, same_weights
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Subject
 from quantopsy.core import QuantopsyError, names
+from quantopsy.core.files import write_file
 from quantopsy.core.recipe import Estimate, Recipe
 from quantopsy.data import prefetch
 from quantopsy.engine.exact import ExactEngine
@@ -118,14 +119,8 @@ def export_program(
     engine = ExactEngine(compile_network(network), calibration)
     progress.start("program", len(subject.order))
     found = _compared(torch.export.load(io.BytesIO(content)), engine, recipe, subject, progress)
-    path = Path(out)
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror})"
-        raise QuantopsyError(f"file {str(path)!r}", reason, "give another") from error
     return SavedProgram(
-        path=path,
+        path=write_file(out, content),
         to=to,
         bytes=len(content),
         bytes_float=len(_bytes(traced(named, named.module()))),
@@ -173,8 +168,8 @@ def _compared(
         "unit": metric.unit,
         "images": len(measured["runtime"]),
         **{name: metric.value(found) for name, found in measured.items()},
-        "lost": (lost.value, lost.low, lost.high),
-        "departs": (departs.value, departs.low, departs.high),
+        "lost": lost.estimate,
+        "departs": departs.estimate,
         "equal": equal / elements,
         "largest": largest / (high - low) if high > low else 0.0,
         "decisions": 100 * float(np.concatenate(kept).mean()),

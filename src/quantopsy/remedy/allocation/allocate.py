@@ -29,7 +29,7 @@ from quantopsy.remedy.allocation.choices import Choices
 from quantopsy.remedy.allocation.costs import Costs, LatencyTable, Resource, check_feasible, wanted_limits
 from quantopsy.remedy.allocation.criteria import CRITERIA, Criterion, Values
 from quantopsy.remedy.allocation.program import Limit, Selection, greedy, minimise
-from quantopsy.remedy.repair import Parts, estimate, proof, provenance_of, written
+from quantopsy.remedy.proof import Parts, proof, provenance_of, written
 from quantopsy.remedy.variants import SCREENED_IMAGES, Correction, Variant, Variants
 from quantopsy.study import FLOAT, Store
 
@@ -165,7 +165,7 @@ class Session:
             baseline=baseline,
             baseline_uses=self._uses(self._uniform(baseline)),
             expected=expected,
-            noise_ratio=estimate(ratio),
+            noise_ratio=ratio.estimate,
             decisions=self.variants.decisions(before, now, self.parts.report, self.level),
         )
         provenance = {
@@ -242,7 +242,7 @@ class Session:
             uses=self._uses(selection),
             predicted=self.values.objective(criterion).value(x),
             noise=self.variants.noise(variant, images),
-            degradation=estimate(self.variants.degradation(variant, images, self.level)),
+            degradation=self.variants.degradation(variant, images, self.level).estimate,
         )
 
     def _correction(self, selection: Selection) -> Correction:

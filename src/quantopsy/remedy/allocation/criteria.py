@@ -78,14 +78,16 @@ class Values:
 
     def _degradation(self) -> np.ndarray:
         """(V,): what each option alone is predicted to lose of the metric; no more bits lose more."""
-        sign = 1.0 if self.metric.higher_is_better else -1.0
 
         def value(plan: Plan) -> float:
             return outlook(self.scores, self.scores.change(plan), self.baseline, self.metric).value
 
         untouched = value(Plan())
         options = self.choices.options()
-        found = [sign * (untouched - value(Plan.of(self.choices.specs(choice, bits)))) for choice, bits in options]
+        found = [
+            self.metric.sign * (untouched - value(Plan.of(self.choices.specs(choice, bits))))
+            for choice, bits in options
+        ]
         values = np.array(found)
         if not np.isfinite(values).all():
             raise QuantopsyError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from quantopsy.analysis.gate.judge import Judged
-from quantopsy.core import QuantopsyError
+from quantopsy.core.files import write_file
 from quantopsy.report.gate.words import cautions, heading, outcome, sentence
 
 _CLASS = "quantopsy.gate"
@@ -48,15 +48,7 @@ def junit(judged: Judged) -> str:
 
 def write_junit(judged: Judged, path: str | Path) -> Path:
     """Write the document to ``path``; raises :class:`QuantopsyError` where that cannot be."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(junit(judged), encoding="utf-8")
-    except OSError as error:
-        raise QuantopsyError(
-            f"JUnit file {str(path)!r}", f"cannot be written ({error.strerror})", "give another"
-        ) from error
-    return path
+    return write_file(path, junit(judged), "JUnit file")
 
 
 def _text(value: str) -> str:

@@ -12,7 +12,7 @@ from quantopsy.calibrate import fixed, quantized_weight
 from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.calibration import calibrate, wanted_statistics
 from quantopsy.engine.exact import ExactEngine
-from quantopsy.engine.local import TAIL, Local, look
+from quantopsy.engine.layer_noise import TAIL, Local, look
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
 from quantopsy.quant import fake_quantize

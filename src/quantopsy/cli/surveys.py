@@ -220,13 +220,14 @@ def calibration(
 
 
 def quantizers(as_json: Json = False) -> None:
-    """List the quantizers and range estimators, a line each."""
+    """List the quantizers, range estimators and training methods, a line each."""
     from rich.markup import escape
     from rich.table import Table
 
     from quantopsy.calibrate.registry import summaries
+    from quantopsy.training.quantizers.registry import METHODS
 
-    found = summaries()
+    found = summaries() | {"training_methods": {m.name: f"{m.summary} ({m.source})" for m in METHODS.values()}}
     if as_json:
         print_json(found)
         return
