@@ -23,13 +23,14 @@ import torch
 from scipy.stats import spearmanr
 
 from quantopsy.analysis.analyze import analyze
-from quantopsy.analysis.phases import DECISION_SHARE
+from quantopsy.analysis.phases import worth_probing
 from quantopsy.analysis.results import Results
 from quantopsy.analysis.schemes import candidates, full_plan, grids
 from quantopsy.analysis.screening import LINEAR_SQNR_DB
 from quantopsy.analysis.settings import Settings
 from quantopsy.engine.calibration import calibrate, wanted_statistics
 from quantopsy.engine.exact import ExactEngine
+from quantopsy.engine.probes import top_gaps
 from quantopsy.engine.screen import ScreenEngine
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
@@ -47,13 +48,16 @@ def cost(name: str, repeats: int = 7) -> str:
     import zoo
 
     tile = TILE.get(name, DEFAULT_TILE)
-    dataset = zoo.images(name, zoo.NETWORKS[name]["datasets"][0], tile)
-    images = torch.stack([dataset[i][0] for i in range(tile)])
+    dataset = zoo.images(name, zoo.NETWORKS[name]["datasets"][0], 256)
+    pictures = torch.stack([dataset[i][0] for i in range(len(dataset))])
+    images = pictures[:tile]
     program = compile_network(capture(zoo.network(name), (images[:2],)))
     network = program.network
     full = full_plan(network, grids("per-tensor", 8))
     ranges = calibrate(program, [(images,)], wanted_statistics(network, [full]))
     exact = ExactEngine(program, ranges)
+    gaps = np.concatenate([top_gaps(exact.float_pass((some,))[0]) for some in pictures.split(tile)])
+    share = worth_probing(gaps[:, 0]) / len(gaps)
     wanted = {widths: candidates(full, network.layers, widths) for widths in (BITS, MORE_BITS)}
     engines = {decision: ScreenEngine(program, ranges, decision=decision) for decision in (False, True)}
     times: dict[object, list[float]] = {}
@@ -72,12 +76,12 @@ def cost(name: str, repeats: int = 7) -> str:
                     lambda engine=engine, some=some: engine.run_tile((images,), np.arange(tile), some),
                 )
     middle = {key: statistics.median(values[1:]) for key, values in times.items()}
-    screen = {w: DECISION_SHARE * middle[True, w] + (1 - DECISION_SHARE) * middle[False, w] for w in (BITS, MORE_BITS)}
+    screen = {w: share * middle[True, w] + (1 - share) * middle[False, w] for w in (BITS, MORE_BITS)}
     unit = middle["float"]
     further = (screen[MORE_BITS] - screen[BITS]) / unit / (len(MORE_BITS) - len(BITS))
     return (
         f"{name:20} {len(network.layers):6} {middle[False, BITS] / unit:11.2f} {middle[True, BITS] / unit:14.2f} "
-        f"{screen[BITS] / unit:9.2f} {further:9.2f}"
+        f"{share:6.0%} {screen[BITS] / unit:9.2f} {further:9.2f}"
     )
 
 
@@ -150,7 +154,10 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="folder for a page per network, predicted against exact")
     parser.add_argument("--cost-only", action="store_true")
     arguments = parser.parse_args()
-    print(f"{'cost in passes':20} {'layers':>6} {'noise probe':>11} {'+ decision':>14} {'screen':>9} {'per width':>9}")
+    print(
+        f"{'cost in passes':20} {'layers':>6} {'noise probe':>11} {'+ decision':>14} {'probed':>6} {'screen':>9} "
+        f"{'per width':>9}"
+    )
     for name in arguments.networks:
         print(cost(name), flush=True)
     if arguments.cost_only:

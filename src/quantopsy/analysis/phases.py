@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import ceil, log
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from quantopsy.engine.screen import Column, columns
 from quantopsy.metrics import Metric
 from quantopsy.study import FLOAT, Cost, Store
 
-DECISION_SHARE = 0.5
-"""Share of the images, those of smallest margin, that get the probe of the decision. The others are flipped
-only by perturbations so large that their spread, which the others tell, says as much. A screen costs three
-quarters of what it would with the probe for all (benchmarks/screen.py --cost-only)."""
+DECISION_ODDS = 100.0
+DECISION_SHARE = 0.25, 0.5
+"""The images that get the probe of the decision are those whose largest score makes them at most so many times as
+likely as their runner-up: at least the one share of all, at most the other, those of smallest margin. The rest is
+flipped only by perturbations so large that their spread, which the probed ones tell, says as much. A screen costs three
+quarters of what it would with the probe for all, or less (benchmarks/screen.py --cost-only)."""
 
 HALF_RANK = 0.95
 """Rank correlation of bfloat16's noises with float32's from which the screen may use it: 0.98 and more on the zoo."""
@@ -200,8 +203,14 @@ def _smallest_margins(measuring: Measuring) -> np.ndarray:
         return measuring.order
     mine = np.isin(known.images, measuring.order)
     images, gaps = known.images[mine], known.gaps[mine, 0]
-    nearest: np.ndarray = images[np.argsort(gaps, kind="stable")][: int(np.ceil(DECISION_SHARE * len(images)))]
+    nearest: np.ndarray = images[np.argsort(gaps, kind="stable")][: worth_probing(gaps)]
     return nearest
+
+
+def worth_probing(gaps: np.ndarray) -> int:
+    """How many images with these distances of their two largest scores (n,) get the probe of the decision."""
+    least, most = (ceil(share * len(gaps)) for share in DECISION_SHARE)
+    return min(max(int((gaps < log(DECISION_ODDS)).sum()), least), most)
 
 
 def asked_for(store: Store, run: int, order: np.ndarray) -> np.ndarray:
