@@ -334,7 +334,7 @@ def explains(removed: Removed) -> bool:
 def together(plan: Plan, tested: Sequence[Trial]) -> tuple[Plan, tuple[Trial, ...]] | None:
     """``plan`` with the changes of several trials, those that remove most first, each of other sites than the
     ones before; None where there are not two of them."""
-    sites: dict[Site, Spec] = dict(plan.sites)
+    sites: dict[Site, Spec] = dict(plan)
     taken: list[Trial] = []
     touched: set[Site] = set()
     for trial in sorted(tested, key=lambda t: -t.removed.noise[0]):

@@ -58,7 +58,7 @@ def unfused_of(recipe: Recipe) -> tuple[str, ...]:
 
 def portable(network: Network, plan: Plan, calibration: Calibration) -> Plan:
     """``plan`` with the shifts that its corrected biases take away given as tensors: means of images stay behind."""
-    specs = dict(plan.sites)
+    specs = dict(plan)
     for site, spec in plan.sites:
         layer = network.layer(site.layer)
         if site.role == "weight" and spec.correction == "bias" and layer.weight is not None:
@@ -162,7 +162,7 @@ def realised(recipe: Recipe, network: Network) -> tuple[Network, Calibration]:
     calibration = Calibration(sources=network.grid_sources)
     for name, given in recipe.given.items():
         calibration.given[name] = _unpacked(name, given)
-    specs = dict(recipe.plan.sites)
+    specs = recipe.plan
     for site, wanted in specs.items():
         _check_given(network.layer(site.layer), wanted, calibration.given)
     shapes = {layer.output: layer.output_shape for layer in network.layers}

@@ -1,4 +1,10 @@
-"""The one exception a user is meant to see."""
+"""The one exception a user is meant to see, and what others say in it."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of others says, in a line of at most 200 characters; its type where it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
 
 
 class QuantopsyError(Exception):

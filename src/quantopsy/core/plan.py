@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
 from quantopsy.core.errors import QuantopsyError
@@ -34,11 +35,12 @@ class Plan(Mapping[Site, Spec]):
         """A plan with the entries of ``mapping`` in a canonical order."""
         return cls(tuple(sorted((Site(*site), spec) for site, spec in mapping.items())))
 
+    @cached_property
+    def _by_site(self) -> dict[Site, Spec]:
+        return dict(self.sites)
+
     def __getitem__(self, site: Site) -> Spec:
-        for key, spec in self.sites:
-            if key == site:
-                return spec
-        raise KeyError(site)
+        return self._by_site[site]
 
     def __iter__(self) -> Iterator[Site]:
         return (site for site, _ in self.sites)
@@ -48,7 +50,7 @@ class Plan(Mapping[Site, Spec]):
 
     def __or__(self, other: Mapping[Site, Spec]) -> Plan:
         """The union; ``other`` decides where both have a site."""
-        return Plan.of({**dict(self.sites), **dict(other.items())})
+        return Plan.of({**self, **other})
 
     @property
     def layers(self) -> frozenset[str]:

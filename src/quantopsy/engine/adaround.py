@@ -68,7 +68,7 @@ def round_weights(
     ``over`` says that time is up get their bias corrected alone, as of
     :func:`quantopsy.engine.sequential.correct_biases`.
     """
-    specs = dict(plan.sites)
+    specs = dict(plan)
 
     def decide(arrival: Arrival) -> LayerQuantizers:
         layer, site = arrival.layer, Site(arrival.layer.name, "weight")

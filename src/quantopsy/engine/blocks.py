@@ -82,7 +82,7 @@ def round_blocks(
     Shifts of biases stay. ``advance`` hears of every step. Blocks that are reached when ``over`` says that time is up
     stay as they are.
     """
-    program, specs, prepared = engine.program, dict(plan.sites), engine.prepare(plan)
+    program, specs, prepared = engine.program, dict(plan), engine.prepare(plan)
     quantizers = dict(prepared.quantizers)
     with torch.no_grad():
         exact = [program.place(batch) for batch in batches]

@@ -90,7 +90,6 @@ class ExactEngine:
 
     def _realised(self, plan: Plan, ranges: Calibration) -> Prepared:
         program = self.program
-        specs = dict(plan.sites)
         quantizers: dict[int, LayerQuantizers] = {}
         on_grid: dict[str, QParams] = {}
         dirty: set[str] = set()
@@ -103,7 +102,7 @@ class ExactEngine:
             dirty.add(step.writes)
             if touched:
                 assert step.layer is not None
-                quantizers[step.index] = self._layer_quantizers(step.layer, specs, on_grid, ranges)
+                quantizers[step.index] = self._layer_quantizers(step.layer, plan, on_grid, ranges)
                 output = quantizers[step.index].output
                 if output is not None:
                     on_grid[step.writes] = output
@@ -123,9 +122,9 @@ class ExactEngine:
         return Prepared(plan, quantizers, tuple(schedule), release)
 
     def _layer_quantizers(
-        self, layer: Layer, specs: dict[Site, Spec], on_grid: dict[str, QParams], ranges: Calibration
+        self, layer: Layer, plan: Plan, on_grid: dict[str, QParams], ranges: Calibration
     ) -> LayerQuantizers:
-        spec = specs.get(Site(layer.name, "input"))
+        spec = plan.get(Site(layer.name, "input"))
         inputs = []
         for value in layer.inputs if spec is not None else ():
             assert spec is not None
@@ -133,8 +132,8 @@ class ExactEngine:
             # The producer left the value on this very grid; quantizing again changes nothing.
             if on_grid.get(value) is not qparams:
                 inputs.append((value, qparams))
-        weight = specs.get(Site(layer.name, "weight")) if layer.weight is not None else None
-        output = specs.get(Site(layer.name, "output"))
+        weight = plan.get(Site(layer.name, "weight")) if layer.weight is not None else None
+        output = plan.get(Site(layer.name, "output"))
         return LayerQuantizers(
             inputs=tuple(inputs),
             weight=weight,

@@ -89,7 +89,7 @@ def correct_biases(
     that is quantized and corrected so far (DFQ, Nagel et al. 2019, section 4.2 with data; layer-wise paper, section
     4.4). The shifts are kept in the engine's calibration, the plan means them by ``correction="given:..."``.
     """
-    specs = dict(plan.sites)
+    specs = dict(plan)
 
     def decide(arrival: Arrival) -> LayerQuantizers:
         site = Site(arrival.layer.name, "weight")

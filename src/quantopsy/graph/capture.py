@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from quantopsy.core import QuantopsyError, names
+from quantopsy.core.errors import first_line
 from quantopsy.core.imports import called, is_module
 from quantopsy.graph.fold import fold_batch_norms
 from quantopsy.graph.network import Layer, Network, Unquantized, is_computed
@@ -77,7 +78,7 @@ def load(model: str | Path | nn.Module | torch.export.ExportedProgram) -> nn.Mod
         return torch.export.load(path).module(check_guards=False)
     except Exception as error:
         raise QuantopsyError(
-            f"model {text!r}", f"does not load ({_first_line(error)})", "save it again with torch.export.save"
+            f"model {text!r}", f"does not load ({first_line(error)})", "save it again with torch.export.save"
         ) from error
 
 
@@ -210,7 +211,7 @@ def _exported(
         _check_float32_on_cpu(model)
         where = _user_frame(error)
         raise QuantopsyError(
-            "model", f"does not run on the data ({_first_line(error)}{where})", _data_remedy(model, args, kwargs)
+            "model", f"does not run on the data ({first_line(error)}{where})", _data_remedy(model, args, kwargs)
         ) from error
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(outputs)):
         raise QuantopsyError(
@@ -223,7 +224,7 @@ def _exported(
     except Exception as error:
         raise QuantopsyError(
             "model",
-            f"torch.export fails ({_first_line(error)}{_user_frame(error)})",
+            f"torch.export fails ({first_line(error)}{_user_frame(error)})",
             "avoid control flow that depends on values, or export it yourself and give the .pt2 file",
         ) from error
 
@@ -346,7 +347,7 @@ def _run_alone(
     except Exception as error:
         raise QuantopsyError(
             "model",
-            f"its batch size is fixed in the graph ({_first_line(error)})",
+            f"its batch size is fixed in the graph ({first_line(error)})",
             "write shapes with -1 or x.shape[0], or export with a dynamic first dimension",
         ) from error
 
@@ -615,11 +616,6 @@ def _user_frame(error: BaseException) -> str:
     module = re.search(r"module stack.*?'([\w.]+)'", str(error), re.S)
     place = f"; module {module[1]}" if module else ""
     return f"{place} at {Path(own[-1][0]).name}:{own[-1][1]}" if own else place
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
 
 
 def _module_path(node: fx.Node) -> str:

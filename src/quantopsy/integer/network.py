@@ -209,7 +209,7 @@ class IntegerNetwork:
         self.layers: dict[int, IntegerLayer] = {}
         self.moved: set[int] = set()
         self.reasons: dict[str, str] = {}
-        self._plan = dict(plan.sites)
+        self._plan = plan
         self._nodes = {node.name: node for node in self.network.graph.nodes}
         self._requantizers: dict[tuple[int, int], Tensor] = {}
         self._compile()

@@ -89,22 +89,21 @@ def proposals(
 
     Sites whose values are read on one another's grids change together, so that no value is rounded twice.
     """
-    specs = dict(plan.sites)
     for fix in FIXES:
         if fix.cost != cost or (causes and fix.suits and not fix.suits & set(causes)):
             continue
-        own = [site for role in fix.roles if (site := Site(layer.name, role)) in specs]
-        sites = own if fix.fields is None else sharing(network, specs, own)
+        own = [site for role in fix.roles if (site := Site(layer.name, role)) in plan]
+        sites = own if fix.fields is None else sharing(network, plan, own)
         changed: dict[Site, Spec | None] = {}
         for site in sites:
-            new = None if fix.fields is None else _with(specs[site], fix.fields)
-            if new is None or new != specs[site]:
+            new = None if fix.fields is None else _with(plan[site], fix.fields)
+            if new is None or new != plan[site]:
                 changed[site] = new
         if not changed or any(
             target.refuses(site.role, network.layer(site.layer).op, spec) for site, spec in changed.items()
         ):
             continue
-        kept = {site: spec for site, spec in specs.items() if site not in changed}
+        kept = {site: spec for site, spec in plan.items() if site not in changed}
         new_plan = Plan.of(kept | {site: spec for site, spec in changed.items() if spec is not None})
         yield Proposal(fix, layer.name, new_plan, tuple(changed))
 

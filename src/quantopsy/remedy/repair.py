@@ -233,7 +233,7 @@ class Session:
 
     def _undo(self) -> None:
         """Local fixes that were kept early may be in the way now that all else has changed: without each of them."""
-        specs, first = dict(self.now.plan.sites), dict(self.before.plan.sites)
+        specs, first = self.now.plan, self.before.plan
         changed: dict[str, list[Site]] = {}
         for site in first:
             if specs.get(site) != first[site]:

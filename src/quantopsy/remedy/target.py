@@ -117,7 +117,7 @@ def violations(
 
     ``operators``: the ``op`` of every layer. ``sites``: those that have to be on a grid where nothing stays float.
     """
-    specs: dict[Site, Spec | None] = {**dict.fromkeys(sites), **dict(plan.sites)}
+    specs: dict[Site, Spec | None] = {**dict.fromkeys(sites), **dict(plan)}
     for site, spec in specs.items():
         reason = target.refuses(site.role, operators[site.layer], spec)
         if reason is not None:

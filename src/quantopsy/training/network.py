@@ -174,10 +174,10 @@ class TrainableNetwork(nn.Module):
         self.program, self.plan, self.given = program, plan, dict(calibration.given)
         self.layers = nn.ModuleDict()
         self.sites: dict[Site, list[FakeQuantizer]] = {}
-        network, specs = program.network, dict(plan.sites)
+        network = program.network
         encodings = dict(calibration.encodings)
         for layer in network.layers:  # layers that share a weight and a spec share the very grid
-            spec = specs.get(Site(layer.name, "weight"))
+            spec = plan.get(Site(layer.name, "weight"))
             if spec is not None and layer.weight is not None and (layer.weight, spec) not in encodings:
                 encodings[layer.weight, spec] = calibration.weight_qparams(layer, spec, network.tensors[layer.weight])
         calibration = replace(calibration, encodings=encodings)
@@ -192,7 +192,7 @@ class TrainableNetwork(nn.Module):
         for site, found in on_grids:
             for grid in found:
                 if id(grid) not in by_grid:
-                    by_grid[id(grid)] = grids.quantizer(site, specs[site], grid, id(grid) in multiplied)
+                    by_grid[id(grid)] = grids.quantizer(site, plan[site], grid, id(grid) in multiplied)
             self.sites[site] = [by_grid[id(grid)] for grid in found]
         prepared = ExactEngine(program, calibration).prepare(plan).quantizers if plan.sites else {}
         made: dict[str, nn.Parameter] = {}

@@ -198,7 +198,7 @@ def _at(plan: Plan, bits: int | None, activation_bits: int | None) -> Plan:
 def _settled(network: Network, plan: Plan, calibration: Calibration) -> tuple[Network, Plan, Calibration]:
     """The network with its weights where roundings that were found put them, and the plan that rounds to the nearest
     with its grids: the same quantized network, from which weights can move."""
-    tensors, specs, encodings = dict(network.tensors), dict(plan.sites), dict(calibration.encodings)
+    tensors, specs, encodings = dict(network.tensors), dict(plan), dict(calibration.encodings)
     for site, spec in plan.sites:
         layer = network.layer(site.layer)
         if site.role != "weight" or spec.rounding == "nearest" or layer.weight is None:

@@ -103,8 +103,7 @@ class Candidate:
     @property
     def bytes(self) -> float:
         """Of all weights: their codes, and 4 bytes for each value of one that stays float. Scales are not counted."""
-        specs = dict(self.plan.sites)
-        return sum(count * _bits(specs.get(Site(name, "weight"))) / 8 for name, count in self.weights.items())
+        return sum(count * _bits(self.plan.get(Site(name, "weight"))) / 8 for name, count in self.weights.items())
 
     @property
     def coverage(self) -> float | None:

@@ -49,7 +49,7 @@ class RangeChange:
 
 def spec_changes(old: Candidate, new: Candidate, partners: Mapping[str, str]) -> tuple[SpecChange, ...]:
     """Sites of layers that both have, ``partners`` by name, on which they want different grids."""
-    before, after = dict(old.plan.sites), dict(new.plan.sites)
+    before, after = old.plan, new.plan
     return tuple(
         SpecChange(layer, role, before.get(Site(layer, role)), after.get(Site(partner, role)))
         for layer, partner, role in _sites(before, after, partners)

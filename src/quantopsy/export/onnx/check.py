@@ -20,6 +20,7 @@ from torch import Tensor, fx
 
 from quantopsy.analysis import significance
 from quantopsy.core import Plan, QuantopsyError
+from quantopsy.core.errors import first_line
 from quantopsy.core.recipe import Estimate
 from quantopsy.data import Batch
 from quantopsy.engine.calibration import Calibration
@@ -297,7 +298,7 @@ def check_model(model: onnx.ModelProto) -> None:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:
         raise QuantopsyError(
-            "ONNX model", f"its checker refuses it ({str(error).splitlines()[0][:200]})", "please report it"
+            "ONNX model", f"its checker refuses it ({first_line(error)})", "please report it"
         ) from error
 
 
@@ -346,7 +347,7 @@ def as_stored(network: Network, plan: Plan, model: onnx.ModelProto) -> tuple[Net
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(network.graph, copies))
     nodes = {node.name: node for node in graph.nodes}
-    tensors, layers, sites = dict(network.tensors), [], dict(plan.sites)
+    tensors, layers, sites = dict(network.tensors), [], dict(plan)
     for layer in network.layers:
         codes = stored.get(BIAS_CODES_NAME.format(layer.name))
         if codes is None:

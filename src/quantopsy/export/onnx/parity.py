@@ -20,6 +20,7 @@ from quantopsy.analysis.recipes import named_as, realised
 from quantopsy.analysis.settings import Settings
 from quantopsy.analysis.subject import Subject
 from quantopsy.core import Plan, QuantopsyError
+from quantopsy.core.errors import first_line
 from quantopsy.core.recipe import Estimate, Recipe
 from quantopsy.data import prefetch
 from quantopsy.engine.calibration import Calibration
@@ -296,7 +297,7 @@ def _read(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
     except Exception as error:  # protobuf's exceptions differ by its implementation
-        reason = str(error).splitlines()[0][:160]
+        reason = first_line(error)
         raise QuantopsyError(f"file {str(path)!r}", f"cannot be read ({reason})", "give an ONNX file") from error
     return model
 

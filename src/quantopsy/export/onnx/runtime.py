@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from quantopsy.core import QuantopsyError
+from quantopsy.core.errors import first_line
 from quantopsy.export.onnx.writer import IR_VERSION
 from quantopsy.graph.network import Network
 
@@ -100,7 +101,7 @@ def open_session(
         return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no class of their own
         raise QuantopsyError(
-            "ONNX Runtime", f"it does not load the model ({str(error).splitlines()[0][:200]})", "see docs/export.md"
+            "ONNX Runtime", f"it does not load the model ({first_line(error)})", "see docs/export.md"
         ) from error
 
 

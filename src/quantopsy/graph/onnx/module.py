@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quantopsy.core import QuantopsyError
+from quantopsy.core.errors import first_line
 from quantopsy.graph.onnx import sizes
 from quantopsy.graph.onnx.graph import Input, Node, OnnxGraph, UnsupportedError
 from quantopsy.graph.onnx.names import origins
@@ -207,8 +208,9 @@ def _computed(node: Node, operands: Sequence[Value | None]) -> tuple[Value, ...]
     except Exception as error:
         if torch.compiler.is_exporting():
             raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise node.error(f"it does not run ({first})", "check the shapes of its operands in the file") from error
+        raise node.error(
+            f"it does not run ({first_line(error)})", "check the shapes of its operands in the file"
+        ) from error
 
 
 def _as_sizes(operand: Value | None) -> np.ndarray | None:

@@ -68,16 +68,11 @@ class Choices:
 
     def specs(self, choice: Choice, bits: int) -> dict[Site, Spec]:
         """The sites of ``choice`` at ``bits``."""
-        return {site: self.specs_now[site].with_bits(bits) for site in choice.sites}
-
-    @cached_property
-    def specs_now(self) -> dict[Site, Spec]:
-        """The plan as a dictionary."""
-        return dict(self.plan.sites)
+        return {site: self.plan[site].with_bits(bits) for site in choice.sites}
 
     def realised(self, selection: Selection) -> Plan:
         """The plan with the option of that number at each choice."""
-        specs = dict(self.specs_now)
+        specs = dict(self.plan)
         for choice, number in zip(self.choices, selection, strict=True):
             specs |= self.specs(choice, choice.widths[number])
         return Plan.of(specs)

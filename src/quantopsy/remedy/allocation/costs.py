@@ -177,7 +177,7 @@ class Costs:
 
     def _input_bits(self, layer: Layer) -> int:
         """Of what the layer reads; 32 where it is float."""
-        spec = self.choices.specs_now.get(Site(layer.name, "input"))
+        spec = self.choices.plan.get(Site(layer.name, "input"))
         return 32 if spec is None else spec.bits
 
     def _latency(self) -> Cost:
