@@ -343,7 +343,7 @@ def analyze(
     ``out``
         the study folder; without it the study lives in a temporary one.
     ``settings``
-        fields of :class:`quantopsy.analysis.analyze.Settings`: ``mode``, ``budget``, ``scheme``,
+        fields of :class:`quantopsy.analysis.settings.Settings`: ``mode``, ``budget``, ``scheme``,
         ``activation_bits``, ``samples``, ``layers``, ``device``, ...
 
     Raises :class:`QuantopsyError` for whatever the caller can mend.
@@ -857,9 +857,11 @@ __all__ = [
     "Gate",
     "Schemes",
     "Study",
+    "Training",
     "additivity",
     "allocate",
     "analyze",
+    "apply",
     "check",
     "check_calibration",
     "compare",
@@ -871,6 +873,7 @@ __all__ = [
     "gate",
     "open_study",
     "parity",
+    "repair",
     "schemes",
     "train",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 from quantopsy.analysis.budget import Budget
 from quantopsy.analysis.schemes import SCHEMES
 from quantopsy.core import QuantopsyError, Role, names
+from quantopsy.core.spec import MAX_BITS, MIN_BITS
 from quantopsy.engine.pool import parse_engine
 
 MODES = ("auto", "screen", "exact")
@@ -50,10 +51,14 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.bits:
-            raise QuantopsyError("bits", "the list is empty", "give at least one bit-width from 2 to 16")
+            raise QuantopsyError(
+                "bits", "the list is empty", f"give at least one bit-width from {MIN_BITS} to {MAX_BITS}"
+            )
         for bits in (*self.bits, self.activation_bits):
-            if not _is(bits, int) or not 2 <= bits <= 16:
-                raise QuantopsyError(f"bit-width {bits!r}", "out of range", "give whole numbers from 2 to 16")
+            if not _is(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
+                raise QuantopsyError(
+                    f"bit-width {bits!r}", "out of range", f"give whole numbers from {MIN_BITS} to {MAX_BITS}"
+                )
         object.__setattr__(self, "bits", tuple(sorted(set(self.bits))))
         if self.scheme not in SCHEMES:
             raise names.unknown(self.scheme, tuple(SCHEMES), "scheme")

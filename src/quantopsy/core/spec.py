@@ -13,7 +13,7 @@ MIN_BITS, MAX_BITS = 2, 16
 
 CORRECTIONS = ("none", "mean_variance", "bias")
 
-# What was found for one site, by the hash of its tensor: see :func:`quantopsy.engine.calibration.given`.
+# What was found for one site, by the hash of its tensor: see :meth:`quantopsy.engine.calibration.Calibration.give`.
 _GIVEN = re.compile(r"given:[0-9a-f]{12}")
 
 _GRANULARITY = re.compile(r"per_tensor|per_channel|per_group:[1-9]\d*|per_group:pwlq")

@@ -11,7 +11,7 @@ import pandas as pd
 
 from quantopsy.analysis.calibration.duplicates import Duplicates
 from quantopsy.analysis.calibration.outliers import RangeSetter
-from quantopsy.analysis.calibration.shift import Shift
+from quantopsy.analysis.calibration.shift import FALSE_ALARM, Shift
 from quantopsy.analysis.significance import Interval
 
 Kind = Literal["enough", "too few", "different", "wrong"]
@@ -160,4 +160,4 @@ class CalibrationStudy:
     @property
     def beyond(self) -> pd.DataFrame:
         """Activations beyond which more images of one set lie than chance allows."""
-        return self.activations[self.activations["p"] < 0.01]
+        return self.activations[self.activations["p"] < FALSE_ALARM]

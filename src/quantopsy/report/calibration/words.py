@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from quantopsy.analysis.calibration.result import TWICE, CalibrationStudy
-from quantopsy.analysis.calibration.shift import Channel, Shift
+from quantopsy.analysis.calibration.shift import FALSE_ALARM, Channel, Shift
 from quantopsy.report.wording import MINUS, capital, count, fixed, interval, percent, significant
 
 _NAMED = 5
@@ -125,7 +125,7 @@ def _affine_clause(channels: tuple[Channel, ...], of: str) -> str:
     theirs = min(channel.low[1] for channel in channels), max(channel.high[1] for channel in channels)
     values = f"values{of} lie in {_range(*mine)}, those of the evaluation images in {_range(*theirs)}"
     p = _p(min(channel.range_p for channel in channels))
-    if not any(channel.range_p < 0.01 for channel in channels):
+    if not any(channel.range_p < FALSE_ALARM for channel in channels):
         loudest = max(channels, key=lambda channel: abs(channel.brighter - 0.5) + abs(channel.wider - 0.5))
         return (
             f"images{of} are {_unlike(loudest)} than the evaluation images (mean {_number(loudest.mean[0])} against "
