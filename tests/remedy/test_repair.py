@@ -223,6 +223,38 @@ def test_more_may_be_asked_for_than_float_has() -> None:
     assert found == (False, "noise +0 %, +0.0 points: no gain that is certain")
 
 
+@pytest.mark.parametrize(
+    ("lost", "tried"),
+    [
+        (Interval(0.2, -0.1, 0.4), {"free": 0, "bits": 0}),
+        (Interval(0.2, -1.0, 1.4), {"free": 2, "bits": 0}),  # few images may flatter: what is free goes on
+        (Interval(0.6, -0.6, 1.8), {"free": 2, "bits": 2}),
+    ],
+)
+def test_what_costs_nothing_is_tried_until_the_target_is_met_for_certain(lost, tried) -> None:
+    proposal = SimpleNamespace(plan=Plan(), fix=SimpleNamespace(words="clipped"))
+
+    class Watched(Session):
+        def __init__(self) -> None:
+            self.variants = SimpleNamespace(degradation=lambda *_: lost, over=False)
+            self.parts, self.level, self.max_drop, self.now = Parts.of(np.arange(200)), 0.95, 0.5, Variant(Plan())
+            self.tried: list[str] = []
+
+        def _best(self, name, cost):
+            return [proposal]
+
+        def _try(self, variant, words, layers, cost):
+            self.tried.append(words)
+            return False
+
+    for cost, number in tried.items():
+        session = Watched()
+        session._local(cost, lambda: ["a", "b"])
+        assert session.tried == ["a: clipped", "b: clipped"][:number]
+        session._round("adaround", "rounded")
+        assert len(session.tried) == number + (lost.value > 0.5)
+
+
 @pytest.mark.parametrize(("cost", "kept"), [("free", True), ("float", False)])
 def test_no_layer_is_left_float_for_nothing(cost, kept) -> None:
     """Alone the fix takes all noise away, together none."""

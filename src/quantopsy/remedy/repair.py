@@ -32,7 +32,7 @@ from quantopsy.remedy.fixes import FIXES, Cost, Proposal, proposals, sharing
 from quantopsy.remedy.proof import Parts, proof, provenance_of, written
 from quantopsy.remedy.target import ANY, Target, check_start
 from quantopsy.remedy.target import target as profile_of
-from quantopsy.remedy.variants import Difference, Variant, Variants
+from quantopsy.remedy.variants import Correction, Difference, Variant, Variants
 from quantopsy.study import Store
 from quantopsy.transforms.bias_absorption import find_bias_absorption
 from quantopsy.transforms.dead_channels import find_dead_channels
@@ -113,7 +113,8 @@ class Session:
 
     def run(self) -> tuple[Recipe, Repair]:
         """Try, cheapest first, until the target is met or nothing helps; then prove it on the last part."""
-        # What is free and acts on all layers is not spared once a repair has begun: few images may flatter the rest.
+        # What is free at run time and quickly tried is not spared once a repair has begun, since few images may flatter
+        # the rest: on all layers in any case, on one after the other until the target is met for certain.
         everywhere = (
             self._equalize,
             self._absorb,
@@ -125,19 +126,17 @@ class Session:
             lambda: self._local("free", self._guilty),
             *everywhere,
             lambda: self._local("free", self._loud),
-            lambda: self._correct("adaround", "weights rounded for their layer's output (AdaRound)"),
-            lambda: self._correct("blocks", "weights rounded for the output of blocks of layers (AdaRound)"),
+            lambda: self._round("adaround", "weights rounded for their layer's output (AdaRound)"),
+            lambda: self._round("blocks", "weights rounded for the output of blocks of layers (AdaRound)"),
             lambda: self._local("scales", self._loud),
             lambda: self._local("bits", self._loud),
             lambda: self._local("float", self._loud),
         )
-        sound = self._met()
-        if not sound:
+        if not self._met():
             self._diagnose()
-        for attempt in rounds:
-            if sound or self.variants.over:
-                break
-            if attempt in everywhere or not self._met():
+            for attempt in rounds:
+                if self.variants.over:
+                    break
                 attempt()
         if self._worse_at_last():
             self.now = self.before
@@ -158,7 +157,7 @@ class Session:
     def _local(self, cost: Cost, layers: Callable[[], list[str]]) -> None:
         """Fixes of ``cost`` layer by layer, the worst first; the screen is asked again after each that was kept."""
         tried: set[str] = set()
-        while not self._met() and not self.variants.over:
+        while not self._met(for_certain=cost == "free") and not self.variants.over:
             name = next((name for name in layers() if name not in tried), None)
             if name is None or len(tried) >= LAYERS:
                 return
@@ -245,8 +244,12 @@ class Session:
             if without != self.now.plan:
                 self._try(replace(self.now, plan=without), f"{name}: as it was", (name,), "free")
 
-    def _correct(self, correction: Any, words: str) -> None:
+    def _correct(self, correction: Correction, words: str) -> None:
         self._try(replace(self.now, correction=correction), words, (), "free")
+
+    def _round(self, correction: Correction, words: str) -> None:
+        if not self._met():
+            self._correct(correction, words)
 
     # What decides -------------------------------------------------------------------------------
 
@@ -286,9 +289,10 @@ class Session:
             return True, f"alone: noise {removed:+.0f} %, {regained}; together {why}"
         return False, why
 
-    def _met(self) -> bool:
-        """Whether the loss over both parts that decide is within what was asked for."""
-        return self.variants.degradation(self.now, self._deciding, self.level).value <= self.max_drop
+    def _met(self, *, for_certain: bool = False) -> bool:
+        """Whether the loss over both parts that decide, or all of its interval, is within what was asked for."""
+        lost = self.variants.degradation(self.now, self._deciding, self.level)
+        return (lost.high if for_certain else lost.value) <= self.max_drop
 
     def _worse_at_last(self) -> bool:
         """Whether both parts that decide, together, say that it had better been left alone.
