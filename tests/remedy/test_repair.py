@@ -91,6 +91,19 @@ def outcome(tmp_path_factory) -> tuple[Path, Results]:
     return folder, repaired(folder, net(), target="any", max_drop=0.5)
 
 
+def test_what_the_budget_left_no_time_for_is_said(tmp_path, outcome) -> None:
+    done = repaired(tmp_path, net(), target="any", max_drop=0.0, budget="0.001s")
+    assert not done.repaired.steps
+    assert done.repaired.untried[0] == "dead channels"
+    assert done.repaired.untried[-1] == "layers in float"
+    words = " ".join(repair_section(done).statements)
+    assert "Time was up before: dead channels, " in words
+    assert "Nothing was tried" not in words
+    _, unhurried = outcome
+    assert unhurried.repaired.untried == ()
+    assert "Time was up" not in " ".join(repair_section(unhurried).statements)
+
+
 def test_what_was_lost_comes_back_for_nothing_at_run_time(outcome) -> None:
     _, results = outcome
     done = results.repaired

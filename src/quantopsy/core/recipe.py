@@ -124,7 +124,8 @@ class Repair:
     """What a repair did and what is left.
 
     ``met``: whether the loss on images held out is at most ``max_drop``. ``layers``: all of them, in topological
-    order. ``unbounded``: what the network would lose with 16 bits at every site.
+    order. ``unbounded``: what the network would lose with 16 bits at every site. ``untried``: what the budget left no
+    time for, in words.
     """
 
     bits: int
@@ -135,6 +136,7 @@ class Repair:
     expected: Expected
     layers: tuple[Mended, ...]
     unbounded: Estimate
+    untried: tuple[str, ...] = ()
 
     @property
     def left(self) -> tuple[tuple[str, float], ...]:
@@ -157,6 +159,7 @@ class Repair:
                 "expected": Expected(**_tuples(data["expected"])),
                 "layers": tuple(Mended(**_tuples(layer)) for layer in data["layers"]),
                 "unbounded": tuple(data["unbounded"]),
+                "untried": tuple(data.get("untried", ())),
             }
         )
 

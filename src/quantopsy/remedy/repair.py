@@ -115,33 +115,34 @@ class Session:
         """Try, cheapest first, until the target is met or nothing helps; then prove it on the last part."""
         # What is free at run time and quickly tried is not spared once a repair has begun, since few images may flatter
         # the rest: on all layers in any case, on one after the other until the target is met for certain.
-        everywhere = (
-            self._equalize,
-            self._absorb,
-            lambda: self._correct("iterative", "bias correction, layer after layer (IBC)"),
-            self._undo,
-        )
-        rounds: tuple[Callable[[], None], ...] = (
-            self._clean,
-            lambda: self._local("free", self._guilty),
-            *everywhere,
-            lambda: self._local("free", self._loud),
-            lambda: self._round("adaround", "weights rounded for their layer's output (AdaRound)"),
-            lambda: self._round("blocks", "weights rounded for the output of blocks of layers (AdaRound)"),
-            lambda: self._local("scales", self._loud),
-            lambda: self._local("bits", self._loud),
-            lambda: self._local("float", self._loud),
-        )
+        rounds: dict[str, Callable[[], None]] = {
+            "dead channels": self._clean,
+            "other ranges and grids for layers that hurt": lambda: self._local("free", self._guilty),
+            "equalization": self._equalize,
+            "bias absorption": self._absorb,
+            "bias correction": lambda: self._correct("iterative", "bias correction, layer after layer (IBC)"),
+            "local fixes undone": self._undo,
+            "other ranges and grids for the loudest layers": lambda: self._local("free", self._loud),
+            "AdaRound": lambda: self._round("adaround", "weights rounded for their layer's output (AdaRound)"),
+            "AdaRound by blocks": lambda: self._round(
+                "blocks", "weights rounded for the output of blocks of layers (AdaRound)"
+            ),
+            "scales per channel": lambda: self._local("scales", self._loud),
+            "more bits": lambda: self._local("bits", self._loud),
+            "layers in float": lambda: self._local("float", self._loud),
+        }
+        untried: tuple[str, ...] = ()
         if not self._met():
             self._diagnose()
-            for attempt in rounds:
+            for number, attempt in enumerate(rounds.values()):
                 if self.variants.over:
+                    untried = () if self._met() else tuple(rounds)[number:]
                     break
                 attempt()
         if self._worse_at_last():
             self.now = self.before
             self.steps.append(self._rolled_back())
-        return self._proven()
+        return self._proven(untried)
 
     def _diagnose(self) -> None:
         """Learn the causes where the study has none yet; the budget is of what is tried with them."""
@@ -354,7 +355,7 @@ class Session:
 
     # What comes out -----------------------------------------------------------------------------
 
-    def _proven(self) -> tuple[Recipe, Repair]:
+    def _proven(self, untried: tuple[str, ...]) -> tuple[Recipe, Repair]:
         variants, level = self.variants, self.level
         expected = proof(variants, self.before, self.now, self.parts.report, level)
         lost = expected.lost[0]
@@ -372,6 +373,7 @@ class Session:
             expected=expected,
             layers=tuple(self._mended()),
             unbounded=unbounded,
+            untried=untried,
         )
         return recipe, done
 

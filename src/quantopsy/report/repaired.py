@@ -110,12 +110,14 @@ def _wanted(done: Repair, unit: str) -> str:
 def _path(done: Repair) -> Iterator[str]:
     kept = [step for step in done.steps if step.kept]
     dropped = [step for step in done.steps if not step.kept]
-    if not done.steps and not done.met:
-        yield "Nothing was tried: the images that decide lose no more than was asked for, or there was no time."
+    if not done.steps and not done.met and not done.untried:
+        yield "Nothing was tried: the images that decide lose no more than was asked for."
     if kept:
         yield f"Kept, in this order: {'; '.join(step.words for step in kept)}."
     if dropped:
         yield f"Tried in vain: {'; '.join(step.words for step in dropped)}."
+    if done.untried:
+        yield f"Time was up before: {', '.join(done.untried)}. A larger `--budget` would try them."
 
 
 def _rest(results: Results, done: Repair) -> Iterator[str]:
