@@ -62,7 +62,7 @@ def test_recipes_with_literals_of_numbers_that_json_lacks_are_read_too(tmp_path:
 
 def test_a_repair_reads_back_through_json() -> None:
     layers = (Mended("a", (4.0, 1.0), (9.0, 2.0)), Mended("b", (2.0, 3.0), None))
-    done = Repair(8, "any", 0.5, True, (STEP,), EXPECTED, layers, (0.1, 0.0, 0.2))
+    done = Repair(8, "any", 0.5, True, (STEP,), EXPECTED, layers, (0.1, 0.0, 0.2), ("more bits",))
     assert Repair.from_json(json.loads(json.dumps(done.to_json()))) == done
     assert done.left == (("b", 0.75), ("a", 0.25))
 
