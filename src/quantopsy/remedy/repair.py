@@ -113,11 +113,10 @@ class Session:
 
     def run(self) -> tuple[Recipe, Repair]:
         """Try, cheapest first, until the target is met or nothing helps; then prove it on the last part."""
-        # What is free at run time and quickly tried is not spared once a repair has begun, since few images may flatter
-        # the rest: on all layers in any case, on one after the other until the target is met for certain.
         rounds: dict[str, Callable[[], None]] = {
             "dead channels": self._clean,
             "other ranges and grids for layers that hurt": lambda: self._local("free", self._guilty),
+            # Free and for all layers: not spared once a repair has begun, since few images may flatter the rest.
             "equalization": self._equalize,
             "bias absorption": self._absorb,
             "bias correction": lambda: self._correct("iterative", "bias correction, layer after layer (IBC)"),
@@ -158,7 +157,7 @@ class Session:
     def _local(self, cost: Cost, layers: Callable[[], list[str]]) -> None:
         """Fixes of ``cost`` layer by layer, the worst first; the screen is asked again after each that was kept."""
         tried: set[str] = set()
-        while not self._met(for_certain=cost == "free") and not self.variants.over:
+        while not self._met() and not self.variants.over:
             name = next((name for name in layers() if name not in tried), None)
             if name is None or len(tried) >= LAYERS:
                 return
@@ -290,10 +289,9 @@ class Session:
             return True, f"alone: noise {removed:+.0f} %, {regained}; together {why}"
         return False, why
 
-    def _met(self, *, for_certain: bool = False) -> bool:
-        """Whether the loss over both parts that decide, or all of its interval, is within what was asked for."""
-        lost = self.variants.degradation(self.now, self._deciding, self.level)
-        return (lost.high if for_certain else lost.value) <= self.max_drop
+    def _met(self) -> bool:
+        """Whether the loss over both parts that decide is within what was asked for."""
+        return self.variants.degradation(self.now, self._deciding, self.level).value <= self.max_drop
 
     def _worse_at_last(self) -> bool:
         """Whether both parts that decide, together, say that it had better been left alone.
