@@ -11,7 +11,7 @@ from quantopsy.core import Plan, Site, Spec
 from quantopsy.engine.calibration import Calibration
 from quantopsy.graph.capture import capture
 from quantopsy.graph.execute import compile_network
-from quantopsy.training.network import Grids, TrainableNetwork
+from quantopsy.training.network import Learning, TrainableNetwork
 from quantopsy.training.norm import EPS, MOMENTUM, KeptNorm, measured_moments, reestimate
 from quantopsy.training.quantizers.ste import StraightThrough
 
@@ -103,7 +103,7 @@ def test_grids_that_follow_the_data_stay_while_moments_are_estimated_again() -> 
     module, _ = pair(x)
     program = compile_network(capture(module, (x[:2],)))
     plan = Plan.of({Site(layer.name, "weight"): Spec(bits=4) for layer in program.network.layers if layer.weight})
-    network = TrainableNetwork(program, plan, Calibration(), Grids("ste"), measured_moments(program, [(x,)]))
+    network = TrainableNetwork(program, plan, Calibration(), Learning("ste"), measured_moments(program, [(x,)]))
     with torch.no_grad():
         for quantizer in network.quantizers:
             assert isinstance(quantizer, StraightThrough)
