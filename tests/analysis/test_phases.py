@@ -43,6 +43,14 @@ def test_the_lowest_rank_is_of_one_bit_width_of_weights_or_of_activations() -> N
     assert lowest_rank(made_up(), exact, halved) == pytest.approx(spearmanr(exact[5:10], halved[5:10]).statistic)
 
 
+@pytest.mark.parametrize("rows", [slice(0, 5), slice(5, 10), slice(10, 15)])
+def test_noises_that_overflow_are_not_ranked_as_float32_does(rows) -> None:
+    exact = np.arange(1.0, 16.0)
+    halved = exact.copy()
+    halved[rows] = np.nan
+    assert lowest_rank(made_up(), exact, halved) == 0.0
+
+
 def test_what_is_hidden_is_not_ranked() -> None:
     exact = np.arange(1.0, 16.0)
     halved = exact.copy()

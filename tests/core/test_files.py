@@ -32,6 +32,25 @@ def test_what_was_there_stays_where_writing_fails(tmp_path, monkeypatch) -> None
     assert path.read_text() == "old"
 
 
+def test_half_a_file_is_not_left_behind(tmp_path, monkeypatch) -> None:
+    def stops(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", stops)
+    with pytest.raises(QuantopsyError, match="cannot be written"):
+        write_file(tmp_path / "page.html", "words")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_stays_one(tmp_path) -> None:
+    (tmp_path / "kept").mkdir()
+    link = tmp_path / "latest.html"
+    link.symlink_to(tmp_path / "kept" / "page.html")
+    assert write_file(link, "words") == link
+    assert link.is_symlink()
+    assert (tmp_path / "kept" / "page.html").read_text() == "words"
+
+
 def test_a_folder_below_a_file_is_one_line(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(QuantopsyError, match=r"^page '.*': cannot be written \(.*\); give another$"):

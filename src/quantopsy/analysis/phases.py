@@ -32,7 +32,7 @@ flipped only by perturbations so large that their spread, which the probed ones 
 quarters of what it would with the probe for all, or less (benchmarks/screen.py --cost-only)."""
 
 HALF_RANK = 0.95
-"""Rank correlation of bfloat16's noises with float32's from which the screen may use it: 0.98 and more on the zoo."""
+"""Rank correlation of bfloat16's noises with float32's from which the screen may use it."""
 
 RANK_IMAGES = 64
 """On which the two are compared: chance takes the lowest of many correlations down to 0.95 on 32."""
@@ -155,13 +155,14 @@ def _noises(tiles: Iterable[Done], probes: int) -> np.ndarray:
 
 def lowest_rank(scored: Sequence[Column], exact: np.ndarray, halved: np.ndarray) -> float:
     """Spearman's correlation of two sets of noises (S,) within weights and within activations of every bit-width: the
-    lowest, 1 where there is nothing to rank."""
+    lowest, 1 where there is nothing to rank, 0 where one of them is not known."""
     groups: dict[tuple[bool, int], list[int]] = {}
     for row, column in enumerate(scored):
         if exact[row] > 0:  # which what is hidden, NaN, is not
             groups.setdefault((column.site.role == "weight", column.spec.bits), []).append(row)
     ranks = [spearmanr(exact[rows], halved[rows]).statistic for rows in groups.values() if len(rows) > 2]
-    return float(np.nan_to_num(min(ranks, default=1.0)))
+    # A NaN, of numbers that are infinite or all the same, is not less than anything: where it stands would decide.
+    return min((float(np.nan_to_num(rank)) for rank in ranks), default=1.0)
 
 
 def half_refused(store: Store) -> str | None:
@@ -171,10 +172,10 @@ def half_refused(store: Store) -> str | None:
 
 
 def _half_line(found: Mapping[str, Any]) -> str:
-    asked = f"rank correlation with float32's noises {found['rank']:.3f} on {found['images']} images"
+    ranks = f"rank correlation with float32's noises {found['rank']:.3f} on {found['images']} images"
     if found["holds"]:
-        return f"screened in bf16: {asked}"
-    return f"Screened in float32, not in bf16: its {asked}, less than {HALF_RANK:g}."
+        return f"screened in bf16: {ranks}"
+    return f"Screened in float32, not in bf16: its {ranks}, less than {HALF_RANK:g}."
 
 
 def scores_of(store: Store) -> Scores | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from quantopsy.core.errors import QuantopsyError
@@ -14,15 +15,18 @@ def write_file(path: str | Path, content: str | bytes, thing: str = "file") -> P
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
+    target = path.resolve()  # a link stays one
+    temporary = target.with_name(f"{target.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():  # a pipe, a terminal
             path.write_bytes(data)
         else:
-            temporary = path.with_name(f"{path.name}.new")
+            target.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
-            temporary.replace(path)
+            temporary.replace(target)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         reason = f"cannot be written ({error.strerror})"
         raise QuantopsyError(f"{thing} {str(path)!r}", reason, "give another") from error
     return path

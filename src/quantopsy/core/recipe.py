@@ -266,9 +266,7 @@ class Recipe:
                 given={name: StoredTensor(**_tuples(value)) for name, value in data.get("given", {}).items()},
                 model=data.get("model", {}),
                 expected=Expected(**_tuples(expected)) if expected else None,
-                proof=Proof(**{name: StoredTensor(**_tuples(value)) for name, value in proof.items()})
-                if proof
-                else None,
+                proof=None if not proof else Proof(**{k: StoredTensor(**_tuples(v)) for k, v in proof.items()}),
                 steps=tuple(Step(**_tuples(step)) for step in data.get("steps", ())),
                 provenance=data.get("provenance", {}),
             )

@@ -111,7 +111,7 @@ def grid_of(encodings: Iterable[Mapping[str, Any]], axis: int | None = None) -> 
 
 def not_carried(recipe: Recipe) -> list[str]:
     """What a recipe does besides grids, and an encodings file leaves to the float model that it goes with."""
-    specs = dict(recipe.plan).values()
+    specs = recipe.plan.values()
     kinds = [str(transform["name"]) for transform in recipe.transforms]
     corrected = sum(spec.correction != "none" for spec in specs)
     rounded = sum(spec.rounding != "nearest" for spec in specs)

@@ -186,8 +186,7 @@ def verify(
     measured = {name: np.concatenate(found) for name, found in rows.items()}
 
     def loss(reference: str, name: str) -> Estimate:
-        found = significance.degradation(metric, measured[reference], measured[name], level=LEVEL)
-        return found.estimate
+        return significance.degradation(metric, measured[reference], measured[name], level=LEVEL).estimate
 
     done = {
         name: Run(
